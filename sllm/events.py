@@ -1,0 +1,225 @@
+"""What a role tells its driver: facts, in the past tense, one each. Metrics, logs, progress and results derive from them.
+
+Facts that come thousands a second (reports applied, datagrams rejected) are counted on the node instead (`Node.counters`), so that hearing
+a report does not cost an object.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# --- client -------------------------------------------------------------------------------------------------------------------------
+
+
+class RequestSent(NamedTuple):
+    """A request entered the system."""
+
+    at: float
+    request_id: str
+    model: str
+
+
+class FirstTokenReceived(NamedTuple):
+    at: float
+    request_id: str
+    ttft_s: float
+
+
+class RequestCompleted(NamedTuple):
+    """Every token arrived. All `_s` as the client saw them, unless said otherwise."""
+
+    at: float
+    request_id: str
+    model: str
+    worker_id: str
+    action: str
+    arrival_s: float  # clock time at which the client took it
+    ttft_s: float
+    e2e_s: float
+    tpot_s: float  # (e2e - ttft) / (output_tokens - 1); 0 for one token
+    queue_wait_s: float  # worker's figure: arrival there to start of prefill
+    load_s: float  # worker's figure: model load begun for this request
+    prompt_tokens: int
+    output_tokens: int
+    placements: int  # how many placements it took
+    retries: int  # datagrams sent again
+
+
+class RequestFailed(NamedTuple):
+    """It was given up: tries exhausted or time over."""
+
+    at: float
+    request_id: str
+    model: str
+    arrival_s: float
+    reason: str
+
+
+class RequestRejected(NamedTuple):
+    """The control plane refused it for good."""
+
+    at: float
+    request_id: str
+    model: str
+    arrival_s: float
+    code: str
+
+
+class RequestRetried(NamedTuple):
+    """A worker stayed silent or refused; the coordinator is asked again."""
+
+    at: float
+    request_id: str
+    worker_id: str
+    reason: str
+
+
+class DuplicateResponse(NamedTuple):
+    """A response to a request that was over already: work done twice."""
+
+    at: float
+    request_id: str
+    sender_id: str
+
+
+# --- coordinator --------------------------------------------------------------------------------------------------------------------
+
+
+class RequestRouted(NamedTuple):
+    at: float
+    request_id: str
+    model: str
+    worker_id: str
+    action: str
+    eta_s: float
+    decision_s: float  # wall seconds the placement took; 0 where nothing measures it
+
+
+class RequestRefused(NamedTuple):
+    """A ScheduleError was sent."""
+
+    at: float
+    request_id: str
+    model: str
+    code: str
+
+
+class WorkerStateChanged(NamedTuple):
+    """A member's state moved; `old` is "" when it was first heard of."""
+
+    at: float
+    worker_id: str
+    incarnation: int
+    old: str
+    new: str
+    reason: str
+
+
+class CoordinatorReady(NamedTuple):
+    """The listening time after a start is over."""
+
+    at: float
+    workers: int
+
+
+class ExpiryHeld(NamedTuple):
+    """Too much of the fleet fell silent at once, or our own loop stalled: nobody is declared dead."""
+
+    at: float
+    silent: int
+    known: int
+    reason: str
+
+
+class ExpiryResumed(NamedTuple):
+    at: float
+
+
+# --- worker -------------------------------------------------------------------------------------------------------------------------
+
+
+class RequestAdmitted(NamedTuple):
+    """A worker took a request."""
+
+    at: float
+    worker_id: str
+    request_id: str
+    model: str
+
+
+class RequestServed(NamedTuple):
+    """A worker produced the last token."""
+
+    at: float
+    worker_id: str
+    request_id: str
+    model: str
+    output_tokens: int
+
+
+class ModelLoadStarted(NamedTuple):
+    at: float
+    worker_id: str
+    model: str
+
+
+class ModelLoaded(NamedTuple):
+    at: float
+    worker_id: str
+    model: str
+    tier_from: str
+    load_s: float
+
+
+class ModelEvicted(NamedTuple):
+    at: float
+    worker_id: str
+    model: str
+
+
+class WorkerDrained(NamedTuple):
+    """Nothing is running any more and the last report has been sent."""
+
+    at: float
+    worker_id: str
+
+
+class CoordinatorSilent(NamedTuple):
+    """No answer from the coordinator for `silent_s`: resolve its name again and open a new socket towards it."""
+
+    at: float
+    node_id: str
+    silent_s: float
+
+
+class CoordinatorChanged(NamedTuple):
+    """Another life of the coordinator answered."""
+
+    at: float
+    node_id: str
+    epoch: int
+
+
+Event = (
+    RequestSent
+    | FirstTokenReceived
+    | RequestCompleted
+    | RequestFailed
+    | RequestRejected
+    | RequestRetried
+    | DuplicateResponse
+    | RequestRouted
+    | RequestRefused
+    | WorkerStateChanged
+    | CoordinatorReady
+    | ExpiryHeld
+    | ExpiryResumed
+    | RequestAdmitted
+    | RequestServed
+    | ModelLoadStarted
+    | ModelLoaded
+    | ModelEvicted
+    | WorkerDrained
+    | CoordinatorSilent
+    | CoordinatorChanged
+)

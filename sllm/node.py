@@ -1,0 +1,157 @@
+"""The shell that every role shares: a state machine without sockets or clocks.
+
+A driver hands in what arrived and what time it is, and takes out what is to be sent, what has happened and when to come back:
+
+    node.receive_datagram(data, address, now)      or, in virtual time, node.receive(envelope, address, now)
+    node.handle_timer(now)
+    for data, address in node.datagrams_to_send(): ...
+    while (event := node.next_event()): ...
+    at = node.next_deadline()
+
+`now` is float seconds of a monotonic clock; `wall_offset_s` added to it gives the wall clock, which only freshness needs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from sllm.events import Event
+from sllm.messages import Address, Envelope, LoadReport, Message
+
+FRESH_WITHIN_S = 30.0  # a datagram stamped further from our wall clock than this is refused
+REPLAY_WINDOW = 64  # sequence numbers below the highest in which a late datagram is still told from a repeated one
+GUARDED_MAX = 200_000  # senders remembered for each message type; the oldest goes first. A repeat it would have caught is harmless: requests are idempotent
+_NONE_SEEN = (1 << REPLAY_WINDOW) - 1
+
+Handler = Callable[[Envelope, Address, float], None]
+
+new_tuple: Callable[[type, tuple[Any, ...]], Any] = tuple.__new__
+"""Makes a named tuple, new_tuple(Kind, (fields in order)), in half the time that Kind(...) takes. For the hot paths only: nothing checks the fields."""
+
+
+class Rejected(Exception):
+    """A datagram that changes nothing but a counter; `reason` is the counter's label."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Codec(Protocol):
+    """Bytes for an envelope, and back."""
+
+    def encode(self, envelope: Envelope) -> bytes: ...
+
+    def decode(self, data: bytes | memoryview) -> Envelope:
+        """Raises Rejected."""
+
+
+class Node:
+    """Base of every role. A role fills `handlers` and overrides `handle_timer` and `next_deadline`.
+
+    Slots, because a role has more attributes than the interpreter shares between the dictionaries of its objects (30): beyond, every access is slower.
+    """
+
+    __slots__ = (
+        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "node_id", "outbox", "rejected", "wall_offset_s",
+    )  # fmt: skip
+
+    def __init__(self, node_id: str, incarnation: int, *, codec: Codec | None = None, wall_offset_s: float = 0.0) -> None:
+        self.node_id = node_id
+        self.incarnation = incarnation  # start time, ns since 1970; a later life has a higher one
+        self.codec = codec
+        self.wall_offset_s = wall_offset_s
+        self.outbox: list[tuple[Envelope, Address]] = []
+        self.events: list[Event] = []
+        self.rejected: Counter[str] = Counter()
+        self.handlers: dict[type, Handler] = {}
+        self._sequences: dict[type, int] = {}
+        self._guard: dict[type, dict[str, list[int]]] = {}  # message type -> sender -> [life, highest number, bitmap of those missing below it]
+
+    # --- in -------------------------------------------------------------------------------------------------------------------------
+
+    def receive_datagram(self, data: bytes | memoryview, addr: Address, now: float) -> None:
+        """Hear bytes from the network. Whatever they are, nothing is raised: what is not accepted is counted in `rejected` by reason."""
+        assert self.codec is not None, "a node without a codec hears envelopes only"
+        try:
+            envelope = self.codec.decode(data)
+        except Rejected as rejection:
+            self.rejected[rejection.reason] += 1
+            return
+        self.receive(envelope, addr, now)
+
+    def receive(self, envelope: Envelope, addr: Address, now: float) -> None:
+        """Hear an authentic envelope: refuse it if it is stale, repeated or not for this role, else handle it."""
+        sender_id, incarnation, sequence, wall_s, message = envelope
+        kind = type(message)
+        handler = self.handlers.get(kind)
+        if handler is None:
+            self.rejected["unexpected"] += 1
+        elif not -FRESH_WITHIN_S <= now + self.wall_offset_s - wall_s <= FRESH_WITHIN_S:
+            self.rejected["stale_time"] += 1
+        elif kind is LoadReport:  # reports are ordered by the fleet table, more strictly
+            handler(envelope, addr, now)
+        else:
+            senders = self._guard.get(kind)
+            known = senders.get(sender_id) if senders is not None else None
+            if known is not None and sequence == known[1] + 1 and incarnation == known[0] and not known[2]:
+                known[1] = sequence  # the usual case: the next number, and none missing below
+                handler(envelope, addr, now)
+            elif self._is_new(kind, sender_id, known, incarnation, sequence):
+                handler(envelope, addr, now)
+
+    def _is_new(self, kind: type, sender_id: str, known: list[int] | None, incarnation: int, sequence: int) -> bool:
+        """Note (incarnation, sequence); False, and counted, if it came before or is too old to tell."""
+        if known is None or incarnation > known[0]:
+            senders = self._guard.setdefault(kind, {})
+            if known is None and len(senders) >= GUARDED_MAX:
+                del senders[next(iter(senders))]
+            senders[sender_id] = [incarnation, sequence, _NONE_SEEN >> max(0, REPLAY_WINDOW + 1 - sequence)]
+            return True
+        life, high, missing = known
+        if incarnation < life:
+            self.rejected["old_incarnation"] += 1
+            return False
+        ahead = sequence - high
+        if ahead > 0:
+            known[1] = sequence
+            known[2] = (missing << ahead | (1 << (ahead - 1)) - 1) & _NONE_SEEN if ahead <= REPLAY_WINDOW else _NONE_SEEN
+            return True
+        bit = -ahead - 1
+        if bit < 0 or bit >= REPLAY_WINDOW or not missing >> bit & 1:
+            self.rejected["replayed"] += 1
+            return False
+        known[2] = missing ^ 1 << bit
+        return True
+
+    def handle_timer(self, now: float) -> None:
+        """Do what is due at `now`."""
+
+    def next_deadline(self) -> float | None:
+        """When `handle_timer` wants to be called, absolute; None: not until something arrives."""
+        return None
+
+    # --- out ------------------------------------------------------------------------------------------------------------------------
+
+    def send(self, message: Message, addr: Address, now: float) -> None:
+        """Queue a message for the driver to send."""
+        kind = type(message)
+        self._sequences[kind] = sequence = self._sequences.get(kind, 0) + 1
+        envelope = new_tuple(Envelope, (self.node_id, self.incarnation, sequence, now + self.wall_offset_s, message))
+        self.outbox.append((envelope, addr))
+
+    def datagrams_to_send(self) -> list[tuple[bytes, Address]]:
+        """Take out what is to be sent, packed and signed."""
+        if not self.outbox:
+            return []
+        assert self.codec is not None
+        encode = self.codec.encode
+        datagrams = [(encode(envelope), addr) for envelope, addr in self.outbox]
+        self.outbox.clear()
+        return datagrams
+
+    def next_event(self) -> Event | None:
+        """Take out the oldest event, or None."""
+        return self.events.pop(0) if self.events else None

@@ -1,0 +1,502 @@
+"""The wire: how an envelope becomes a datagram, and why a datagram is believed.
+
+Layout, integers big-endian:
+
+    offset  size  field
+    0       4     magic b"sLLM"
+    4       1     version: which codec packed the body (1: pickle)
+    5       1     message type, index into MESSAGES plus 1
+    6       1     key id
+    7       1     length n of the sender id, 1..63
+    8       8     incarnation, ns since 1970
+    16      8     sequence
+    24      8     wall clock, float seconds since 1970
+    32      n     sender id, UTF-8
+    32+n          body: a pickle (protocol 5) of a plain tuple of atoms and tuples, without memo references
+    end-16  16    tag: BLAKE2b-128, keyed, over all before it
+
+Checked in this order, each failure a reason of its own (REASONS): size, magic and version, key id, tag, message type and sender, opcodes of the pickle,
+the unpickling itself, exact types and ranges. Freshness (time and sequence) is `sllm.node`'s, because it holds for envelopes that travel as objects too.
+
+The last three are slow in Python, so there is a short cut: for each message type one regular expression, made from its schema, that spells the opcodes of
+the bodies that are usual (plain opcodes, right types, values well within their ranges). What it accepts, the three checks accept too; whatever else comes
+goes through them one by one (`check_body`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import re
+import struct
+from collections.abc import Callable, Mapping
+from functools import cache
+from hmac import compare_digest
+from sys import intern
+from typing import Any, NamedTuple, get_type_hints
+
+from sllm import messages
+from sllm.messages import Dispatch, Envelope, LoadReport, Message
+from sllm.node import Codec, Rejected, new_tuple
+
+MAGIC = b"sLLM"
+PICKLE_VERSION = 1
+DATAGRAM_MAX_BYTES = 8192
+SENDER_MAX_BYTES = 63
+TEXT_MAX_BYTES = 255  # of one string in a body: what one length byte can say
+USUAL_BYTES = 1400  # of a body: what fits a datagram that no network cuts up
+OPCODES_MAX = 1000  # of a body, about as many as it has values: a peer that has turned cannot keep us busy with 8 KiB of the smallest
+TAG_BYTES = 16
+KEY_BYTES = 32
+HEADER = struct.Struct(">4sBBBBQQd")
+_AFTER_PREFIX = struct.Struct(">BQQd")
+_PREFIX_BYTES = HEADER.size - _AFTER_PREFIX.size  # magic, version, type, key id
+_LEAST_BYTES = HEADER.size + TAG_BYTES + 1
+REMEMBERED_MAX = 200_000  # senders whose last report is kept: the object that the worker table has too, and a hash of the body it came in
+SHARED_MAX = 4096  # tuples of model names, each kept once for all workers that report it, are remembered up to so many ...
+SHARED_ITEMS_MAX = 64  # ... of at most so many names
+MESSAGES: tuple[type, ...] = (
+    messages.LoadReport, messages.ReportAck, messages.ScheduleRequest, messages.ScheduleResponse, messages.ScheduleError, messages.InferenceRequest,
+    messages.InferenceAccepted, messages.FirstToken, messages.InferenceResponse, messages.MigrateRequest,
+)  # fmt: skip
+"""Message types by code; a code is never used again for another type."""
+
+
+REASONS = ("size", "magic", "version", "key_id", "tag", "type", "sender", "opcode", "pickle", "schema")
+"""Why `decode` rejects, in the order of the checks."""
+
+
+class Keyring:
+    """Keys by id, 1 to 255: `signer` signs, all are accepted. Never shown."""
+
+    __slots__ = ("_bases", "signer")
+
+    def __init__(self, signer: int, keys: Mapping[int, bytes]) -> None:
+        if signer not in keys:
+            raise ValueError(f"key {signer} is to sign but is not in the ring")
+        for key_id, key in keys.items():
+            if not 0 < key_id < 256 or len(key) != KEY_BYTES:
+                raise ValueError(f"key {key_id}: ids are 1 to 255, keys {KEY_BYTES} bytes")
+        self.signer = signer
+        self._bases = {key_id: hashlib.blake2b(digest_size=TAG_BYTES, key=key) for key_id, key in keys.items()}
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The keys that are accepted."""
+        return tuple(self._bases)
+
+    def base(self, key_id: int) -> hashlib.blake2b:
+        """A hash that has taken in the key: copy it, never update it. Keying a new one costs twice as much as a copy."""
+        return self._bases[key_id]
+
+    def tag(self, key_id: int, data: bytes | memoryview) -> bytes:
+        """The tag of `data` under a key of the ring."""
+        state = self._bases[key_id].copy()
+        state.update(data)
+        return state.digest()
+
+    def __repr__(self) -> str:
+        return f"Keyring(ids {sorted(self._bases)}, {self.signer} signs)"
+
+
+# --- what a field may be ----------------------------------------------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """One sort of field.
+
+    `accepts` is the rule. `usual` spells, as a regular expression, opcodes of most of what the rule accepts and of nothing else; each of its alternatives
+    begins with a byte of its own, so that matching never has to go back. `mend` makes fit what a peer's words could lead us to say ourselves: no message
+    may make our answer to it an error."""
+
+    usual: bytes
+    accepts: Callable[[Any], bool]
+    what: str
+    mend: Callable[[Any], Any]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _sized(lengths: range) -> bytes:
+    """A length byte and so many bytes, each length an alternative of its own, for want of counted fields in regular expressions."""
+    return b"|".join(re.escape(bytes([n])) + (b".{%d}+" % n if n else b"") for n in lengths)
+
+
+def _bytes_of(text: str) -> int:
+    """Length in UTF-8; -1 for half of a surrogate pair, which pickle would carry but nobody could print or pack again."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return -1
+
+
+def _text(least: int, most: int, mend: Callable[[Any], Any] = _same) -> Kind:
+    """A string of `least` to `most` characters. One length byte must be enough for its bytes."""
+
+    def accepts(value: Any) -> bool:
+        return type(value) is str and least <= len(value) <= most and 0 <= _bytes_of(value) <= TEXT_MAX_BYTES
+
+    what = f"a text of {least} to {most} characters, at most {TEXT_MAX_BYTES} bytes"
+    return Kind(rb"\x8c(?:" + _sized(range(least, most + 1)) + rb")", accepts, what, mend)
+
+
+def _cut(value: Any) -> Any:
+    return value.encode(errors="replace")[:TEXT_MAX_BYTES].decode(errors="ignore") if type(value) is str else value
+
+
+def _one_of(choices: tuple[str, ...]) -> Kind:
+    sized = b"|".join(re.escape(bytes([len(choice)]) + choice.encode()) for choice in choices)
+    return Kind(rb"\x8c(?:" + sized + rb")", lambda value: type(value) is str and value in choices, f"one of {', '.join(choices)}", _same)
+
+
+def _whole(limit: int) -> Kind:
+    """0 <= value < limit. Usual: below the power of two that the limit reaches."""
+    bits = limit.bit_length() - 1
+    if bits < 8:
+        forms = [rb"K[\x00-\x%02x]" % (limit - 1)]
+    else:
+        forms = [rb"K.", rb"M.." if bits >= 16 else rb"M[\x00-\xff][\x00-\x%02x]" % ((1 << bits - 8) - 1)]
+    if bits >= 24:
+        forms.append(rb"J...[\x00-\x%02x]" % ((1 << min(bits, 31) - 24) - 1))
+    if bits >= 63:  # LONG1: little-endian, two's complement; at 64 bits a zero byte follows
+        forms.append(rb"\x8a(?:" + b"|".join(rb"\x%02x" % n + b"." * (n - 1) + rb"[\x00-\x7f]" for n in range(5, 9)))
+        forms[-1] += rb"|\x09........\x00)" if bits == 64 else rb")"
+    return Kind(rb"(?:" + b"|".join(forms) + rb")", lambda value: type(value) is int and 0 <= value < limit, f"a whole number below {limit}", _same)
+
+
+def _real(accepts: Callable[[float], bool], what: str, low: float, high: float, also: bytes = b"", mend: Callable[[Any], Any] = _same) -> Kind:
+    """A float. Usual: low <= value < high, powers of two, so that the first two bytes of a double decide: sign, exponent, a little more."""
+    (l0, l1, *_), (h0, h1, *_) = struct.pack(">d", low), struct.pack(">d", high)
+    assert l0 + 1 < h0
+    forms = [rb"\x%02x[\x%02x-\xff]......" % (l0, l1), rb"[\x%02x-\x%02x]......." % (l0 + 1, h0 - 1), rb"\x%02x[\x00-\x%02x]......" % (h0, h1 - 1)]
+    return Kind(rb"G(?:" + b"|".join(forms) + also + rb")", lambda value: type(value) is float and accepts(value), what, mend)
+
+
+def _at_most_for_ever(value: Any) -> Any:
+    return SECONDS_MAX if type(value) is float and SECONDS_MAX < value < float("inf") else value
+
+
+def _tuple_of(item: Kind) -> Kind:
+    """Any number of `item`; pickle has opcodes of their own for none, one, two and three."""
+    one = item.usual
+    usual = rb"(?:\)|" + one + rb"(?:\x85|" + one + rb"(?:\x86|" + one + rb"\x87))|\((?:" + one + rb")*+t)"
+    return Kind(usual, lambda value: type(value) is tuple and all(map(item.accepts, value)), f"a tuple, each item {item.what}", _same)
+
+
+def _pair_of(first: Kind, second: Kind) -> Kind:
+    def accepts(value: Any) -> bool:
+        return type(value) is tuple and len(value) == 2 and first.accepts(value[0]) and second.accepts(value[1])
+
+    return Kind(first.usual + second.usual + rb"\x86", accepts, f"a pair: {first.what}; {second.what}", _same)
+
+
+SECONDS_MAX = 1e9  # what is further off never comes
+NAME = _text(1, 128)
+PROSE = _text(0, 255, _cut)  # for people: cut rather than refused
+FLAG = Kind(rb"[\x88\x89]", lambda value: type(value) is bool, "True or False", _same)
+COUNT = _whole(1 << 63)
+TOKENS = _whole(100_000_001)
+SECONDS = _real(lambda value: 0.0 <= value <= SECONDS_MAX, "a float of seconds from 0 to 1e9", 0.0, 2.0**29, mend=_at_most_for_ever)
+PART = _real(lambda value: 0.0 <= value <= 1.000001, "a float from 0 to 1", 0.0, 1.0, rb"|\x3f\xf0\x00\x00\x00\x00\x00\x00")
+INTERVAL = _real(lambda value: 0.0 < value <= 3600.0, "a float of seconds above 0 and at most 3600", 2.0**-20, 2.0**11)
+
+KINDS: dict[Any, Kind] = {
+    str: NAME, int: COUNT, float: SECONDS, bool: FLAG, tuple[str, ...]: _tuple_of(NAME), tuple[tuple[str, float], ...]: _tuple_of(_pair_of(NAME, SECONDS)),
+    Dispatch: _pair_of(COUNT, COUNT),
+}  # fmt: skip
+"""What a field of this type may be, unless RANGES knows better."""
+
+RANGES: dict[str, Kind] = {
+    "state": _one_of(messages.REPORTED_STATES), "action": _one_of(messages.ACTIONS), "code": _one_of(messages.ERROR_CODES),
+    "outcome": _one_of(messages.OUTCOMES), "LoadReport.host": _text(0, 255), "reason": PROSE, "detail": PROSE, "port": _whole(1 << 16),
+    "priority": _whole(10), "prompt_tokens": TOKENS, "max_tokens": TOKENS, "output_tokens": TOKENS, "kv_used": PART, "interval_s": INTERVAL,
+    "dispatch_seen": _whole(1 << 64),
+}  # fmt: skip
+"""By the name of a field, which means the same in every message that has it; or of one message only."""
+
+
+def _kind_of(message: type, field: str, hint: Any) -> Kind:
+    return RANGES.get(f"{message.__name__}.{field}") or RANGES.get(field) or KINDS[hint]
+
+
+SCHEMAS: dict[type, dict[str, Kind]] = {
+    message: {field: _kind_of(message, field, hint) for field, hint in get_type_hints(message).items()} for message in MESSAGES
+}
+"""What each field of each message may be, in their order."""
+
+
+# --- pickles ----------------------------------------------------------------------------------------------------------------------------
+
+# The grammar of an acceptable pickle. Every alternative begins with a different byte and has a fixed length after its length byte, and the repetition is
+# possessive: matching is linear and never goes back, whatever the bytes.
+_ACCEPTABLE = re.compile(
+    rb"\x80\x05\x95.{8}"  # PROTO 5, FRAME
+    rb"(?:[N\x88\x89()t\x85\x86\x87]"  # None, True, False, tuples and their mark
+    rb"|K.|M..|J.{4}|G.{8}|\x8a(?:" + _sized(range(10)) + rb")"  # integers, floats
+    rb"|\x8c(?:" + _sized(range(TEXT_MAX_BYTES + 1)) + rb")){0,%d}+\." % OPCODES_MAX,  # strings, STOP
+    re.DOTALL,
+)
+_FRAME_AT, _FRAME_END = 3, 11
+
+
+@cache
+def usual(message: type) -> re.Pattern[bytes]:
+    """The usual bodies of a message. Made on first use: it takes some 50 ms for a load report."""
+    fields = [kind.usual for kind in SCHEMAS[message].values()]
+    ends = {1: rb"\x85", 2: rb"\x86", 3: rb"\x87"}
+    opcodes = b"".join(fields) + ends[len(fields)] if len(fields) in ends else rb"\(" + b"".join(fields) + rb"t"
+    return re.compile(rb"\x80\x05\x95..\x00\x00\x00\x00\x00\x00" + opcodes + rb"\.", re.DOTALL)
+
+
+_SURROGATE = re.compile(rb"\xed[\xa0-\xbf]")
+
+
+def _may_be_surrogate(body: bytes) -> bool:
+    """Half a surrogate pair, which a string must not have, or a number that looks like one."""
+    return _SURROGATE.search(body) is not None
+
+
+class _Plain(pickle.Unpickler):
+    """Knows no global and no persistent object: what slipped past the opcodes still finds nothing to call."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        raise pickle.UnpicklingError("no globals")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("no persistent objects")
+
+
+def _unpickle(body: bytes) -> Any:
+    """The plain tuple in a body that passed the opcode check. Rejected("pickle") for what is malformed all the same."""
+    try:
+        return _Plain(io.BytesIO(body)).load()
+    except Exception:  # the unpickler raises many kinds; none is ours to tell apart
+        raise Rejected("pickle") from None
+
+
+def check_body(message: type, body: bytes) -> tuple[Any, ...]:
+    """The fields of a body, checked step by step. Rejected names the first step that fails."""
+    if _ACCEPTABLE.fullmatch(body) is None or int.from_bytes(body[_FRAME_AT:_FRAME_END], "little") != len(body) - _FRAME_END:
+        raise Rejected("opcode")
+    fields = _unpickle(body)
+    schema = SCHEMAS[message]
+    if type(fields) is not tuple or len(fields) != len(schema):
+        raise Rejected("schema")
+    if not all(kind.accepts(value) for kind, value in zip(schema.values(), fields, strict=True)):
+        raise Rejected("schema")
+    return fields
+
+
+class _Sink:
+    """Where the pickler writes: a whole body at a time."""
+
+    __slots__ = ("body",)
+
+    def __init__(self) -> None:
+        self.body = b""
+
+    def write(self, body: bytes) -> None:
+        self.body = body
+
+
+# --- the codec --------------------------------------------------------------------------------------------------------------------------
+
+
+class _Plan:
+    """What the codec needs to know of one message type."""
+
+    __slots__ = ("code", "dispatch_at", "is_usual", "message", "names_at", "texts_at")
+
+    def __init__(self, code: int, message: type) -> None:
+        fields = list(SCHEMAS[message])
+        self.code = code
+        self.message = message
+        self.is_usual: Callable[[bytes], object] = self._is_usual
+        self.dispatch_at = fields.index("dispatch") if "dispatch" in fields else -1
+        names = ("gpu_models", "busy_models", "host_models", "disk_models") if message is LoadReport else ()
+        self.names_at = tuple(fields.index(name) for name in names)
+        self.texts_at = tuple(fields.index(name) for name in ("state", "hardware")) if names else ()  # the same few of every worker
+
+    def _is_usual(self, body: bytes) -> object:
+        self.is_usual = usual(self.message).fullmatch  # from now on without us
+        return self.is_usual(body)
+
+
+class PickleCodec(Codec):
+    """Envelopes as signed pickles; see the module's text for the layout. Not for several threads at once."""
+
+    version = PICKLE_VERSION
+
+    def __init__(self, keyring: Keyring) -> None:
+        self.keyring = keyring
+        plans = [_Plan(code, kind) for code, kind in enumerate(MESSAGES, 1)]
+        self._plans = {plan.message: plan for plan in plans}
+        self._routes: dict[bytes, tuple[hashlib.blake2b, _Plan | None]] = {
+            MAGIC + bytes((PICKLE_VERSION, plan.code, key_id)): (keyring.base(key_id), plan) for plan in plans for key_id in keyring.ids
+        }
+        self._reports: dict[bytes, tuple[int, Message]] = {}  # sender -> hash (64 bits) of the body of its last report, and what that says
+        self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._begin_pickling()
+        self._begin_unpickling()
+
+    def _begin_pickling(self) -> None:
+        self._sink = _Sink()
+        self._pickler = pickle.Pickler(self._sink, 5)
+        self._pickler.fast = True  # no memo
+
+    def _begin_unpickling(self) -> None:
+        """One unpickler for all bodies: making one costs as much as half a body. No body has memo references, so none sees another."""
+        self._file = io.BytesIO()
+        self._load = _Plain(self._file).load
+
+    # --- out --------------------------------------------------------------------------------------------------------------------------
+
+    def encode(self, envelope: Envelope) -> bytes:
+        """The datagram. ValueError, naming message and field or size, if it is not as its schema says or too large: that is our own fault."""
+        sender_id, incarnation, sequence, wall_s, message = envelope
+        plan = self._plans.get(type(message))
+        if plan is None:
+            raise ValueError(f"{type(message).__name__} is not a message: {message!r}")
+        sender = sender_id.encode()
+        if not 0 < len(sender) <= SENDER_MAX_BYTES:
+            raise ValueError(f"sender id {sender_id!r}: must have 1 to {SENDER_MAX_BYTES} bytes")
+        fields = tuple(message)
+        at = plan.dispatch_at
+        if at >= 0:
+            dispatch: Any = fields[at]
+            fields = (*fields[:at], tuple(dispatch) if type(dispatch) is Dispatch else dispatch, *fields[at + 1 :])
+        body = self._pickle(fields)
+        if plan.is_usual(body) is None or _may_be_surrogate(body):
+            body = self._pickle(self._mended(plan, fields))
+        if len(body) > USUAL_BYTES and len(body) < DATAGRAM_MAX_BYTES and _ACCEPTABLE.fullmatch(body) is None:
+            raise ValueError(f"a {plan.message.__name__} of more than {OPCODES_MAX} values")
+        try:
+            header = HEADER.pack(MAGIC, PICKLE_VERSION, plan.code, self.keyring.signer, len(sender), incarnation, sequence, wall_s)
+        except struct.error as error:
+            raise ValueError(f"{plan.message.__name__}: incarnation {incarnation!r}, sequence {sequence!r} or time {wall_s!r}: {error}") from None
+        data = header + sender + body
+        if len(data) + TAG_BYTES > DATAGRAM_MAX_BYTES:
+            raise ValueError(f"a {plan.message.__name__} of {len(data) + TAG_BYTES} bytes is longer than {DATAGRAM_MAX_BYTES}")
+        return data + self.keyring.tag(self.keyring.signer, data)
+
+    def _pickle(self, fields: tuple[Any, ...]) -> bytes:
+        try:
+            self._pickler.dump(fields)
+        except Exception:  # something in there cannot be pickled at all; `_mended` will say which field
+            self._begin_pickling()
+            return b""
+        return self._sink.body
+
+    @staticmethod
+    def _mended(plan: _Plan, fields: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The fields as they can be sent. ValueError names the first that cannot."""
+        mended = []
+        for (name, kind), value in zip(SCHEMAS[plan.message].items(), fields, strict=True):
+            fitting = kind.mend(value)
+            if not kind.accepts(fitting):
+                raise ValueError(f"{plan.message.__name__}.{name}={value!r}: must be {kind.what}")
+            mended.append(fitting)
+        return tuple(mended)
+
+    # --- in ---------------------------------------------------------------------------------------------------------------------------
+
+    def decode(self, data: bytes | memoryview) -> Envelope:
+        """The envelope. Rejected, with the first of REASONS that holds."""
+        if not _LEAST_BYTES <= len(data) <= DATAGRAM_MAX_BYTES:
+            raise Rejected("size")
+        data = bytes(data)
+        base, plan = self._routes.get(data[:_PREFIX_BYTES]) or self._route(data)
+        state = base.copy()
+        state.update(data[:-TAG_BYTES])
+        if not compare_digest(state.digest(), data[-TAG_BYTES:]):
+            raise Rejected("tag")
+        if plan is None:
+            raise Rejected("type")
+        sender_size, incarnation, sequence, wall_s = _AFTER_PREFIX.unpack_from(data, _PREFIX_BYTES)
+        begin = HEADER.size + sender_size
+        sender, body = data[HEADER.size : begin], data[begin:-TAG_BYTES]
+        if plan.message is not LoadReport:
+            message = self._open(plan, body)
+        else:
+            known, digest = self._reports.get(sender), hash(body)
+            if known is not None and known[0] == digest:  # a worker at rest says the same again: it was checked then
+                message = known[1]
+            else:
+                message = self._open(plan, body)
+                self._remember(sender, digest, message)
+        try:
+            sender_id = sender.decode()
+        except UnicodeDecodeError:
+            raise Rejected("sender") from None
+        if not 0 < sender_size <= SENDER_MAX_BYTES:
+            raise Rejected("sender")
+        envelope: Envelope = new_tuple(Envelope, (sender_id, incarnation, sequence, wall_s, message))
+        return envelope
+
+    def _open(self, plan: _Plan, body: bytes) -> Message:
+        """The message in an authentic body."""
+        fields: Any
+        if (
+            len(body) <= USUAL_BYTES
+            and plan.is_usual(body) is not None
+            and body[3] | body[4] << 8 == len(body) - _FRAME_END
+            and not (0xED in body and _may_be_surrogate(body))  # the first test is cheap and mostly says no
+        ):
+            fields = self._unpickle_usual(body)
+        else:
+            fields = check_body(plan.message, body)
+        at = plan.dispatch_at
+        if plan.names_at:
+            get, fields = self._shared.get, list(fields)
+            for at in plan.names_at:
+                names = fields[at]
+                if names:
+                    fields[at] = get(names) or self._share(names)
+            for at in plan.texts_at:
+                fields[at] = intern(fields[at])
+        elif at >= 0:
+            fields = (*fields[:at], Dispatch(*fields[at]), *fields[at + 1 :])
+        message: Message = new_tuple(plan.message, fields)
+        return message
+
+    def _remember(self, sender: bytes, digest: int, report: Message) -> None:
+        """Keep what a report was found to say. Only holders of a key get here, and the senders remembered are bounded all the same."""
+        if sender not in self._reports and len(self._reports) >= REMEMBERED_MAX:
+            self._reports.clear()
+        self._reports[sender] = digest, report
+
+    def _route(self, data: bytes) -> tuple[hashlib.blake2b, None]:
+        """Why the header's first bytes are not of a message that we know. A type we do not know is not said before its tag is checked."""
+        if not data.startswith(MAGIC):
+            raise Rejected("magic")
+        if data[4] != PICKLE_VERSION:
+            raise Rejected("version")
+        if data[6] not in self.keyring.ids:
+            raise Rejected("key_id")
+        return self.keyring.base(data[6]), None
+
+    def _unpickle_usual(self, body: bytes) -> tuple[Any, ...]:
+        """The fields of a usual body, as `_unpickle` finds them."""
+        self._file.__init__(body)  # type: ignore[misc]  # the cheapest way to give it new content
+        try:
+            fields: tuple[Any, ...] = self._load()
+        except Exception:  # bytes that are not UTF-8
+            self._begin_unpickling()
+            raise Rejected("pickle") from None
+        return fields
+
+    def _share(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The models of one worker are those of many others: one object for all halves the memory of a table of reports."""
+        if len(names) <= SHARED_ITEMS_MAX:
+            if len(self._shared) >= SHARED_MAX:
+                self._shared.clear()
+            names = tuple(map(intern, names))
+            self._shared[names] = names
+        return names
+
+
+CODECS: dict[int, type[PickleCodec]] = {PICKLE_VERSION: PickleCodec}
+"""Codecs by the version byte. Another one stands beside this: a class with `version`, `encode` and `decode`, and a line here."""
