@@ -1,0 +1,17 @@
+"""Engines: how a worker serves. `LlmEngine` batches continuously on a GPU server, `QueueEngine` is a textbook queue."""
+
+from __future__ import annotations
+
+from sllm.engine.base import Engine as Engine
+from sllm.engine.base import EngineCounts as EngineCounts
+from sllm.engine.base import EngineSnapshot as EngineSnapshot
+from sllm.engine.base import Evicted as Evicted
+from sllm.engine.base import Finished as Finished
+from sllm.engine.base import FirstTokenOut as FirstTokenOut
+from sllm.engine.base import Loaded as Loaded
+from sllm.engine.base import ModelTooLarge as ModelTooLarge
+from sllm.engine.base import Notification as Notification
+from sllm.engine.base import RequestTooLarge as RequestTooLarge
+from sllm.engine.base import Started as Started
+from sllm.engine.llm import LlmEngine as LlmEngine
+from sllm.engine.queue import QueueEngine as QueueEngine

@@ -1,0 +1,118 @@
+"""What every engine is: a state machine without a clock that serves requests, loads models and says what happened and when.
+
+A role hands work in with `submit`, asks `next_event` when to come back, and takes what happened out with `advance`. However much time a call to
+`advance` covers, each notification carries its own exact time.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+
+class RequestTooLarge(Exception):
+    """The request's KV cache (prompt and output) can never fit beside its model on this GPU."""
+
+
+class ModelTooLarge(Exception):
+    """The model's weights can never fit on this GPU."""
+
+
+class Started(NamedTuple):
+    """A request left the queue; its prefill (or service) begins."""
+
+    at: float
+    request_id: str
+
+
+class FirstTokenOut(NamedTuple):
+    at: float
+    request_id: str
+
+
+class Finished(NamedTuple):
+    """Its last token is out."""
+
+    at: float
+    request_id: str
+    output_tokens: int
+
+
+class Loaded(NamedTuple):
+    """A model is on the GPU now."""
+
+    at: float
+    model: str
+    tier_from: int
+    load_s: float
+
+
+class Evicted(NamedTuple):
+    """A model left the GPU; `to_tier` is the nearest tier that still has it."""
+
+    at: float
+    model: str
+    to_tier: int
+
+
+Notification = Started | FirstTokenOut | Finished | Loaded | Evicted
+
+
+class EngineSnapshot(NamedTuple):
+    """What a load report says of an engine."""
+
+    running: int
+    waiting: int  # for a place in the batch, KV cache or their model
+    wait_s: float  # estimate: until a request arriving now, for a model on the GPU, begins its prefill
+    load_queue_s: float  # until the load path is free
+    kv_used: float  # 0..1 of the memory that loaded and loading models leave
+    gpu_free_bytes: int  # neither weights nor KV cache in use
+    slots: int
+    gpu: tuple[str, ...]  # loaded, sorted
+    busy_models: tuple[str, ...]  # those of `gpu` that cannot be evicted now, sorted
+    loading: tuple[tuple[str, float], ...]  # (model, seconds until it is there), in the order of loading
+    host: tuple[str, ...]  # sorted
+    disk: tuple[str, ...]  # sorted; empty if disk_complete
+    disk_complete: bool  # every model of the catalogue is on disk
+
+
+class EngineCounts(NamedTuple):
+    """Since the start."""
+
+    loads_started: int
+    loads_finished: int
+    evictions: int
+    cold_starts: tuple[int, int, int, int]  # loads finished, by the tier they came from
+
+
+class Engine(Protocol):
+    """What a worker needs of an engine. Times are absolute, in seconds, and never go back."""
+
+    def submit(self, now: float, request_id: str, model: str, prompt_tokens: int, output_tokens: int) -> None:
+        """Take a request; if its model is neither loaded nor on its way, begin to load it. One load serves all who wait for it.
+
+        Raises RequestTooLarge, ModelTooLarge, KeyError for a model that is not in the catalogue, ValueError for token counts below 0 (prompt) or 1
+        (output); the request is not taken then.
+        """
+
+    def preload(self, now: float, model: str) -> None:
+        """Load a model nobody has asked for yet. Raises ModelTooLarge, KeyError."""
+
+    def unload(self, now: float, model: str) -> bool:
+        """Evict the model if it is loaded and may be; says whether it did."""
+        ...
+
+    def advance(self, now: float) -> list[Notification]:
+        """Everything that happened up to and including `now` and was not told yet, in order."""
+        ...
+
+    def next_event(self) -> float | None:
+        """When the next thing will happen by itself, absolute; None: nothing will."""
+        ...
+
+    def snapshot(self, now: float) -> EngineSnapshot: ...
+
+    def busy_s(self, now: float) -> float:
+        """Seconds since the start with work running; for c slots, the sum over the slots divided by c."""
+        ...
+
+    def counts(self) -> EngineCounts: ...

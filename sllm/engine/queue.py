@@ -1,0 +1,265 @@
+"""A textbook queue that wears the engine's interface, so that anyone can hold the simulator against queueing theory.
+
+`slots` servers, one line, first come first served, no batching: M/M/c, M/D/1, M/G/1 with Poisson arrivals. A request's "prefill" takes no time, so its
+first token comes at the start of service and the time to it is the wait. With a load time, one slot and a keep-alive, it is the queue of a server that
+keeps a model for so long and then pays to load it again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from math import inf, sqrt
+from random import Random
+
+from sllm.catalog import DISK
+from sllm.engine.base import EngineCounts, EngineSnapshot, Evicted, Finished, FirstTokenOut, Loaded, Notification, Started
+from sllm.errors import UsageError
+
+SERVICES = ("deterministic", "exponential", "hyperexponential")
+GPU_FREE_BYTES = 1 << 40  # memory is no object here: every model fits
+
+
+class Service:
+    """Service times in seconds: their law, mean and coefficient of variation. `text`: exponential, deterministic or hyperexponential:CV."""
+
+    __slots__ = ("_first_rate", "_first_share", "_second_rate", "cv", "kind", "mean_s")
+
+    def __init__(self, text: str, mean_s: float) -> None:
+        self.kind, _, cv_text = text.partition(":")
+        self.mean_s = mean_s
+        self.cv = {"deterministic": 0.0, "exponential": 1.0}.get(self.kind, 0.0)
+        if self.kind == "hyperexponential":
+            try:
+                self.cv = float(cv_text)
+            except ValueError:
+                raise UsageError(f"service {text!r}: hyperexponential needs a coefficient of variation above 1, as in hyperexponential:4") from None
+            if not 1.0 < self.cv < inf:
+                raise UsageError(f"service {text!r}: the coefficient of variation must be above 1")
+        elif self.kind not in SERVICES or cv_text:
+            raise UsageError(f"service {text!r}: must be exponential, deterministic or hyperexponential:CV")
+        if not 0.0 < mean_s < inf:
+            raise UsageError(f"service mean {mean_s!r}: must be above 0 s")
+        squared = max(1.0, self.cv**2)
+        # Two exponentials with balanced means (each brings half of the mean), a standard choice that leaves mean and CV as the only parameters.
+        self._first_share = (1 + sqrt((squared - 1) / (squared + 1))) / 2
+        self._first_rate = 2 * self._first_share / mean_s
+        self._second_rate = 2 * (1 - self._first_share) / mean_s
+
+    def draw_s(self, rng: Random) -> float:
+        if self.kind == "exponential":
+            return rng.expovariate(1 / self.mean_s)
+        if self.kind == "deterministic":
+            return self.mean_s
+        return rng.expovariate(self._first_rate if rng.random() < self._first_share else self._second_rate)
+
+
+class _Request:
+    __slots__ = ("model", "output_tokens", "request_id", "seq", "service_s")
+
+    def __init__(self, seq: int, request_id: str, model: str, output_tokens: int, service_s: float) -> None:
+        self.seq = seq
+        self.request_id = request_id
+        self.model = model
+        self.output_tokens = output_tokens
+        self.service_s = service_s
+
+
+class QueueEngine:
+    """`slots` servers and one line; see `sllm.engine.base.Engine`.
+
+    `service` and `mean_s`: the law of service times (`Service`), drawn from `rng` as requests arrive, whatever their tokens. `load_s`: 0: every model is
+    there at all times, and `models` is what it reports as loaded. Otherwise a model is loaded when it is first asked for, one model at a time, its requests
+    wait meanwhile, and after `keep_alive_s` of idleness (None or infinity: never) it is gone. Memory has no bound. A load comes from disk by definition.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        service: str,
+        mean_s: float,
+        rng: Random,
+        *,
+        models: tuple[str, ...] = (),
+        keep_alive_s: float | None = None,
+        load_s: float = 0.0,
+    ) -> None:
+        self.service = Service(service, mean_s)
+        self._slots = slots
+        self._rng = rng
+        self._load_s = load_s
+        self._keep_alive_s = inf if keep_alive_s is None else keep_alive_s
+        self._always: tuple[str, ...] | None = None if load_s > 0 else tuple(sorted(models))
+        self._seq = 0
+        self._waiting: list[tuple[int, _Request]] = []  # heap by age: their model is there, all slots are taken
+        self._running: list[tuple[float, int, _Request]] = []  # heap by end of service
+        self._held: dict[str, deque[_Request]] = {}  # by model that is being loaded or queued for it, in the order of loading
+        self._held_count = 0
+        self._uses: dict[str, int] = {}  # loaded model -> requests of it here
+        self._idle: dict[str, float] = {}  # loaded and unused model -> since when, longest first
+        self._load_end = inf
+        self._loads_started = 0
+        self._loads_finished = 0
+        self._evictions = 0
+        self._notes: list[Notification] = []
+        self._busy_slot_s = 0.0
+        self._busy_until = 0.0  # up to when _busy_slot_s is summed
+
+    # --- in -------------------------------------------------------------------------------------------------------------------------
+
+    def submit(self, now: float, request_id: str, model: str, prompt_tokens: int, output_tokens: int) -> None:
+        """Take a request; its service time is drawn here. Raises ValueError for token counts below 0 (prompt) or 1 (output)."""
+        if prompt_tokens < 0 or output_tokens < 1:
+            raise ValueError(f"{request_id}: {prompt_tokens} prompt and {output_tokens} output tokens")
+        self._run(now)
+        self._seq += 1
+        request = _Request(self._seq, request_id, model, output_tokens, self.service.draw_s(self._rng))
+        if self._always is None and model not in self._uses:
+            self._want(now, model)
+            self._held[model].append(request)
+            self._held_count += 1
+            return
+        self._take(request, now)
+
+    def preload(self, now: float, model: str) -> None:
+        """Load a model nobody has asked for yet."""
+        self._run(now)
+        if self._always is None and model not in self._uses:
+            self._want(now, model)
+
+    def unload(self, now: float, model: str) -> bool:
+        """Drop the model if it is loaded and unused; says whether it did."""
+        self._run(now)
+        if model not in self._idle:
+            return False
+        self._evict(model, now)
+        return True
+
+    # --- out ------------------------------------------------------------------------------------------------------------------------
+
+    def advance(self, now: float) -> list[Notification]:
+        """Everything that happened up to and including `now` and was not told yet, in order."""
+        self._run(now)
+        notes = self._notes
+        if notes:
+            self._notes = []
+        return notes
+
+    def next_event(self) -> float | None:
+        """When the next thing will happen by itself, absolute; None: nothing will."""
+        at = self._next()
+        return at if at < inf else None
+
+    def snapshot(self, now: float) -> EngineSnapshot:
+        """What a load report needs. The wait is estimated from the number ahead and the mean, not from the times drawn."""
+        self._run(now)
+        running, waiting = len(self._running), len(self._waiting)
+        gpu = self._always if self._always is not None else tuple(sorted(self._uses))
+        left_s = max(0.0, self._load_end - now)
+        loading = tuple((name, left_s + i * self._load_s) for i, name in enumerate(self._held))
+        return EngineSnapshot(
+            running=running,
+            waiting=waiting + self._held_count,
+            wait_s=0.0 if running < self._slots else (waiting + 1) * self.service.mean_s / self._slots,
+            load_queue_s=loading[-1][1] if loading else 0.0,
+            kv_used=running / self._slots,
+            gpu_free_bytes=GPU_FREE_BYTES,
+            slots=self._slots,
+            gpu=gpu,
+            busy_models=tuple(name for name in gpu if self._uses.get(name)),
+            loading=loading,
+            host=(),
+            disk=(),
+            disk_complete=True,
+        )
+
+    def busy_s(self, now: float) -> float:
+        """Seconds of service so far, over all slots, divided by their number."""
+        self._run(now)
+        return (self._busy_slot_s + len(self._running) * (now - self._busy_until)) / self._slots
+
+    def counts(self) -> EngineCounts:
+        """Loads, evictions and cold starts since the start."""
+        return EngineCounts(self._loads_started, self._loads_finished, self._evictions, (0, 0, self._loads_finished, 0))
+
+    # --- time -----------------------------------------------------------------------------------------------------------------------
+
+    def _next(self) -> float:
+        at = self._load_end
+        if self._running and self._running[0][0] < at:
+            at = self._running[0][0]
+        for since in self._idle.values():
+            return min(at, since + self._keep_alive_s)
+        return at
+
+    def _run(self, now: float) -> None:
+        """Do everything that is due by `now`: first the end of a load, then ends of service, then of keep-alive."""
+        while (at := self._next()) <= now:
+            if self._load_end <= at:
+                self._finish_load(at)
+            elif self._running and self._running[0][0] <= at:
+                self._finish(at)
+            else:
+                self._evict(next(iter(self._idle)), at)
+
+    # --- service --------------------------------------------------------------------------------------------------------------------
+
+    def _take(self, request: _Request, now: float) -> None:
+        """Serve the request at once if a slot is free, else put it in line by age."""
+        model = request.model
+        self._uses[model] = self._uses.get(model, 0) + 1
+        self._idle.pop(model, None)
+        if len(self._running) < self._slots:
+            self._start(request, now)
+        else:
+            heappush(self._waiting, (request.seq, request))
+
+    def _start(self, request: _Request, now: float) -> None:
+        self._busy_slot_s += len(self._running) * (now - self._busy_until)
+        self._busy_until = now
+        heappush(self._running, (now + request.service_s, request.seq, request))
+        self._notes += (Started(now, request.request_id), FirstTokenOut(now, request.request_id))
+
+    def _finish(self, now: float) -> None:
+        self._busy_slot_s += len(self._running) * (now - self._busy_until)
+        self._busy_until = now
+        request = heappop(self._running)[2]
+        self._notes.append(Finished(now, request.request_id, request.output_tokens))
+        if self._waiting:
+            self._start(heappop(self._waiting)[1], now)
+        self._uses[request.model] -= 1
+        if self._always is None and not self._uses[request.model]:
+            self._idle[request.model] = now
+
+    # --- models ---------------------------------------------------------------------------------------------------------------------
+
+    def _want(self, now: float, model: str) -> None:
+        """See to it that the model is being loaded or in line for it."""
+        if model not in self._held:
+            self._held[model] = deque()
+            if self._load_end == inf:
+                self._start_load(now)
+
+    def _start_load(self, now: float) -> None:
+        self._load_end = now + self._load_s
+        self._loads_started += 1
+
+    def _finish_load(self, now: float) -> None:
+        self._load_end = inf
+        self._loads_finished += 1
+        model = next(iter(self._held))
+        requests = self._held.pop(model)
+        self._notes.append(Loaded(now, model, DISK, self._load_s))
+        self._uses[model] = 0
+        self._idle[model] = now
+        for request in requests:
+            self._held_count -= 1
+            self._take(request, now)
+        if self._held:
+            self._start_load(now)
+
+    def _evict(self, model: str, now: float) -> None:
+        del self._idle[model]
+        del self._uses[model]
+        self._evictions += 1
+        self._notes.append(Evicted(now, model, DISK))

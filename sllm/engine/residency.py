@@ -1,0 +1,291 @@
+"""Which models are where: GPU, host memory, disk, remote store; loads, one at a time; evictions.
+
+Memory on the GPU is claimed by loads (weights) and by requests (KV cache), and granted **in the order of arrival**: a claim that does not fit yet
+holds back younger ones, so none starves. Requests whose model is not loaded claim nothing until it is; they hold nobody up.
+
+Models leave the GPU when a claim needs their room or after `keep_alive_s` of idleness, the least recently used first. A load may take the room of
+idle models only; a request's KV cache takes it only if waiting for running requests to finish could not make it fit. "Idle" is: nothing running, nobody
+waiting, not pinned. To an older claim a model on which only younger requests wait counts as idle too, after the truly idle ones: those requests are held
+back by that claim anyway, and would otherwise keep it out for ever. Their model is then loaded again behind it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+
+from sllm.catalog import DISK, HOST, REMOTE, Catalog, Hardware, Model
+from sllm.cost import load_s, step_cost
+from sllm.engine.base import EngineCounts, Evicted, Loaded, ModelTooLarge, Notification
+
+ABSENT, QUEUED, LOADING, LOADED = range(4)  # of a model, seen from the GPU
+
+
+class Request:
+    """A request inside the engine."""
+
+    __slots__ = ("kv_bytes", "output_tokens", "prompt_tokens", "request_id", "seq", "state")
+
+    def __init__(self, request_id: str, state: ModelState, prompt_tokens: int, output_tokens: int, kv_bytes: int, seq: int) -> None:
+        self.request_id = request_id
+        self.state = state
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.kv_bytes = kv_bytes  # for prompt and output, reserved from admission to the end
+        self.seq = seq  # order of arrival, shared with loads
+
+
+class ModelState:
+    """One model on one worker: where it stands, and the sums over its batch that the step time needs."""
+
+    __slots__ = (
+        "a_s", "batch", "context_tokens", "idle_since", "k_s", "kv_bytes_per_token", "load_seq", "model", "name", "overhead_s", "p_s", "pinned",
+        "prefill_extra", "queue", "size_bytes", "stage", "weight_floor_s",
+    )  # fmt: skip
+
+    def __init__(self, model: Model, hardware: Hardware) -> None:
+        self.model = model
+        self.name = model.name
+        self.size_bytes = model.size_bytes
+        self.kv_bytes_per_token = model.kv_bytes_per_token
+        self.weight_floor_s, self.a_s, self.p_s, self.k_s, self.overhead_s = step_cost(model, hardware)
+        self.stage = ABSENT
+        self.pinned = False
+        self.batch = 0  # running requests
+        self.context_tokens = 0  # of those, at the start of the current segment
+        self.prefill_extra = 0  # new tokens beyond one for each running request in a step that prefills
+        self.queue: deque[Request] = deque()
+        self.idle_since = 0.0
+        self.load_seq = 0
+
+
+class LocalTiers:
+    """Host memory (least recently used goes first) and disk (likewise; filled in the catalogue's order at the start), both bounded."""
+
+    __slots__ = ("_disk", "_disk_names", "_disk_room", "_host", "_host_names", "_host_room", "disk_complete")
+
+    def __init__(self, catalog: Catalog, hardware: Hardware) -> None:
+        self._host: dict[str, int] = {}  # name -> bytes, least recently used first
+        self._host_room = hardware.host_memory_bytes
+        self._host_names: tuple[str, ...] | None = ()
+        self._disk: dict[str, int] = {}
+        self._disk_room = hardware.disk_bytes
+        self._disk_names: tuple[str, ...] | None = None
+        self.disk_complete = catalog.size_bytes <= hardware.disk_bytes
+        if not self.disk_complete:
+            for model in catalog.models.values():
+                if model.size_bytes <= self._disk_room:
+                    self._disk[model.name] = model.size_bytes
+                    self._disk_room -= model.size_bytes
+
+    def tier_of(self, name: str) -> int:
+        """The nearest tier below the GPU that has the model."""
+        if name in self._host:
+            return HOST
+        return DISK if self.disk_complete or name in self._disk else REMOTE
+
+    def fetched(self, model: Model) -> None:
+        """The model has come through on its way to the GPU: host memory and disk keep it, if they are large enough at all."""
+        self._host_room = _keep(self._host, self._host_room, model)
+        self._host_names = None
+        if not self.disk_complete:
+            self._disk_room = _keep(self._disk, self._disk_room, model)
+            self._disk_names = None
+
+    def host_names(self) -> tuple[str, ...]:
+        if self._host_names is None:
+            self._host_names = tuple(sorted(self._host))
+        return self._host_names
+
+    def disk_names(self) -> tuple[str, ...]:
+        """Empty when the disk has every model of the catalogue."""
+        if self._disk_names is None:
+            self._disk_names = tuple(sorted(self._disk))
+        return self._disk_names
+
+
+def _keep(kept: dict[str, int], room: int, model: Model) -> int:
+    """Make the model the most recently used of `kept`, dropping the least recently used for it. Returns the room left."""
+    size = kept.pop(model.name, None)
+    if size is not None:
+        room += size
+    if model.size_bytes > room + sum(kept.values()):
+        return room
+    while model.size_bytes > room:
+        room += kept.pop(next(iter(kept)))
+    kept[model.name] = model.size_bytes
+    return room - model.size_bytes
+
+
+class GpuResidency:
+    """GPU memory, the load path and the tiers below: the part of an engine that knows nothing of steps."""
+
+    __slots__ = (
+        "_blocked_seq", "_capacity_bytes", "_catalog", "_cold_starts", "_evictions", "_gpu_names", "_hardware", "_hold_seq", "_idle",
+        "_keep_alive_s", "_kv_bytes", "_load", "_load_end", "_load_queue", "_load_s", "_load_tier", "_loads_started", "_notes",
+        "_pinned_bytes", "_ready", "_seq", "_states", "_tiers", "_weights_bytes",
+    )  # fmt: skip
+
+    def __init__(self, catalog: Catalog, hardware: Hardware, keep_alive_s: float | None) -> None:
+        self._catalog = catalog
+        self._hardware = hardware
+        self._keep_alive_s = keep_alive_s or inf
+        self._capacity_bytes = hardware.usable_gpu_bytes
+        self._weights_bytes = 0  # of loaded and loading models
+        self._pinned_bytes = 0
+        self._kv_bytes = 0  # reserved by running requests
+        self._tiers = LocalTiers(catalog, hardware)
+        self._states: dict[str, ModelState] = {}  # models touched so far
+        self._idle: dict[str, ModelState] = {}  # loaded and idle, least recently used first
+        self._ready: dict[str, ModelState] = {}  # loaded, with requests waiting
+        self._load_queue: deque[ModelState] = deque()
+        self._load: ModelState | None = None  # in progress
+        self._load_end = inf
+        self._load_tier = REMOTE
+        self._load_s = 0.0
+        self._seq = 0  # of the last claim
+        self._hold_seq: float = inf  # the load at the head of the queue that waits for memory; requests younger than it are held back
+        self._blocked_seq: float = inf  # the request that waits for KV cache; loads younger than it are held back
+        self._notes: list[Notification] = []
+        self._gpu_names: tuple[str, ...] | None = ()
+        self._loads_started = 0
+        self._evictions = 0
+        self._cold_starts = [0, 0, 0, 0]
+
+    # --- for the engine that builds on this -----------------------------------------------------------------------------------------
+
+    def _memory_changed(self, now: float) -> None:
+        """Claims may fit now that did not before."""
+        raise NotImplementedError
+
+    # --- loads ----------------------------------------------------------------------------------------------------------------------
+
+    def _state(self, name: str) -> ModelState:
+        state = self._states.get(name)
+        if state is None:
+            model = self._catalog[name]
+            state = ModelState(model, self._hardware)
+            self._states[name] = state
+        return state
+
+    def _check_size(self, state: ModelState) -> None:
+        if state.size_bytes + self._pinned_bytes - (state.size_bytes if state.pinned else 0) > self._capacity_bytes:
+            raise ModelTooLarge(f"{state.name}: {state.size_bytes} bytes of weights, {self._capacity_bytes - self._pinned_bytes} bytes of GPU memory")
+
+    def _queue_load(self, state: ModelState) -> None:
+        self._seq += 1
+        state.load_seq = self._seq
+        state.stage = QUEUED
+        self._load_queue.append(state)
+
+    def _start_load(self, now: float) -> bool:
+        """Begin the load at the head of the queue if the path is free and memory suffices; says whether it did."""
+        if self._load is not None or not self._load_queue:
+            return False
+        state = self._load_queue[0]
+        if self._blocked_seq < state.load_seq:
+            return False
+        free_bytes = self._capacity_bytes - self._weights_bytes - self._kv_bytes
+        if state.size_bytes > free_bytes and not self._make_room(state.size_bytes - free_bytes, state.load_seq, now):
+            self._hold_seq = state.load_seq
+            return False
+        self._load_queue.popleft()
+        self._hold_seq = inf
+        state.stage = LOADING
+        self._weights_bytes += state.size_bytes
+        self._load = state
+        self._load_tier = self._tiers.tier_of(state.name)
+        self._load_s = load_s(state.model, self._hardware, self._load_tier)
+        self._load_end = now + self._load_s
+        self._loads_started += 1
+        return True
+
+    def _finish_load(self, now: float) -> None:
+        state = self._load
+        assert state is not None
+        self._load = None
+        self._load_end = inf
+        self._tiers.fetched(state.model)
+        self._cold_starts[self._load_tier] += 1
+        state.stage = LOADED
+        self._gpu_names = None
+        self._notes.append(Loaded(now, state.name, self._load_tier, self._load_s))
+        if state.queue:
+            self._ready[state.name] = state
+        else:
+            self._becomes_idle(state, now)
+        self._start_load(now)
+        self._memory_changed(now)
+
+    # --- evictions ------------------------------------------------------------------------------------------------------------------
+
+    def _becomes_idle(self, state: ModelState, now: float) -> None:
+        if not state.pinned:
+            state.idle_since = now
+            self._idle[state.name] = state
+
+    def _make_room(self, missing_bytes: int, claim_seq: int, now: float) -> bool:
+        """Evict until `missing_bytes` more are free, for a claim of that age. If that cannot be done now, nothing is evicted."""
+        victims = list(self._idle.values())
+        found_bytes = sum(state.size_bytes for state in victims)
+        if found_bytes < missing_bytes:
+            held = [s for s in self._ready.values() if not s.batch and not s.pinned and s.queue[0].seq > claim_seq]
+            held.sort(key=head_seq, reverse=True)
+            victims += held
+            found_bytes += sum(state.size_bytes for state in held)
+            if found_bytes < missing_bytes:
+                return False
+        for state in victims:
+            if missing_bytes <= 0:
+                break
+            missing_bytes -= state.size_bytes
+            self._evict(state, now)
+        return True
+
+    def _evict(self, state: ModelState, now: float) -> None:
+        self._idle.pop(state.name, None)
+        self._ready.pop(state.name, None)
+        self._weights_bytes -= state.size_bytes
+        self._evictions += 1
+        self._gpu_names = None
+        state.stage = ABSENT
+        self._notes.append(Evicted(now, state.name, self._tiers.tier_of(state.name)))
+        if state.queue:
+            if state.queue[0].seq == self._blocked_seq:
+                self._blocked_seq = inf
+            self._queue_load(state)
+
+    def _expire_idle(self, now: float) -> None:
+        """Evict what has been idle for `keep_alive_s`."""
+        while self._idle:
+            state = next(iter(self._idle.values()))
+            if state.idle_since + self._keep_alive_s > now:
+                break
+            self._evict(state, now)
+        self._start_load(now)
+        self._memory_changed(now)
+
+    def _may_pin(self, state: ModelState) -> bool:
+        """Would everything that waits here still fit some day, if the model stayed for good?"""
+        room_bytes = self._capacity_bytes - self._pinned_bytes - state.size_bytes
+        for other in self._states.values():
+            kv_bytes = max((request.kv_bytes for request in other.queue), default=0)
+            weights_bytes = 0 if other is state or other.pinned else other.size_bytes
+            if (other.queue or other.stage in (QUEUED, LOADING)) and weights_bytes + kv_bytes > room_bytes:
+                return False
+        return True
+
+    def _keep_alive_end(self) -> float:
+        for state in self._idle.values():
+            return state.idle_since + self._keep_alive_s
+        return inf
+
+    def counts(self) -> EngineCounts:
+        """Loads, evictions and cold starts since the start."""
+        host, disk, remote = self._cold_starts[HOST], self._cold_starts[DISK], self._cold_starts[REMOTE]
+        return EngineCounts(self._loads_started, host + disk + remote, self._evictions, (0, host, disk, remote))
+
+
+def head_seq(state: ModelState) -> int:
+    """The age of the oldest request that waits for the model."""
+    return state.queue[0].seq
