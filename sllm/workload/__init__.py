@@ -1,0 +1,20 @@
+"""Workloads: arrivals, token lengths, model popularity, and traces of real requests."""
+
+from sllm.workload.generate import Workload, WorkloadSpec, generate
+from sllm.workload.request import Request
+from sllm.workload.traces import FORMATS, Trace, TraceRow, open_trace, read_trace
+from sllm.workload.traces.recorded import RecordedWriter, write_recorded
+
+__all__ = [
+    "FORMATS",
+    "RecordedWriter",
+    "Request",
+    "Trace",
+    "TraceRow",
+    "Workload",
+    "WorkloadSpec",
+    "generate",
+    "open_trace",
+    "read_trace",
+    "write_recorded",
+]

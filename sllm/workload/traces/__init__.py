@@ -1,0 +1,130 @@
+"""Traces of real requests: one file for each format, found by listing this folder, told apart by their first line."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import pkgutil
+from collections.abc import Iterator
+from types import TracebackType
+from typing import BinaryIO, cast
+
+from sllm.errors import UsageError
+from sllm.workload.traces.base import TOKENS_MAX, Header, Lines, TraceFormat, TraceRow, json_object, shorten, split_csv
+
+__all__ = ["FORMATS", "TOKENS_MAX", "Trace", "TraceFormat", "TraceRow", "open_trace", "read_trace"]
+
+
+def _find_formats() -> dict[str, TraceFormat]:
+    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
+    formats: list[TraceFormat] = [module.FORMAT for module in modules if hasattr(module, "FORMAT")]
+    return {one.name: one for one in sorted(formats, key=lambda one: one.name)}
+
+
+FORMATS = _find_formats()
+"""Every format by its name."""
+
+
+class Trace(Iterator[TraceRow]):
+    """An open trace file: iterate for its rows, once. Closes itself at its end; a context manager for those who stop earlier."""
+
+    def __init__(self, lines: Lines, body: Iterator[str], header: Header, kind: TraceFormat) -> None:
+        self.path = lines.path
+        self.format = kind
+        self._lines = lines
+        self._rows = _closing(lines, kind.rows(lines, body, header))
+
+    @property
+    def format_name(self) -> str:
+        return self.format.name
+
+    @property
+    def skipped(self) -> int:
+        """Requests left out so far because they had no tokens in or no tokens out."""
+        return self._lines.skipped
+
+    def __iter__(self) -> Iterator[TraceRow]:
+        return self._rows  # the generator itself: one call less for each row
+
+    def __next__(self) -> TraceRow:
+        return next(self._rows)
+
+    def error(self, column: str, problem: str) -> UsageError:
+        """The error for a row that was read well but cannot be used."""
+        return self._lines.error(column, problem)
+
+    def close(self) -> None:
+        self._lines.close()
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _closing(lines: Lines, rows: Iterator[TraceRow]) -> Iterator[TraceRow]:
+    try:
+        yield from rows
+    finally:
+        lines.close()
+
+
+class _Gunzipped(io.BufferedReader):
+    """The contents of a gzip file. Closing it closes the file under it too, which gzip leaves to its caller."""
+
+    def __init__(self, compressed: BinaryIO) -> None:
+        self._compressed = compressed
+        super().__init__(cast(io.RawIOBase, gzip.GzipFile(fileobj=compressed, mode="rb")))
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._compressed.close()
+
+
+def open_trace(path: str) -> Trace:
+    """Open a trace file and find out its format from its first line; gzip is known by its first bytes.
+
+    UsageError, naming file, line and column, if it cannot be read or has no known format; iterating raises it for rows that do not fit.
+    """
+    try:
+        file: BinaryIO = open(path, "rb")  # noqa: SIM115 - the trace closes it
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        if cast(io.BufferedReader, file).peek(2)[:2] == b"\x1f\x8b":
+            file = _Gunzipped(file)
+        lines = Lines(path, file)
+        body = iter(lines)
+        header = _read_header(lines, body)
+        for kind in FORMATS.values():
+            if kind.matches(header):
+                return Trace(lines, body, header, kind)
+        known = "; ".join(f"{kind.name}: {kind.about}" for kind in FORMATS.values())
+        raise lines.error("1", f"no known format begins with {shorten(header.text.strip())}. Known formats: {known}")
+    except BaseException as error:
+        file.close()
+        if isinstance(error, OSError):
+            raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise
+
+
+def _read_header(lines: Lines, body: Iterator[str]) -> Header:
+    for text in body:
+        if lines.number == 1:
+            text = text.removeprefix("\ufeff")  # spreadsheets put a byte order mark there
+        if text.isspace() or not text:
+            continue
+        if text.lstrip().startswith("{"):
+            record = json_object(lines, text)
+            return Header(text, tuple(record), record)
+        return Header(text, tuple(name.strip() for name in split_csv(lines, text)), None)
+    raise UsageError(f"{lines.path}, line 1, column 1: empty, not even a header")
+
+
+def read_trace(path: str) -> Iterator[TraceRow]:
+    """The rows of a trace file, for those who need nothing but the rows; errors as `open_trace`."""
+    return iter(open_trace(path))

@@ -1,0 +1,59 @@
+"""Azure LLM inference traces, 2023 and 2024 (github.com/Azure/AzurePublicDataset; Patel et al., Splitwise, ISCA 2024).
+
+`TIMESTAMP,ContextTokens,GeneratedTokens`. The 2023 files write 7 digits of a second and no time zone, those of 2024 6 digits and +00:00.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import date
+
+from sllm.workload.traces.base import CsvFormat
+
+_FORM = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d):(\d\d):(\d\d(?:\.\d+)?)(?:Z|([+-])(\d\d):(\d\d))?", re.ASCII)
+
+
+def parse_timestamp(text: str) -> tuple[int, int, float]:
+    """(day of the calendar, minutes of that day in UTC, seconds of that minute). ValueError if `text` is not such a time."""
+    match = _FORM.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(text)
+    day, hour, minute, second, sign, zone_hour, zone_minute = match.groups()
+    if int(hour) > 23 or int(minute) > 59 or float(second) >= 60 or (sign and (int(zone_hour) > 23 or int(zone_minute) > 59)):
+        raise ValueError(text)
+    offset = (int(zone_hour) * 60 + int(zone_minute)) * (-1 if sign == "-" else 1) if sign else 0
+    return date.fromisoformat(day).toordinal(), int(hour) * 60 + int(minute) - offset, float(second)
+
+
+class Azure(CsvFormat):
+    """The format."""
+
+    name = "azure"
+    about = "TIMESTAMP,ContextTokens,GeneratedTokens"
+    time_column, prompt_column, output_column = "TIMESTAMP", "ContextTokens", "GeneratedTokens"
+    time_form = "a date and time (YYYY-MM-DD hh:mm:ss.fffffff)"
+
+    def clock(self) -> Callable[[str], float]:
+        """Seconds since the midnight before the first row: small numbers, in which a float keeps 7 digits of a second and more."""
+        first_day: int | None = None
+        minute_text, minute_s = "", 0.0
+
+        def seconds(text: str) -> float:
+            nonlocal first_day, minute_text, minute_s
+            # Neighbouring rows share all up to the seconds, so only those are read anew.
+            second_text = text[17:]
+            if text[:17] == minute_text and second_text[2:3] == "." and second_text[3:].isdecimal() and "00" <= second_text < "60":
+                return minute_s + float(second_text)
+            day, minutes, second = parse_timestamp(text)
+            if first_day is None:
+                first_day = day
+            base = (day - first_day) * 86400.0 + minutes * 60.0
+            if second_text[3:].isdecimal():  # no time zone after the seconds
+                minute_text, minute_s = text[:17], base
+            return base + second
+
+        return seconds
+
+
+FORMAT = Azure()

@@ -1,0 +1,17 @@
+"""Traces of splitwise-sim (Patel et al., Splitwise, ISCA 2024; github.com/Mutinifni/splitwise-sim): arrivals in seconds.
+
+Its request ids are plain numbers and its application ids name no model, so neither is used.
+"""
+
+from sllm.workload.traces.base import CsvFormat
+
+
+class SplitwiseSim(CsvFormat):
+    """The format."""
+
+    name = "splitwise-sim"
+    about = "request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size"
+    time_column, prompt_column, output_column = "arrival_timestamp", "prompt_size", "token_size"
+
+
+FORMAT = SplitwiseSim()
