@@ -1,0 +1,320 @@
+"""The client: asks for a placement, sends the request there, and sees it through without doing work twice.
+
+    ASKING  --ScheduleResponse-->  SENDING  --InferenceAccepted-->  SERVING  --InferenceResponse-->  completed
+       ^--- ScheduleError with a retry-after: BACKING_OFF ---'  |                    |
+       '------ the worker stays silent or refuses: it is excluded, the coordinator asked again ------'
+
+Every datagram is sent again with backoff and jitter until it is answered. A request ends exactly once: completed, failed or rejected.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Protocol
+
+from config import Config
+from sllm.events import (
+    CoordinatorSilent,
+    DuplicateResponse,
+    FirstTokenReceived,
+    RequestCompleted,
+    RequestFailed,
+    RequestRejected,
+    RequestRetried,
+    RequestSent,
+)
+from sllm.messages import (
+    COMPLETED,
+    Address,
+    Envelope,
+    FirstToken,
+    InferenceAccepted,
+    InferenceRequest,
+    InferenceResponse,
+    ScheduleError,
+    ScheduleRequest,
+    ScheduleResponse,
+)
+from sllm.node import Codec, Node
+from sllm.timers import Timers
+
+ASKING, SENDING, SERVING, BACKING_OFF = "asking", "sending", "serving", "backing_off"
+FINISHED_MAX = 100_000  # requests remembered after their end, to tell work done twice from a datagram sent twice
+
+
+class Asked(Protocol):
+    """What a workload asks for."""
+
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def output_tokens(self) -> int: ...
+    @property
+    def priority(self) -> int: ...
+
+
+class Pending:
+    """A request on its way. Times are absolute seconds of the client's clock."""
+
+    __slots__ = (
+        "arrival_s", "asked", "exclude", "first_token_at", "given_up", "last_error", "placement", "placements", "retries", "state", "tries",
+    )  # fmt: skip
+
+    def __init__(self, asked: Asked, now: float) -> None:
+        self.asked = asked
+        self.arrival_s = now
+        self.state = ASKING
+        self.placement: ScheduleResponse | None = None
+        self.placements = 0
+        self.given_up: tuple[ScheduleResponse, ...] = ()  # placements that came to nothing
+        self.exclude: tuple[str, ...] = ()  # their workers
+        self.tries = 0  # datagrams unanswered in this state
+        self.retries = 0  # datagrams sent again, in all
+        self.first_token_at: float | None = None
+        self.last_error = ""
+
+
+class Client(Node):
+    """A client of the fleet; one can carry many requests at a time."""
+
+    __slots__ = (
+        "_finished", "_finished_before", "_heard_at", "_pending", "_poll_s", "_retry_initial_s", "_rng", "_timeout_s", "_timers", "config", "coordinator",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        config: Config,
+        coordinator: Address,
+        rng: Random,
+        incarnation: int,
+        *,
+        node_id: str = "client",
+        codec: Codec | None = None,
+        wall_offset_s: float = 0.0,
+        now: float = 0.0,
+    ) -> None:
+        super().__init__(node_id, incarnation, codec=codec, wall_offset_s=wall_offset_s)
+        self.config = config
+        self.coordinator = coordinator
+        self._rng = rng
+        self._retry_initial_s = min(config.retry_initial_s, config.retry_max_s)  # these three are wanted several times for every request
+        self._timeout_s = config.request_timeout_s
+        self._poll_s = config.poll_s
+        self._pending: dict[str, Pending] = {}
+        self._timers: Timers[str] = Timers()
+        self._finished: dict[str, str] = {}  # request_id -> worker that completed it, "" if none did
+        self._finished_before: dict[str, str] = {}  # likewise, of those that ended before
+        self._heard_at = now  # when the coordinator last answered, or was last complained about
+        self.handlers = {
+            ScheduleResponse: self._on_schedule_response,
+            ScheduleError: self._on_schedule_error,
+            InferenceAccepted: self._on_accepted,
+            FirstToken: self._on_first_token,
+            InferenceResponse: self._on_response,
+        }
+
+    @property
+    def in_flight(self) -> int:
+        """Requests submitted and not yet ended."""
+        return len(self._pending)
+
+    def submit(self, asked: Asked, now: float) -> None:
+        """Take a request. Its id must be new to this client."""
+        request_id = asked.request_id
+        if request_id in self._pending or request_id in self._finished or request_id in self._finished_before:
+            raise ValueError(f"request id {request_id!r} was used before")
+        pending = self._pending[request_id] = Pending(asked, now)
+        self.events.append(RequestSent(now, request_id, asked.model))
+        if len(self._pending) == 1:
+            self._heard_at = now  # nobody was asked while there was nothing to ask
+        self._ask(request_id, pending, now)
+
+    # --- what is sent ---------------------------------------------------------------------------------------------------------------
+
+    def _ask(self, request_id: str, pending: Pending, now: float) -> None:
+        """Begin to ask the coordinator for a place."""
+        pending.state = ASKING
+        pending.tries = 0
+        self._send_ask(request_id, pending, now)
+
+    def _send_ask(self, request_id: str, pending: Pending, now: float) -> None:
+        asked = pending.asked
+        self.send(
+            ScheduleRequest(request_id, asked.model, asked.prompt_tokens, asked.output_tokens, asked.priority, 0.0, pending.exclude),
+            self.coordinator,
+            now,
+        )
+        self._wait_for_answer(request_id, pending, now)
+
+    def _send_inference(self, request_id: str, pending: Pending, now: float) -> None:
+        asked, placement = pending.asked, pending.placement
+        assert placement is not None
+        self.send(
+            InferenceRequest(request_id, asked.model, asked.prompt_tokens, asked.output_tokens, placement.dispatch, placement.worker_id),
+            (placement.host, placement.port),
+            now,
+        )
+        self._wait_for_answer(request_id, pending, now)
+
+    def _wait_for_answer(self, request_id: str, pending: Pending, now: float) -> None:
+        """Come back after a wait that doubles with every datagram that stays unanswered, jittered by a quarter either way."""
+        wait_s = self._retry_initial_s
+        if pending.tries:
+            pending.retries += 1
+            wait_s = min(wait_s * 2.0**pending.tries, self.config.retry_max_s)
+        pending.tries += 1
+        self._set_timer(request_id, pending, now + wait_s * (0.75 + 0.5 * self._rng.random()))
+
+    def _set_timer(self, request_id: str, pending: Pending, at: float) -> None:
+        last_s = pending.arrival_s + self._timeout_s
+        self._timers.set(request_id, at if at < last_s else last_s)
+
+    # --- what is heard --------------------------------------------------------------------------------------------------------------
+
+    def _on_schedule_response(self, envelope: Envelope, addr: Address, now: float) -> None:
+        response = envelope.message
+        assert type(response) is ScheduleResponse
+        self._heard_at = now
+        pending = self._pending.get(response.request_id)
+        if pending is None or pending.state not in (ASKING, BACKING_OFF) or response in pending.given_up:
+            return  # a late answer to a question asked twice
+        pending.placement = response
+        pending.placements += 1
+        pending.state = SENDING
+        pending.tries = 0
+        self._send_inference(response.request_id, pending, now)
+
+    def _on_schedule_error(self, envelope: Envelope, addr: Address, now: float) -> None:
+        error = envelope.message
+        assert type(error) is ScheduleError
+        self._heard_at = now
+        pending = self._pending.get(error.request_id)
+        if pending is None or pending.state != ASKING:
+            return
+        pending.last_error = error.code
+        if error.retry_after_s <= 0.0:
+            self._end(error.request_id)
+            self.events.append(RequestRejected(now, error.request_id, pending.asked.model, pending.arrival_s, error.code))
+            return
+        pending.state = BACKING_OFF
+        self._set_timer(error.request_id, pending, now + error.retry_after_s)
+
+    def _on_accepted(self, envelope: Envelope, addr: Address, now: float) -> None:
+        accepted = envelope.message
+        assert type(accepted) is InferenceAccepted
+        self._alive(accepted.request_id, envelope.sender_id, now)
+
+    def _on_first_token(self, envelope: Envelope, addr: Address, now: float) -> None:
+        first = envelope.message
+        assert type(first) is FirstToken
+        pending = self._alive(first.request_id, envelope.sender_id, now)
+        if pending is not None and pending.first_token_at is None:
+            pending.first_token_at = now
+            self.events.append(FirstTokenReceived(now, first.request_id, now - pending.arrival_s))
+
+    def _alive(self, request_id: str, sender_id: str, now: float) -> Pending | None:
+        """The worker we wait for has spoken: it has the request, and need not be asked for a while."""
+        pending = self._pending.get(request_id)
+        if pending is None or pending.placement is None or pending.placement.worker_id != sender_id or pending.state not in (SENDING, SERVING):
+            return None
+        pending.state = SERVING
+        pending.tries = 0
+        self._set_timer(request_id, pending, now + self._poll_s)
+        return pending
+
+    def _on_response(self, envelope: Envelope, addr: Address, now: float) -> None:
+        response = envelope.message
+        assert type(response) is InferenceResponse
+        request_id, sender_id = response.request_id, envelope.sender_id
+        pending = self._pending.get(request_id)
+        if pending is None:
+            worker_id = self._finished.get(request_id, self._finished_before.get(request_id, sender_id))
+            if response.outcome == COMPLETED and worker_id != sender_id:
+                self.events.append(DuplicateResponse(now, request_id, sender_id))
+        elif response.outcome == COMPLETED:
+            self._complete(pending, response, sender_id, now)
+        elif pending.placement is not None and pending.placement.worker_id == sender_id and pending.state in (SENDING, SERVING):
+            self._go_elsewhere(request_id, pending, response.outcome, now)
+
+    def _complete(self, pending: Pending, response: InferenceResponse, worker_id: str, now: float) -> None:
+        """Every token is here. A worker given up as silent may still be the first to answer: its work counts."""
+        asked, placement = pending.asked, pending.placement
+        assert placement is not None
+        e2e_s = now - pending.arrival_s
+        decode_s = response.total_s - response.first_token_s
+        if placement.worker_id != worker_id or pending.first_token_at is None:  # its FirstToken was lost, or another worker's came first
+            ttft_s = max(0.0, e2e_s - decode_s)
+        else:
+            ttft_s = pending.first_token_at - pending.arrival_s
+        tokens = response.output_tokens
+        self._end(response.request_id, worker_id)
+        self.events.append(
+            RequestCompleted(
+                now, response.request_id, asked.model, worker_id, placement.action, pending.arrival_s, ttft_s, e2e_s,
+                (e2e_s - ttft_s) / (tokens - 1) if tokens > 1 else 0.0,
+                response.queue_wait_s, response.load_s, asked.prompt_tokens, tokens, pending.placements, pending.retries,
+            )
+        )  # fmt: skip
+
+    def _end(self, request_id: str, worker_id: str = "") -> None:
+        """Forget a request, but for who completed it."""
+        del self._pending[request_id]
+        self._timers.cancel(request_id)
+        if len(self._finished) >= FINISHED_MAX // 2:  # the older half goes as one: a dictionary's first key is slow to find after many deletions
+            self._finished_before = self._finished
+            self._finished = {}
+        self._finished[request_id] = worker_id
+
+    # --- time -----------------------------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        return self._timers.next_deadline()
+
+    def handle_timer(self, now: float) -> None:
+        while (request_id := self._timers.pop_due(now)) is not None:
+            pending = self._pending[request_id]
+            if now >= pending.arrival_s + self.config.request_timeout_s:  # the very sum the timer was set to: a difference may round to less, for ever
+                self._give_up(request_id, pending, now)
+            elif pending.state == ASKING:
+                self._check_coordinator(now)
+                self._send_ask(request_id, pending, now)
+            elif pending.state == BACKING_OFF:
+                self._ask(request_id, pending, now)
+            elif pending.tries >= self.config.worker_tries:
+                self._go_elsewhere(request_id, pending, "silent", now)
+            else:
+                self._send_inference(request_id, pending, now)
+
+    def _check_coordinator(self, now: float) -> None:
+        silent_s = now - self._heard_at
+        if silent_s >= self.config.coordinator_silent_s:
+            self.events.append(CoordinatorSilent(now, self.node_id, silent_s))
+            self._heard_at = now
+
+    def _go_elsewhere(self, request_id: str, pending: Pending, reason: str, now: float) -> None:
+        """Exclude the worker and ask again, if there is a placement left to try."""
+        assert pending.placement is not None
+        worker_id = pending.placement.worker_id
+        if pending.placements >= self.config.placements_max:
+            self._end(request_id)
+            self.events.append(
+                RequestFailed(now, request_id, pending.asked.model, pending.arrival_s, f"{pending.placements} workers failed it, the last: {reason}")
+            )
+            return
+        self.events.append(RequestRetried(now, request_id, worker_id, reason))
+        pending.given_up = (*pending.given_up, pending.placement)
+        pending.exclude = tuple(dict.fromkeys((*pending.exclude, worker_id)))
+        self._ask(request_id, pending, now)
+
+    def _give_up(self, request_id: str, pending: Pending, now: float) -> None:
+        """The time is over: rejected if the control plane had been turning it away, else failed."""
+        self._end(request_id)
+        model, arrival_s = pending.asked.model, pending.arrival_s
+        if pending.last_error and pending.placement is None:
+            self.events.append(RequestRejected(now, request_id, model, arrival_s, pending.last_error))
+        else:
+            self.events.append(RequestFailed(now, request_id, model, arrival_s, f"not finished within {self.config.request_timeout_s:g} s"))

@@ -1,0 +1,210 @@
+"""Every tunable: its environment variable, unit, default, range and meaning, declared once.
+
+`from config import config` gives the process-wide configuration, read from the environment on first use. The simulations build theirs from the
+same declarations: a field with a `flag` is also a command-line option, so a variable and its flag cannot drift apart.
+
+A value that does not fit raises `UsageError` with one line that names the variable (or flag) and the value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sllm.errors import UsageError
+from sllm.messages import Address
+
+WORKER_ID_MAX_BYTES = 63  # what the wire's header has room for, and the longest host name
+MODES = ("kubernetes", "docker", "local")
+
+
+def setting(
+    default: Any,
+    env: str,
+    meaning: str,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    flag: str | None = None,
+    group: str = "common",
+) -> Any:
+    """A configuration field. `low` and `high` are inclusive bounds, `above` an exclusive lower one; `flag` is its command-line option."""
+    metadata = {
+        "env": env, "meaning": meaning, "unit": unit, "low": low, "high": high, "above": above, "choices": choices, "flag": flag, "group": group,
+    }  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The configuration of one process; immutable. Fields end in their unit, variables do not."""
+
+    # --- where things are -----------------------------------------------------------------------------------------------------------
+    deployment_mode: str = setting("", "DEPLOYMENT_MODE", "where this runs; found out by itself when empty", choices=("", *MODES))
+    bind_host: str = setting("", "BIND_HOST", "address to listen on; empty: 127.0.0.1 locally, 0.0.0.0 in containers")
+    coordinator_host: str = setting("", "COORDINATOR_HOST", "the coordinator's name or address; empty: 127.0.0.1 locally, central-coordinator in containers")
+    coordinator_port: int = setting(9000, "COORDINATOR_PORT", "the coordinator's UDP port", low=0, high=65535)
+    worker_port: int = setting(8000, "WORKER_PORT", "a worker's UDP port; 0: any free one", low=0, high=65535, group="worker")
+    advertise_host: str = setting("", "ADVERTISE_HOST", "where clients reach this worker; empty: the address its reports come from", group="worker")
+    worker_id: str = setting("", "WORKER_ID", "a worker's name; empty: the pod's or container's host name, locally worker-<process id>", group="worker")
+    cluster_key_file: str = setting("", "CLUSTER_KEY_FILE", "file or folder with the keys that sign datagrams; empty: made on first use for this user (locally only)")
+    health_port: int = setting(-1, "HEALTH_PORT", "TCP port of health, metrics and state over HTTP; 0: none; -1: 8080 in containers, none locally", low=-1, high=65535)
+    log_level: str = setting("info", "LOG_LEVEL", "least severe log line to print", choices=("debug", "info", "warning", "error"))
+    log_format: str = setting("text", "LOG_FORMAT", "log lines for people or for machines", choices=("text", "json"))
+    seed: int = setting(1, "SEED", "seed of all of a run's randomness", low=0, flag="--seed", group="run")
+
+    # --- the fleet --------------------------------------------------------------------------------------------------------------------
+    report_interval_s: float = setting(
+        1.0, "REPORT_INTERVAL", "time between a worker's load reports; 0: at every change, at once (virtual time only)", unit="s", low=0.0, high=60.0, flag="--report-interval", group="run"
+    )
+    worker_timeout_s: float = setting(10.0, "WORKER_TIMEOUT", "a worker silent for so long is dead", unit="s", above=0.0, high=3600.0, group="coordinator")
+    suspect_intervals: float = setting(3.0, "SUSPECT_INTERVALS", "missed reports until a worker is suspect; one lost datagram must not move work", unit="report intervals", low=1.5, high=100.0, group="coordinator")
+    forget_after_s: float = setting(300.0, "FORGET_AFTER", "a dead worker is listed for so long", unit="s", above=0.0, group="coordinator")
+    dispatch_expiry_intervals: float = setting(3.0, "DISPATCH_EXPIRY_INTERVALS", "a dispatch no report has acknowledged is written off after so many", unit="report intervals", low=1.0, high=100.0, group="coordinator")
+    hold_fraction: float = setting(0.5, "HOLD_FRACTION", "when more than this part of the fleet is silent at once, nobody is declared dead", low=0.1, high=1.0, group="coordinator")
+    stall_s: float = setting(2.0, "STALL_AFTER", "a gap so long in the coordinator's own loop holds expiry for a report interval", unit="s", above=0.0, group="coordinator")
+    ack_every: int = setting(4, "ACK_EVERY", "acknowledge one report in so many", unit="reports", low=1, high=1000, group="coordinator")
+    queue_threshold: int = setting(10, "QUEUE_THRESHOLD", "requests waiting on a worker above which it gets no more of normal priority", unit="requests", low=1, high=100_000_000, flag="--queue-threshold", group="coordinator")
+    memory_threshold: float = setting(0.9, "MEMORY_THRESHOLD", "used part of a worker's KV cache above which it is a last resort", above=0.0, high=1.0, group="coordinator")
+    policy: str = setting("startup_time", "POLICY", "placement policy: NAME[:key=value,...]", flag="--policy", group="run")
+    decision_keep_s: float = setting(10.0, "DECISION_KEEP", "an answer is kept for so long, so that a request asked again gets the same one", unit="s", above=0.0, group="coordinator")
+
+    # --- workers ----------------------------------------------------------------------------------------------------------------------
+    model_catalog: str = setting("", "MODEL_CATALOG", "TOML file of models and hardware; empty: the built-in demonstration catalogue", flag="--catalog", group="run")
+    demo_models: int = setting(0, "DEMO_MODELS", "models each worker loads by itself at start", unit="models", low=0, high=64, group="worker")
+    hardware: str = setting("h100-80g", "HARDWARE", "hardware preset of a worker", flag="--hardware", group="run")
+    engine: str = setting("llm", "ENGINE", "how a worker serves: continuous batching, or a queue with exponential, deterministic or hyperexponential service", choices=("llm", "queue"), flag="--engine", group="run")
+    service: str = setting("exponential", "SERVICE", "service times of the queue engine: exponential, deterministic or hyperexponential:CV", flag="--service", group="run")
+    service_mean_s: float = setting(1.0, "SERVICE_MEAN", "mean service time of the queue engine", unit="s", above=0.0, flag="--service-mean", group="run")
+    service_load_s: float = setting(0.0, "SERVICE_LOAD", "time the queue engine takes to load a model; 0: every model is always there", unit="s", low=0.0, flag="--service-load", group="run")
+    slots: int = setting(0, "SLOTS", "requests a worker serves at once; 0: the hardware's batch limit, 1 for the queue engine", unit="requests", low=0, high=100000, flag="--slots", group="run")
+    keep_alive_s: float = setting(0.0, "KEEP_ALIVE", "an idle model leaves the GPU after so long; 0: only under memory pressure", unit="s", low=0.0, flag="--keep-alive", group="run")
+    queue_max: int = setting(1000, "QUEUE_MAX", "requests a worker lets wait before it refuses", unit="requests", low=1, high=10_000_000, group="worker")
+    response_keep_s: float = setting(120.0, "RESPONSE_KEEP", "a worker keeps a finished response for so long, to answer a poll", unit="s", above=0.0, group="worker")
+    drain_timeout_s: float = setting(30.0, "DRAIN_TIMEOUT", "time a stopping worker has to finish what it runs", unit="s", low=0.0, high=3600.0, group="worker")
+    coordinator_silent_s: float = setting(10.0, "COORDINATOR_SILENT", "no answer for so long: resolve the coordinator's name again and open a new socket", unit="s", above=0.0, group="common")
+
+    # --- clients ----------------------------------------------------------------------------------------------------------------------
+    retry_initial_s: float = setting(0.5, "RETRY_INITIAL", "wait before a datagram is sent again; doubles, with jitter", unit="s", above=0.0, group="client")
+    retry_max_s: float = setting(4.0, "RETRY_MAX", "longest such wait", unit="s", above=0.0, group="client")
+    worker_tries: int = setting(5, "WORKER_TRIES", "unanswered datagrams after which a worker counts as silent", low=1, high=100, group="client")
+    poll_s: float = setting(10.0, "POLL_INTERVAL", "an accepted request that is silent for so long is asked after", unit="s", above=0.0, group="client")
+    placements_max: int = setting(3, "PLACEMENTS_MAX", "placements of one request: the first and two more", low=1, high=20, group="client")
+    request_timeout_s: float = setting(300.0, "REQUEST_TIMEOUT", "a request not finished by then has failed", unit="s", above=0.0, group="client")
+
+    # --- a run ------------------------------------------------------------------------------------------------------------------------
+    workers: int = setting(5, "WORKERS", "workers in the fleet", low=1, high=1_000_000, flag="--workers", group="run")
+    duration_s: float = setting(0.0, "DURATION", "time in which requests arrive, in seconds of the run's clock; 0: 30 s, or the whole of a trace", unit="s", low=0.0, flag="--duration", group="run")
+    rate_per_s: float = setting(0.0, "RATE", "mean arrivals; 0: what keeps the fleet about half busy", unit="req/s", low=0.0, flag="--rate", group="run")
+    arrivals: str = setting("poisson", "ARRIVALS", "arrival process", choices=("poisson", "gamma", "deterministic"), flag="--arrivals", group="run")
+    cv: float = setting(8.0, "CV", "coefficient of variation of gamma arrivals", above=0.0, high=100.0, flag="--cv", group="run")
+    trace: str = setting("", "TRACE", "trace file to replay instead of synthetic arrivals", flag="--trace", group="run")
+    speedup: float = setting(1.0, "SPEEDUP", "the run's clock runs so many times as fast as the wall clock (live runs)", above=0.0, high=10000.0, flag="--speedup", group="run")
+    models: int = setting(0, "MODELS", "models of the catalogue that are asked for; 0: eight, or all of a catalogue file", low=0, high=100000, flag="--models", group="run")
+    zipf: float = setting(1.1, "ZIPF", "exponent of model popularity; 0: all alike", low=0.0, high=10.0, flag="--zipf", group="run")
+    latency_ms: float = setting(0.2, "LATENCY_MS", "one-way network latency in virtual time", unit="ms", low=0.0, high=60000.0, flag="--latency-ms", group="run")
+    loss: float = setting(0.0, "LOSS", "part of the datagrams lost in virtual time", low=0.0, high=1.0, flag="--loss", group="run")
+
+    # --- people reach for these -------------------------------------------------------------------------------------------------------
+
+    def get_coordinator_address(self) -> Address:
+        """Where the coordinator is heard: (name or address, port)."""
+        return self.coordinator_host, self.coordinator_port
+
+    def get_worker_id(self) -> str:
+        """This worker's name."""
+        return self.worker_id
+
+    @property
+    def in_container(self) -> bool:
+        return self.deployment_mode != "local"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Config:
+        """Read and validate every variable; what is unset or empty keeps its default. UsageError names the variable and its value."""
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            text = environ.get(field.metadata["env"], "").strip()
+            if text:
+                values[field.name] = parse_setting(field, text, field.metadata["env"])
+        return resolve_defaults(cls(**values), environ)
+
+    def describe(self) -> dict[str, Any]:
+        """The effective configuration by variable, for printing. It holds no secret: keys live in files, only the path is here."""
+        return {field.metadata["env"]: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def parse_setting(field: dataclasses.Field[Any], text: str, label: str) -> Any:
+    """`text` as the field's value. UsageError says `label`, the text and what would fit."""
+    rules = field.metadata
+    if field.type == "str":
+        if rules["choices"] and text not in rules["choices"]:
+            raise UsageError(f"{label}={text!r}: must be one of {', '.join(c for c in rules['choices'] if c)}")
+        return text
+    kind = int if field.type == "int" else float
+    try:
+        value = kind(text)
+    except ValueError:
+        raise UsageError(f"{label}={text!r}: must be {'a whole number' if kind is int else 'a number'}{_range_text(rules)}") from None
+    inside = value == value and abs(value) != float("inf")
+    inside = inside and (rules["low"] is None or value >= rules["low"]) and (rules["high"] is None or value <= rules["high"])
+    if not inside or (rules["above"] is not None and value <= rules["above"]):
+        raise UsageError(f"{label}={text!r}: must be {'a whole number' if kind is int else 'a number'}{_range_text(rules)}")
+    return value
+
+
+def _range_text(rules: Mapping[str, Any]) -> str:
+    parts = []
+    if rules["low"] is not None:
+        parts.append(f"at least {rules['low']:g}")
+    if rules["above"] is not None:
+        parts.append(f"above {rules['above']:g}")
+    if rules["high"] is not None:
+        parts.append(f"at most {rules['high']:g}")
+    unit = f" ({rules['unit']})" if rules["unit"] else ""
+    return (", " + " and ".join(parts) if parts else "") + unit
+
+
+def detect_mode(environ: Mapping[str, str]) -> str:
+    """kubernetes if the API server's variables are there; docker if the engine's mark is there and the container's first process is one of our entry
+    points (a shell in a development container is local); else local."""
+    if environ.get("KUBERNETES_SERVICE_HOST"):
+        return "kubernetes"
+    try:
+        with open("/proc/1/cmdline", "rb") as first_process:
+            ours = b"entrypoint_" in first_process.read()
+    except OSError:
+        ours = False
+    return "docker" if ours and os.path.exists("/.dockerenv") else "local"
+
+
+def resolve_defaults(config: Config, environ: Mapping[str, str]) -> Config:
+    """Fill in what depends on where this runs."""
+    mode = config.deployment_mode or detect_mode(environ)
+    local = mode == "local"
+    if len(config.worker_id.encode()) > WORKER_ID_MAX_BYTES:
+        raise UsageError(f"WORKER_ID={config.worker_id!r}: must have at most {WORKER_ID_MAX_BYTES} bytes")
+    host_name = environ.get("HOSTNAME", "").strip() or socket.gethostname()
+    return dataclasses.replace(
+        config,
+        deployment_mode=mode,
+        bind_host=config.bind_host or ("127.0.0.1" if local else "0.0.0.0"),
+        coordinator_host=config.coordinator_host or ("127.0.0.1" if local else "central-coordinator"),
+        health_port=config.health_port if config.health_port >= 0 else (0 if local else 8080),
+        worker_id=config.worker_id or (f"worker-{os.getpid()}" if local else host_name),
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """`config`, built from the process's environment on first use."""
+    if name != "config":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    built = globals()["config"] = Config.from_env(os.environ)
+    return built

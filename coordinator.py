@@ -1,0 +1,297 @@
+"""The coordinator: hears load reports, tracks workers, and says where each model request goes.
+
+It keeps nothing but what the reports tell it, and is never in the path of a request's data:
+
+    LoadReport       -> the worker's row, its member state, its acknowledged dispatches; now and then a ReportAck
+    ScheduleRequest  -> the policy's placement and a ScheduleResponse, or a ScheduleError that says why not
+    every tick       -> silent workers become SUSPECT, then DEAD, unless too many fell silent at once
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from math import inf
+from random import Random
+from typing import NamedTuple
+
+from config import Config
+from sllm.catalog import Catalog
+from sllm.dispatch import Entry
+from sllm.errors import UsageError
+from sllm.events import CoordinatorReady, ExpiryHeld, ExpiryResumed, RequestRefused, RequestRouted, WorkerStateChanged
+from sllm.fleet import DEAD, EXPIRED, SILENT, SUSPECT, Fleet, Row
+from sllm.messages import (
+    COLD_START,
+    DEADLINE_UNMEETABLE,
+    NO_WORKERS,
+    NOT_READY,
+    READY,
+    SATURATED,
+    UNKNOWN_MODEL,
+    Address,
+    Envelope,
+    LoadReport,
+    ReportAck,
+    ScheduleError,
+    ScheduleRequest,
+    ScheduleResponse,
+)
+from sllm.node import Codec, Node
+from sllm.placement.base import FleetView, Placement, Policy, Query
+from sllm.placement.costs import make_costs
+from sllm.timers import Timers
+
+CHORES_MAX = 64  # silent rows looked at in one go; the rest wait for `CHORE_PAUSE_S`, so that no datagram waits for 100,000 of them
+CHORE_PAUSE_S = 0.001
+HOLD_AFTER_STALL_INTERVALS = 3.0  # after a stall of our own, reports get so long to come in before anybody is called silent
+
+
+class Decision(NamedTuple):
+    """An answer given, kept so that the same question gets it again."""
+
+    response: ScheduleResponse
+    exclude: tuple[str, ...]
+    at: float
+
+
+class Coordinator(Node):
+    """One coordinator. `stopwatch` (seconds, any origin) measures how long placements take; without it they count as 0."""
+
+    __slots__ = (
+        "_ack_every", "_decisions", "_hold_until", "_next_chore", "_next_tick", "_ready_at", "_rng", "_silence", "_stopwatch", "_tick_s", "_view",
+        "catalog", "config", "degraded", "fleet", "policy", "ready", "reports_accepted", "reports_rejected",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        policy: Policy,
+        rng: Random,
+        incarnation: int,
+        *,
+        node_id: str = "coordinator",
+        codec: Codec | None = None,
+        wall_offset_s: float = 0.0,
+        stopwatch: Callable[[], float] | None = None,
+        now: float = 0.0,
+    ) -> None:
+        super().__init__(node_id, incarnation, codec=codec, wall_offset_s=wall_offset_s)
+        self.config = config
+        self.catalog = catalog
+        self.policy = policy
+        self.fleet = Fleet()
+        self.reports_accepted = 0
+        self.reports_rejected: Counter[str] = Counter()
+        self.ready = config.report_interval_s == 0.0
+        self.degraded = ""  # why expiry is held, or ""
+        self._rng = rng
+        self._stopwatch = stopwatch
+        self._view = FleetView(self.fleet, make_costs(config.engine, config.service_mean_s), config.queue_threshold, config.memory_threshold)
+        self._decisions: dict[tuple[str, str], Decision] = {}
+        self._silence: Timers[str] = Timers()
+        self._tick_s = config.report_interval_s or 1.0
+        self._ready_at = now + config.report_interval_s
+        self._next_tick = now + self._tick_s
+        self._next_chore = inf  # when to go on with what the last tick left
+        self._hold_until = now
+        # A worker that hears nothing for `coordinator_silent_s` renews its socket: it must hear us at least twice in that time.
+        self._ack_every = max(1, min(config.ack_every, int(config.coordinator_silent_s / 2.0 / self._tick_s)))
+        self.handlers = {LoadReport: self._on_report, ScheduleRequest: self._on_schedule_request}
+
+    # --- reports --------------------------------------------------------------------------------------------------------------------
+
+    def _on_report(self, envelope: Envelope, addr: Address, now: float) -> None:
+        """A report is applied only if its (incarnation, sequence) is newer than the last one applied."""
+        report = envelope.message
+        assert type(report) is LoadReport
+        fleet = self.fleet
+        row = fleet.rows.get(envelope.sender_id)
+        if row is None:
+            new = self._admit(envelope, report, now)
+            if new is None:
+                return
+            row = new
+        elif envelope.incarnation < row.incarnation:
+            self.reports_rejected["old_incarnation"] += 1
+            return
+        elif envelope.incarnation == row.incarnation and envelope.sequence <= row.sequence:
+            self.reports_rejected["replayed" if envelope.sequence == row.sequence else "out_of_order"] += 1
+            return
+        restarted = envelope.incarnation > row.incarnation > 0
+        self.reports_accepted += 1
+        fleet.apply(row, envelope, report, self.incarnation, now)
+        row.address = (report.host or addr[0], report.port or addr[1]) if report.host or report.port else addr
+        if row.ledger.entries:
+            fleet.expire_dispatches(row, now - self.config.dispatch_expiry_intervals * report.interval_s)
+        if row.state != report.state:
+            self._step(row, report.state, now, "restarted" if restarted else "reported")
+            self._silence.set(row.worker_id, self._silence_deadline(row))
+        if envelope.sequence % self._ack_every == 0 or envelope.sequence == 1:
+            self.send(ReportAck(self.incarnation, envelope.sequence), addr, now)
+
+    def _admit(self, envelope: Envelope, report: LoadReport, now: float) -> Row | None:
+        """A worker never heard of: a new row, unless it names hardware that we cannot cost."""
+        try:
+            hardware = self.catalog.get_hardware(report.hardware)
+        except UsageError:
+            self.reports_rejected["unknown_hardware"] += 1
+            return None
+        row = self.fleet.rows[envelope.sender_id] = Row(envelope.sender_id, hardware, report)
+        self._silence.set(row.worker_id, now + self.config.suspect_intervals * report.interval_s)
+        return row
+
+    def _step(self, row: Row, what: str, now: float, reason: str) -> None:
+        """Apply a member transition and tell of it."""
+        moved = self.fleet.step(row, what)
+        if moved:
+            self.events.append(WorkerStateChanged(now, row.worker_id, row.incarnation, moved[0], moved[1], reason))
+
+    # --- schedule requests ----------------------------------------------------------------------------------------------------------
+
+    def _on_schedule_request(self, envelope: Envelope, addr: Address, now: float) -> None:
+        request = envelope.message
+        assert type(request) is ScheduleRequest
+        key = (envelope.sender_id, request.request_id)
+        before = self._decisions.get(key)
+        if before is not None:
+            row = self.fleet.rows.get(before.response.worker_id)
+            if row is not None and row.state == READY and request.exclude == before.exclude:
+                self.send(before.response, addr, now)
+                return
+            if row is not None:  # the client has given that placement up
+                self.fleet.release(row, before.response.dispatch.number)
+            del self._decisions[key]
+        started = self._stopwatch() if self._stopwatch else 0.0
+        outcome = self._decide(request, now)
+        decision_s = self._stopwatch() - started if self._stopwatch else 0.0
+        if isinstance(outcome, ScheduleError):
+            self.events.append(RequestRefused(now, request.request_id, request.model, outcome.code))
+            self.send(outcome, addr, now)
+            return
+        response = self._dispatch(outcome, request, now)
+        self._decisions[key] = Decision(response, request.exclude, now)
+        self.events.append(
+            RequestRouted(now, request.request_id, request.model, response.worker_id, response.action, response.eta_s, decision_s)
+        )
+        self.send(response, addr, now)
+
+    def _decide(self, request: ScheduleRequest, now: float) -> Placement | ScheduleError:
+        """The policy's placement, or why there is none."""
+        model = self.catalog.models.get(request.model)
+        if model is None:
+            return ScheduleError(request.request_id, UNKNOWN_MODEL, 0.0, f"model {request.model!r} is not in the catalogue"[:200])
+        if not self.ready:
+            return self._later(request, NOT_READY, self._ready_at - now, "listening for reports after a start")
+        if not self.fleet.ready.rows:
+            return self._later(request, NO_WORKERS, self._tick_s, "no worker is ready")
+        exclude = request.exclude
+        if exclude and all(row.worker_id in exclude for row in self.fleet.ready.rows[: len(exclude) + 1]):
+            exclude = ()  # a worker that failed once (it may have restarted since) is better than none
+        query = Query(model, request.prompt_tokens, request.max_tokens, request.priority, exclude, now, self._rng)
+        placement = self.policy.place(query, self._view)
+        if placement is None:
+            return self._later(request, SATURATED, self._tick_s, "every worker's queue is full for this priority")
+        if 0.0 < request.deadline_s < placement.eta_s:
+            return ScheduleError(request.request_id, DEADLINE_UNMEETABLE, 0.0, f"the best estimate is {placement.eta_s:.3f} s")
+        return placement
+
+    def _later(self, request: ScheduleRequest, code: str, after_s: float, detail: str) -> ScheduleError:
+        """An error worth asking again after; jittered, so that those turned away do not come back together."""
+        return ScheduleError(request.request_id, code, max(after_s, 0.01) * (1.0 + self._rng.random()), detail)
+
+    def _dispatch(self, placement: Placement, request: ScheduleRequest, now: float) -> ScheduleResponse:
+        """Enter the placement into the ledger and word the answer."""
+        row = placement.row
+        entry = Entry(request.request_id, placement.cost_s, request.model, placement.action == COLD_START, now)
+        dispatch = self.fleet.dispatch(row, entry, self.incarnation)
+        host, port = row.address
+        return ScheduleResponse(request.request_id, row.worker_id, host, port, placement.action, placement.eta_s, dispatch, placement.reason)
+
+    # --- time -----------------------------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        at = self._next_tick if self._next_tick < self._next_chore else self._next_chore
+        return at if self.ready or at < self._ready_at else self._ready_at
+
+    def handle_timer(self, now: float) -> None:
+        if not self.ready and now >= self._ready_at:
+            self.ready = True
+            self.events.append(CoordinatorReady(now, self.fleet.states[READY]))
+        if now >= self._next_tick:
+            if now - self._next_tick > self.config.stall_s:
+                self._hold_until = now + HOLD_AFTER_STALL_INTERVALS * self._tick_s
+            self._next_tick = now + self._tick_s
+        elif now < self._next_chore:
+            return
+        self._check_silence(now)
+        self._drop_old_decisions(now)
+        due = self._silence.next_deadline()
+        self._next_chore = now + CHORE_PAUSE_S if due is not None and due <= now else inf
+
+    def _check_silence(self, now: float) -> None:
+        """Move silent workers on, some at a time. A worker's timer is looked at only when it comes due, so a report need not touch it."""
+        overdue: list[Row] = []
+        silence = self._silence
+        for _ in range(CHORES_MAX):
+            worker_id = silence.first_due(now)
+            if worker_id is None:
+                break
+            row = self.fleet.rows[worker_id]
+            due = self._silence_deadline(row)
+            if due > now:
+                silence.set(worker_id, due)
+            elif row.state == DEAD:
+                silence.cancel(worker_id)
+                self.fleet.forget(row)
+            else:
+                silence.set(worker_id, now + self._tick_s)
+                overdue.append(row)
+        self._hold_or_resume(overdue, now)
+        for row in overdue:
+            if now < self._hold_until:
+                continue
+            if row.state != SUSPECT:
+                self._step(row, SILENT, now, f"silent for {now - row.heard_at:.1f} s")
+            elif not self.degraded:
+                self._step(row, EXPIRED, now, f"silent for {now - row.heard_at:.1f} s")
+            self._silence.set(row.worker_id, max(self._silence_deadline(row), now + self._tick_s))
+
+    def _silence_deadline(self, row: Row) -> float:
+        """When the row's silence means something next."""
+        if row.state == DEAD:
+            return row.heard_at + self.config.forget_after_s
+        if row.state == SUSPECT:
+            return row.heard_at + max(self.config.worker_timeout_s, self.config.suspect_intervals * row.report.interval_s)
+        return row.heard_at + self.config.suspect_intervals * row.report.interval_s
+
+    def _hold_or_resume(self, overdue: list[Row], now: float) -> None:
+        """Our own deafness looks like everybody's death: then nobody is declared dead until reports come again."""
+        states = self.fleet.states
+        known = len(self.fleet) - states[DEAD]
+        silent = states[SUSPECT] + sum(row.state != SUSPECT for row in overdue)
+        if now < self._hold_until:
+            why = "our own loop stalled"
+        elif silent > self.config.hold_fraction * known and known > 1:
+            why = "most of the fleet fell silent at once"
+        else:
+            why = ""
+        if why and not self.degraded:
+            self.events.append(ExpiryHeld(now, silent, known, why))
+        elif self.degraded and not why:
+            self.events.append(ExpiryResumed(now))
+        self.degraded = why
+
+    def _drop_old_decisions(self, now: float) -> None:
+        """Answers are kept in order of time; drop those past their use. In one walk: to find a dictionary's first key again and again costs a step
+        for each that was deleted before it, which at 10,000 requests a second is all there is time for."""
+        before = now - self.config.decision_keep_s
+        decisions = self._decisions
+        old = []
+        for key, decision in decisions.items():
+            if decision.at >= before:
+                break
+            old.append(key)
+        for key in old:
+            del decisions[key]

@@ -1,0 +1,48 @@
+"""The cost model as placement reads it: the same seconds for prefill and load that the engine takes."""
+
+from __future__ import annotations
+
+from sllm.catalog import DISK, HOST, REMOTE, Hardware, Model
+from sllm.cost import load_s, prefill_s
+from sllm.fleet import Row
+from sllm.placement.base import Costs
+
+
+class EngineCosts:
+    """Costs of the continuous-batching engine."""
+
+    def prefill_s(self, model: Model, hardware: Hardware, prompt_tokens: int) -> float:
+        return prefill_s(model, hardware, prompt_tokens)
+
+    def load_s(self, model: Model, hardware: Hardware, tier: int) -> float:
+        return load_s(model, hardware, tier)
+
+    def fits(self, model: Model, hardware: Hardware) -> bool:
+        return model.size_bytes < hardware.usable_gpu_bytes
+
+    def tier(self, model: Model, row: Row) -> int:
+        report = row.report
+        if model.name in report.host_models:
+            return HOST
+        return DISK if report.disk_complete or model.name in report.disk_models else REMOTE
+
+
+class QueueCosts(EngineCosts):
+    """Costs of the queue engine: no prefill, a load takes what the engine was told, each request adds its mean share of a slot to the wait."""
+
+    def __init__(self, service_mean_s: float) -> None:
+        self._service_mean_s = service_mean_s
+
+    def prefill_s(self, model: Model, hardware: Hardware, prompt_tokens: int) -> float:
+        return self._service_mean_s
+
+    def load_s(self, model: Model, hardware: Hardware, tier: int) -> float:
+        return 0.0
+
+    def fits(self, model: Model, hardware: Hardware) -> bool:
+        return True
+
+
+def make_costs(engine: str, service_mean_s: float) -> Costs:
+    """The costs that go with an engine's name."""
+    return QueueCosts(service_mean_s) if engine == "queue" else EngineCosts()

@@ -1,0 +1,339 @@
+"""A worker: holds models, serves requests through its engine, and reports its load.
+
+    InferenceRequest -> InferenceAccepted, FirstToken, InferenceResponse; sent again, it is answered again, and the work is done once
+    every interval   -> a LoadReport to the coordinator
+    drain()          -> DRAINING: nothing new is taken, what runs is finished, a last report says STOPPED
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from config import Config
+from sllm.catalog import TIER_NAMES, Catalog
+from sllm.dispatch import Receipts
+from sllm.engine import Engine, EngineSnapshot, Evicted, Finished, FirstTokenOut, Loaded, ModelTooLarge, RequestTooLarge, Started
+from sllm.events import (
+    CoordinatorChanged,
+    CoordinatorSilent,
+    ModelEvicted,
+    ModelLoaded,
+    ModelLoadStarted,
+    RequestAdmitted,
+    RequestServed,
+    WorkerDrained,
+)
+from sllm.messages import (
+    COMPLETED,
+    DRAINING,
+    READY,
+    REFUSED_DRAINING,
+    REFUSED_FULL,
+    REFUSED_MISDIRECTED,
+    REFUSED_TOO_LARGE,
+    REFUSED_UNKNOWN_MODEL,
+    STARTING,
+    STOPPED,
+    Address,
+    Envelope,
+    FirstToken,
+    InferenceAccepted,
+    InferenceRequest,
+    InferenceResponse,
+    LoadReport,
+    ReportAck,
+)
+from sllm.node import Codec, Node
+
+HEARTBEAT_S = 1.0  # between reports when they are sent at every change
+
+
+class Job:
+    """One request on this worker. Times are absolute seconds of the worker's clock."""
+
+    __slots__ = ("arrived_at", "client", "first_at", "load_s", "model", "request_id", "started_at")
+
+    def __init__(self, request_id: str, model: str, client: Address, now: float) -> None:
+        self.request_id = request_id
+        self.model = model
+        self.client = client
+        self.arrived_at = now
+        self.started_at = now
+        self.first_at = now
+        self.load_s = 0.0
+
+
+class Worker(Node):
+    """One worker. `advertise` is where clients reach it ("" and 0: where its reports come from)."""
+
+    __slots__ = (
+        "_changed", "_done", "_drain_until", "_facts", "_heard_at", "_heard_epoch", "_initiators", "_interval_s", "_jobs", "_jobs_max", "_last_report",
+        "_next_report", "_present", "_receipts", "_report_always", "_rng", "_silent_s", "_snapshot", "_starting", "advertise", "catalog", "config",
+        "coordinator", "drained", "engine", "refused", "reports_sent", "served", "state",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        engine: Engine,
+        coordinator: Address,
+        rng: Random,
+        incarnation: int,
+        *,
+        node_id: str,
+        codec: Codec | None = None,
+        wall_offset_s: float = 0.0,
+        advertise: Address = ("", 0),
+        now: float = 0.0,
+    ) -> None:
+        super().__init__(node_id, incarnation, codec=codec, wall_offset_s=wall_offset_s)
+        self.config = config
+        self.catalog = catalog
+        self.engine = engine
+        self.coordinator = coordinator
+        self.advertise = advertise
+        self.state = STARTING
+        self.drained = False
+        self.reports_sent = 0
+        self.served = 0
+        self.refused = 0
+        self._rng = rng
+        self._receipts = Receipts()
+        self._jobs: dict[str, Job] = {}
+        self._done: dict[str, tuple[float, InferenceResponse]] = {}  # in order of time
+        self._interval_s = config.report_interval_s or HEARTBEAT_S
+        self._report_always = config.report_interval_s == 0.0
+        self._changed = False
+        self._last_report: LoadReport | None = None
+        self._snapshot: EngineSnapshot | None = None  # that it was made from,
+        self._facts: tuple[object, ...] = ()  # and what else is in it
+        self._next_report = now
+        self._drain_until: float | None = None
+        self._heard_at = now  # when the coordinator was last heard, or last complained about
+        self._silent_s = max(config.coordinator_silent_s, 3.0 * self._interval_s)
+        self._heard_epoch = 0
+        self._initiators: dict[str, Job] = {}  # the request for whose sake a model is being loaded
+        first = engine.snapshot(now)
+        self._jobs_max = config.queue_max + first.slots
+        self._present = set(first.gpu)  # models loaded or on their way
+        self._starting: set[str] = set()  # demo models still to come
+        self.handlers = {InferenceRequest: self._on_inference_request, ReportAck: self._on_report_ack}
+        for name in catalog.names[: config.demo_models]:
+            if name not in self._present:
+                self._starting.add(name)
+                self._present.add(name)
+                engine.preload(now, name)
+                self.events.append(ModelLoadStarted(now, node_id, name))
+        self._update_state()
+
+    # --- requests -------------------------------------------------------------------------------------------------------------------
+
+    def _on_inference_request(self, envelope: Envelope, addr: Address, now: float) -> None:
+        request = envelope.message
+        assert type(request) is InferenceRequest
+        if not self.drained:
+            self._advance(now)
+        if request.worker_id != self.node_id:
+            self._refuse(request, REFUSED_MISDIRECTED, addr, now)
+            return
+        self._receipts.note(request.dispatch.epoch, request.dispatch.number)
+        key = f"{envelope.sender_id}/{request.request_id}"
+        done = self._done.get(key)
+        if done is not None:
+            self.send(done[1], addr, now)
+            return
+        job = self._jobs.get(key)
+        if job is None:
+            refusal = self._submit(key, request, addr, now)
+            if refusal:
+                self._refuse(request, refusal, addr, now)
+                return
+        else:
+            job.client = addr
+        self.send(InferenceAccepted(request.request_id, len(self._jobs)), addr, now)
+        self._after_change(now)
+
+    def _submit(self, key: str, request: InferenceRequest, addr: Address, now: float) -> str:
+        """Hand a new request to the engine; returns why it is refused, or ""."""
+        if self._drain_until is not None:
+            return REFUSED_DRAINING
+        if request.model not in self.catalog.models:
+            return REFUSED_UNKNOWN_MODEL
+        if len(self._jobs) >= self._jobs_max:
+            return REFUSED_FULL
+        try:
+            self.engine.submit(now, key, request.model, request.prompt_tokens, request.max_tokens)
+        except (RequestTooLarge, ModelTooLarge):
+            return REFUSED_TOO_LARGE
+        job = self._jobs[key] = Job(request.request_id, request.model, addr, now)
+        self._changed = True
+        self.events.append(RequestAdmitted(now, self.node_id, request.request_id, request.model))
+        if request.model not in self._present:
+            self._present.add(request.model)
+            self._initiators[request.model] = job
+            self.events.append(ModelLoadStarted(now, self.node_id, request.model))
+        self._advance(now)
+        return ""
+
+    def _refuse(self, request: InferenceRequest, outcome: str, addr: Address, now: float) -> None:
+        self.refused += 1
+        self.send(InferenceResponse(request.request_id, outcome, 0, 0.0, 0.0, 0.0, 0.0), addr, now)
+
+    def _advance(self, now: float) -> None:
+        """Let the engine run up to `now` and tell the clients what came of it."""
+        for note in self.engine.advance(now):
+            if isinstance(note, Started):
+                self._jobs[note.request_id].started_at = note.at
+            elif isinstance(note, FirstTokenOut):
+                job = self._jobs[note.request_id]
+                job.first_at = note.at
+                self.send(FirstToken(job.request_id, job.started_at - job.arrived_at), job.client, now)
+            elif isinstance(note, Finished):
+                self._finish(note, now)
+            elif isinstance(note, Loaded):
+                self._on_loaded(note)
+            elif isinstance(note, Evicted):
+                self._on_evicted(note)
+            self._changed = True
+
+    def _finish(self, note: Finished, now: float) -> None:
+        """The last token of a request: answer, and keep the answer for a while."""
+        job = self._jobs.pop(note.request_id)
+        arrived_at = job.arrived_at
+        response = InferenceResponse(
+            job.request_id, COMPLETED, note.output_tokens,
+            job.started_at - arrived_at, job.first_at - arrived_at, note.at - arrived_at, job.load_s,
+        )  # fmt: skip
+        self._done[note.request_id] = (now, response)
+        self.served += 1
+        self.send(response, job.client, now)
+        self.events.append(RequestServed(note.at, self.node_id, job.request_id, job.model, note.output_tokens))
+
+    def _on_loaded(self, note: Loaded) -> None:
+        initiator = self._initiators.pop(note.model, None)
+        if initiator is not None:
+            initiator.load_s = note.load_s
+        self._starting.discard(note.model)
+        self.events.append(ModelLoaded(note.at, self.node_id, note.model, TIER_NAMES[note.tier_from], note.load_s))
+
+    def _on_evicted(self, note: Evicted) -> None:
+        """A model left the GPU; if requests still wait for it, the engine loads it again by itself."""
+        self.events.append(ModelEvicted(note.at, self.node_id, note.model))
+        if any(job.model == note.model for job in self._jobs.values()):
+            self.events.append(ModelLoadStarted(note.at, self.node_id, note.model))
+        else:
+            self._present.discard(note.model)
+
+    # --- reports --------------------------------------------------------------------------------------------------------------------
+
+    def _on_report_ack(self, envelope: Envelope, addr: Address, now: float) -> None:
+        ack = envelope.message
+        assert type(ack) is ReportAck
+        self._heard_at = now
+        if ack.epoch > self._heard_epoch:
+            if self._heard_epoch:
+                self.events.append(CoordinatorChanged(now, self.node_id, ack.epoch))
+            self._heard_epoch = ack.epoch
+
+    def _report(self, now: float) -> None:
+        snap = self.engine.snapshot(now)
+        receipts = self._receipts
+        facts = (self.state, self.advertise, receipts.epoch, receipts.high, receipts.seen)
+        if snap is not self._snapshot or facts != self._facts:  # an idle engine gives the same snapshot again: then the last report is still right
+            self._snapshot, self._facts = snap, facts
+            host, port = self.advertise
+            self._last_report = LoadReport(
+                self.state, host, port, self.config.hardware, snap.slots, snap.running, snap.waiting, snap.wait_s, snap.load_queue_s, snap.kv_used,
+                snap.gpu_free_bytes, snap.gpu, snap.busy_models, snap.loading, snap.host, snap.disk, snap.disk_complete,
+                receipts.epoch, receipts.high, receipts.seen, self._interval_s,
+            )  # fmt: skip
+        assert self._last_report is not None
+        self.send(self._last_report, self.coordinator, now)
+        self.reports_sent += 1
+        self._changed = False
+
+    def _update_state(self) -> bool:
+        """STARTING until the demo models are there, DRAINING once told to stop; True if it changed."""
+        state = DRAINING if self._drain_until is not None else STARTING if self._starting else READY
+        changed, self.state = state != self.state, state
+        return changed
+
+    def _after_change(self, now: float) -> None:
+        """A change of state is reported at once; others too when reports have no interval."""
+        if self._update_state() or (self._report_always and self._changed):
+            self._report(now)
+
+    # --- time -----------------------------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        if self.drained:
+            return None
+        at = self._next_report
+        event_at = self.engine.next_event()
+        if event_at is not None and event_at < at:
+            at = event_at
+        if self._drain_until is not None and self._drain_until < at:
+            at = self._drain_until
+        return at
+
+    def handle_timer(self, now: float) -> None:
+        if self.drained:
+            return
+        self._advance(now)
+        if now >= self._next_report:
+            self._update_state()
+            self._report(now)
+            self._plan_report(now)
+            self._check_coordinator(now)
+            self._drop_old_responses(now)
+        else:
+            self._after_change(now)
+        if self._drain_until is not None and (not self._jobs or now >= self._drain_until):
+            self._stop(now)
+
+    def _plan_report(self, now: float) -> None:
+        """The next report: at a random phase after the first, so that a fleet started together does not report together; then evenly."""
+        if self.reports_sent <= 1:
+            self._next_report = now + self._rng.random() * self._interval_s
+        else:
+            self._next_report += self._interval_s
+            if self._next_report <= now:  # we were held up: do not send those missed
+                self._next_report = now + self._interval_s
+
+    def _check_coordinator(self, now: float) -> None:
+        silent_s = now - self._heard_at
+        if silent_s >= self._silent_s:
+            self.events.append(CoordinatorSilent(now, self.node_id, silent_s))
+            self._heard_at = now
+
+    def _drop_old_responses(self, now: float) -> None:
+        before = now - self.config.response_keep_s
+        done = self._done
+        old = []
+        for key, (at, _) in done.items():
+            if at >= before:
+                break
+            old.append(key)
+        for key in old:
+            del done[key]
+
+    # --- leaving --------------------------------------------------------------------------------------------------------------------
+
+    def drain(self, now: float) -> None:
+        """Take nothing new, finish what runs within the drain timeout, then send a last report."""
+        if self._drain_until is None:
+            self._drain_until = now + self.config.drain_timeout_s
+            self._after_change(now)
+            if not self._jobs:
+                self._stop(now)
+
+    def _stop(self, now: float) -> None:
+        """Send the last report; tell the clients of what is not finished to go elsewhere."""
+        for job in self._jobs.values():
+            self.send(InferenceResponse(job.request_id, REFUSED_DRAINING, 0, 0.0, 0.0, 0.0, 0.0), job.client, now)
+        self._jobs.clear()
+        self.state = STOPPED
+        self._report(now)
+        self.drained = True
+        self.events.append(WorkerDrained(now, self.node_id))
