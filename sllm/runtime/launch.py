@@ -1,0 +1,98 @@
+"""The command line that the entry points share, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+
+from config import Config
+from sllm import __version__
+from sllm.errors import UsageError
+from sllm.runtime import logs
+
+HEALTHCHECK_S = 3.0
+_EXITS = "Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 130 or 143 after a second signal."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; --help lists the options")
+
+
+def launch(
+    role: str, description: str, argv: Sequence[str], environ: Mapping[str, str], serve: Callable[[Config, Mapping[str, str]], int]
+) -> int:
+    """Read arguments and environment and `serve`; returns the exit status. Wrong usage: one line on stderr, status 2. Anything unforeseen is
+    logged with its stack, status 1."""
+    try:
+        arguments = _parse(role, description, argv)
+        config = Config.from_env(environ)
+        if arguments.print_config:
+            for name, value in config.describe().items():
+                print(f"{name}={value}")
+            return 0
+        if arguments.healthcheck:
+            return healthcheck(config, arguments.healthcheck)
+        return serve(config, environ)
+    except UsageError as error:
+        print(f"{role}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        logs.setup(environ.get("LOG_LEVEL", "info") if environ.get("LOG_LEVEL") in logs.LEVELS else "info", environ.get("LOG_FORMAT", "text"))
+        logs.logger().exception("unexpected error")
+        return 1
+
+
+def _parse(role: str, description: str, argv: Sequence[str]) -> argparse.Namespace:
+    variables = "\n".join(
+        f"  {field.metadata['env']:<26} {field.metadata['meaning']}"
+        for field in Config.__dataclass_fields__.values()
+        if field.metadata["group"] in ("common", role) or (field.metadata["group"] == "run" and field.metadata["env"] in _RUN_VARIABLES[role])
+    )
+    parser = _Parser(
+        prog=f"entrypoint_{role}.py", description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"It is configured by environment variables:\n{variables}\n\n{_EXITS}",
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--print-config", action="store_true", help="print the effective configuration, which holds no secrets, and exit")
+    parser.add_argument(
+        "--healthcheck", nargs="?", const="livez", choices=("livez", "readyz"), metavar="livez|readyz",
+        help="ask the process on this machine how it is and exit 0 or 1",
+    )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+_RUN_VARIABLES = {
+    "coordinator": frozenset({"SEED", "REPORT_INTERVAL", "POLICY", "MODEL_CATALOG", "ENGINE", "SERVICE_MEAN", "MODELS", "HARDWARE"}),
+    "worker": frozenset(
+        {"SEED", "REPORT_INTERVAL", "MODEL_CATALOG", "MODELS", "HARDWARE", "ENGINE", "SERVICE", "SERVICE_MEAN", "SLOTS", "KEEP_ALIVE"}
+    ),
+    "client": frozenset(
+        {"SEED", "MODEL_CATALOG", "MODELS", "HARDWARE", "ENGINE", "SLOTS", "SERVICE_MEAN", "WORKERS", "DURATION", "RATE", "ARRIVALS", "CV", "TRACE", "ZIPF"}
+    ),
+}
+
+
+def healthcheck(config: Config, path: str) -> int:
+    """Ask our own HTTP side; 0 if it says yes."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(config.bind_host, config.bind_host)
+    if config.health_port == 0:
+        print("HEALTH_PORT=0: there is nothing to ask", file=sys.stderr)
+        return 1
+    connection = http.client.HTTPConnection(host, config.health_port, timeout=HEALTHCHECK_S)
+    try:
+        connection.request("GET", f"/{path}")
+        answer = connection.getresponse()
+        text = answer.read(200).decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException) as error:
+        print(f"no answer from {host}:{config.health_port}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        connection.close()
+    print(text)
+    return 0 if answer.status == 200 else 1

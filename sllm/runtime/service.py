@@ -1,0 +1,328 @@
+"""One role as a process of its own: signals, logs, HTTP, name resolution and an orderly end, around the driver.
+
+The entry points make a role and hand it over as a `Part`; nothing here knows which role it is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, Protocol
+
+from config import Config
+from sllm import __version__
+from sllm.errors import UsageError
+from sllm.events import CoordinatorSilent, Event
+from sllm.messages import Address
+from sllm.node import Node
+from sllm.runtime import logs
+from sllm.runtime.bridge import Answer, Bridge
+from sllm.runtime.clock import Clock
+from sllm.runtime.http import HttpServer, Page, Site
+from sllm.runtime.keys import key_path, load_keyring
+from sllm.runtime.memory import GarbageTamer
+from sllm.runtime.metrics import RoleMetrics
+from sllm.runtime.resolve import Resolver
+from sllm.runtime.sockets import literal_address
+from sllm.runtime.udp import UdpDriver, UdpHost
+from sllm.wire import PickleCodec
+
+TICK_S = 1.0  # history and held-back log lines are brought up to date this often
+KEYS_S = 10.0  # the key file is looked at this often: keys rotate without a restart
+STALLED_S = 10.0  # a loop that has not turned for so long is not alive
+SWITCH_INTERVAL_S = 0.0005  # an HTTP thread hands the interpreter back to the loop after so long
+
+
+class Part(Protocol):
+    """A role, and what only its entry point knows of it. Everything is called in the loop's thread but `page_state` and `ready`."""
+
+    @property
+    def node(self) -> Node: ...
+    @property
+    def metrics(self) -> RoleMetrics: ...
+    @property
+    def page(self) -> Page | None: ...
+
+    def ready(self) -> tuple[bool, str]:
+        """Ready to do its work, and if not why not. Also called in HTTP threads: it may only read attributes that hold immutable values."""
+        ...
+
+    def observe(self, event: Event) -> None: ...
+    def tick(self) -> None:
+        """Once a second."""
+        ...
+
+    def collect(self, answer: Callable[[], None]) -> None:
+        """Bring the metrics up to date, then call `answer`."""
+        ...
+
+    def state(self, answer: Answer) -> None:
+        """Answer with what `page_state` needs; it must not change afterwards."""
+        ...
+
+    def page_state(self, state: Any, query: Mapping[str, str]) -> dict[str, Any]:
+        """What `/state` says to this query. In an HTTP thread. Raises BadQuery."""
+        ...
+
+    def stop(self) -> None:
+        """Asked to end: begin to."""
+        ...
+
+    def finished(self) -> bool:
+        """Nothing is left to do."""
+        ...
+
+
+class Service:
+    """Make it first thing in the process: from then on signals are taken care of. Then `start`, `run`, and always `close`."""
+
+    def __init__(self, role: str, config: Config, environ: Mapping[str, str]) -> None:
+        self.role = role
+        self.config = config
+        self.environ = environ
+        self.codec = PickleCodec(load_keyring(config))
+        self._keys_as_of = self._keys_stamp()
+        self.stopping = False
+        self._signals: list[int] = []
+        self._signal_in, self._signal_out = socket.socketpair()
+        self._signal_in.setblocking(False)
+        self._signal_out.setblocking(False)
+        self._old_wakeup = signal.set_wakeup_fd(self._signal_in.fileno(), warn_on_full_buffer=False)
+        self._old_handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.log = logs.setup(config.log_level, config.log_format)
+        self.events = logs.EventLog(self.log)
+        self.started_wall_s = time.time()
+        self.incarnation = time.time_ns()
+        self.clock = Clock()
+        self.driver = UdpDriver(self.clock, self._observe)
+        self.driver.add_reader(self._signal_out.fileno(), self._on_wakeup)
+        self.resolver = Resolver(self.driver)
+        self.bridge = Bridge(self.driver)
+        self.http: HttpServer | None = None
+        self.host: UdpHost | None = None
+        self.part: Part | None = None
+        self.tamer: GarbageTamer | None = None
+        self._stopping_why = ""
+        self._ask_again: Callable[[], None] | None = None
+
+    # --- start ----------------------------------------------------------------------------------------------------------------------
+
+    def listen(self, make: Callable[[Address], Part], port: int, setting: str, **options: Any) -> Part:
+        """Bind the UDP socket, make the part (it is told the address) and drive it. Locally a port nobody asked for gives way to any free one,
+        so that several processes can be started by hand without a thought."""
+        bind_host = self.config.bind_host
+        placeholder = Node("starting", 0)  # the socket must be bound before the role can say where it is
+        try:
+            host = self.driver.add(placeholder, (bind_host, port), setting=setting, **options)
+        except UsageError:
+            if self.config.in_container or self.environ.get(setting, "").strip() or setting == "COORDINATOR_PORT":
+                raise
+            host = self.driver.add(placeholder, (bind_host, 0), setting=setting, **options)
+            self.log.info("UDP port %d is taken; listening on %d instead", port, host.address[1])
+        self.part = part = make(host.address)
+        host.node = part.node
+        self.host = host
+        self._serve_http()
+        self._follow_coordinator()
+        self.driver.every(TICK_S, self._tick)
+        self.driver.every(KEYS_S, self._look_at_keys)
+        self._say_hello(host)
+        host.touch()
+        self._tick()
+        return part
+
+    def _serve_http(self) -> None:
+        port, part = self.config.health_port, self.part
+        assert part is not None
+        if port == 0:
+            return
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        site = Site(self._live, self._ready, self._metrics, self._state, part.page)
+        self.http = HttpServer((self.config.bind_host, port), site)
+
+    def _follow_coordinator(self) -> None:
+        """Keep the node's idea of the coordinator's address true, if its node has one and it is a name."""
+        name, port = self.config.get_coordinator_address()
+        node: Any = self.part.node if self.part else None
+        if not hasattr(node, "coordinator"):
+            return
+
+        def found(address: str) -> None:
+            if node.coordinator != (address, port):
+                self.log.info("the coordinator %s is at %s:%d", name, address, port)
+                node.coordinator = (address, port)
+                assert self.host is not None
+                self.host.touch()
+
+        self._ask_again = self.resolver.follow(name, found)
+        self._ask_again()
+
+    @property
+    def resolved(self) -> bool:
+        """The coordinator's name has an address."""
+        coordinator = getattr(self.part.node, "coordinator", None) if self.part else None
+        return coordinator is None or any(literal_address(coordinator[0], family) for family in (socket.AF_INET, socket.AF_INET6))
+
+    def _say_hello(self, host: UdpHost) -> None:
+        changed = {field: value for field, value in self.config.describe().items() if value != Config.__dataclass_fields__[_name_of(field)].default}
+        fields = self.config.describe() if self.config.log_format == "json" else changed
+        self.log.info("configuration", extra={"fields": {"role": self.role, "version": __version__, **fields}})
+        where = {"udp": f"{host.address[0]}:{host.address[1]}", "receive_buffer_bytes": host.receive_buffer_bytes}
+        if self.http is not None:
+            where["http"] = self.http.url
+        assert self.part is not None
+        self.log.info("%s is up", self.part.node.node_id, extra={"fields": where})
+
+    # --- run ------------------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until the part is finished, or a signal asked for the end and it has come to one."""
+        part = self.part
+        assert part is not None
+        self.driver.run(until=part.finished)
+
+    def request_stop(self, why: str) -> None:
+        """Readiness goes false, the part begins to end."""
+        if self.stopping:
+            return
+        self.stopping = True
+        self._stopping_why = why
+        self.log.info("stopping: %s", why)
+        if self.part is not None:
+            self.part.stop()
+            assert self.host is not None
+            self.host.touch()
+
+    def close(self) -> None:
+        """Leave nothing behind: threads, ports, handlers."""
+        if self.http is not None:
+            self.http.close()
+        self.bridge.close()
+        self.resolver.close()
+        self.driver.close()
+        if self.tamer is not None:
+            self.tamer.close()
+        signal.set_wakeup_fd(self._old_wakeup)
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        self._signal_in.close()
+        self._signal_out.close()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- in the loop ------------------------------------------------------------------------------------------------------------------
+
+    def _observe(self, node: Node, event: Event) -> None:
+        part = self.part
+        if part is not None:
+            part.metrics.observe(event)
+            part.observe(event)
+        self.events(node, event)
+        if type(event) is CoordinatorSilent and self._ask_again is not None and self.host is not None:
+            self._ask_again()
+            self.host.renew_uplink()
+
+    def _tick(self) -> None:
+        part = self.part
+        assert part is not None
+        part.node.wall_offset_s = self.clock.wall_offset_s  # the wall clock may have been set
+        part.tick()
+        self.events.flush()
+        if self.tamer is not None:
+            self.tamer.tick(self.driver.received)
+
+    def _keys_stamp(self) -> int:
+        try:
+            return key_path(self.config).stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def _look_at_keys(self) -> None:
+        """Take over a key file that has changed. One that cannot be used changes nothing."""
+        stamp = self._keys_stamp()
+        if stamp in (0, self._keys_as_of):
+            return
+        self._keys_as_of = stamp
+        try:
+            codec = PickleCodec(load_keyring(self.config))
+        except UsageError as error:
+            self.log.error("%s; the keys in use stay", error)
+            return
+        assert self.part is not None
+        self.codec = self.part.node.codec = codec
+        self.log.info("the cluster's keys have changed and were taken over")
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread, between any two of its steps. The first signal is seen to by the loop; a second does not wait for it."""
+        self._signals.append(number)
+        if len(self._signals) > 1:
+            sys.stdout.flush()
+            os._exit(128 + number)
+
+    def _on_wakeup(self) -> None:
+        try:
+            while self._signal_out.recv(64):
+                pass
+        except BlockingIOError:
+            pass
+        if self._signals:
+            self.request_stop(signal.Signals(self._signals[0]).name)
+
+    @property
+    def interrupted_by(self) -> int:
+        """The signal that asked for the end; 0: none did."""
+        return self._signals[0] if self._signals else 0
+
+    # --- for HTTP threads -------------------------------------------------------------------------------------------------------------
+
+    def _live(self) -> tuple[bool, str]:
+        age_s = time.monotonic() - self.driver.heartbeat
+        return age_s < STALLED_S, "ok" if age_s < STALLED_S else f"the event loop last turned {age_s:.0f} s ago"
+
+    def _ready(self) -> tuple[bool, str]:
+        if self.stopping:
+            return False, f"stopping: {self._stopping_why}"
+        return self.part.ready() if self.part is not None else (False, "starting")
+
+    def _metrics(self) -> str:
+        def work(answer: Answer) -> None:
+            part, host = self.part, self.host
+            assert part is not None
+            assert host is not None
+            part.metrics.up.set(1 if self._ready()[0] else 0)
+            part.metrics.collect(part.node)
+            part.metrics.collect_driver(self.driver, host)
+            part.collect(lambda: answer(part.metrics.render()))
+
+        text: str = self.bridge.ask(work)
+        return text
+
+    def _state(self, query: Mapping[str, str]) -> dict[str, Any]:
+        part = self.part
+        assert part is not None
+        state = self.bridge.ask(part.state)
+        ready, reason = self._ready()
+        return {
+            "role": self.role,
+            "node_id": part.node.node_id,
+            "version": __version__,
+            "incarnation": part.node.incarnation,
+            "time": logs.timestamp(time.time()),
+            "uptime_s": round(self.clock.elapsed_wall_s, 3),
+            "ready": ready,
+            "reason": reason,
+            **part.page_state(state, query),
+        }
+
+
+def _name_of(env: str) -> str:
+    return next(name for name, field in Config.__dataclass_fields__.items() if field.metadata["env"] == env)
