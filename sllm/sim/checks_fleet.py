@@ -1,0 +1,166 @@
+"""Checkers of what a coordinator knows about its workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sllm.events import RequestRouted, WorkerStateChanged
+from sllm.messages import READY
+from sllm.node import Node
+from sllm.sim.checking import ROUNDING_S, Checker, Context, Cursor, coordinators, every_row, register
+from sllm.sim.host import Host
+from sllm.sim.world import Observer
+
+
+@register
+class LiveDispatch(Checker):
+    """Nobody is sent to a worker that the coordinator itself knows to be anything but READY."""
+
+    name = "live-dispatch"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._states: dict[tuple[Node, str], str] = {}
+
+    def handlers(self) -> dict[type, Observer]:
+        return {WorkerStateChanged: self._on_state, RequestRouted: self._on_routed}
+
+    def _on_state(self, node: Node, event: Any) -> None:
+        self._states[node, event.worker_id] = event.new
+
+    def _on_routed(self, node: Node, event: Any) -> None:
+        state = self._states.get((node, event.worker_id))
+        if state != READY:
+            self.fail(f"request {event.request_id} was sent to {event.worker_id}, known to be {state or 'nobody'}")
+        self.checked += 1
+
+    def on_life(self, what: str, host: Host) -> None:
+        if what == "crash" and hasattr(host.node, "fleet"):
+            self._states = {key: state for key, state in self._states.items() if key[0] is not host.node}
+
+
+@register
+class MemberOrder(Checker):
+    """A worker's row never goes back to an older (incarnation, sequence), nor does the count of its lost reports shrink."""
+
+    name = "member-order"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._seen: dict[tuple[Node, str], tuple[int, int, int]] = {}
+        self._cursor = Cursor()
+
+    def handlers(self) -> dict[type, Observer]:
+        return {WorkerStateChanged: self._on_state, RequestRouted: self._on_routed}
+
+    def _on_state(self, node: Node, event: Any) -> None:
+        if event.old == "":  # never heard of, or forgotten since: nothing to be older than
+            self._seen.pop((node, event.worker_id), None)
+        self._look(node, event.worker_id)
+
+    def _on_routed(self, node: Node, event: Any) -> None:
+        self._look(node, event.worker_id)
+
+    def _look(self, node: Any, worker_id: str) -> None:
+        fleet = getattr(node, "fleet", None)
+        row = fleet.rows.get(worker_id) if fleet is not None else None
+        if row is None:
+            return
+        state = row.incarnation, row.sequence, row.lost
+        key = (node, worker_id)
+        before = self._seen.get(key)
+        if before != state:
+            if before is not None and (state < before or (state[0] == before[0] and state[2] < before[2])):
+                self.fail(f"{worker_id} went from (incarnation, sequence, lost) {before} back to {state}")
+            self._seen[key] = state
+        self.checked += 1
+
+    def on_life(self, what: str, host: Host) -> None:
+        if what == "crash" and hasattr(host.node, "fleet"):
+            self._seen = {key: state for key, state in self._seen.items() if key[0] is not host.node}
+
+    def inspect(self) -> None:
+        for node, row in self._cursor.rows(self.context):
+            self._look(node, row.worker_id)
+
+    def finish(self, at_rest: bool) -> None:
+        for node, row in every_row(self.context):
+            self._look(node, row.worker_id)
+            if row.lost < 0:
+                self.fail(f"{row.worker_id} lost {row.lost} reports: some were applied twice")
+
+
+@register
+class InFlight(Checker):
+    """What is in flight to a worker is never negative, adds up, stands in the right index, and is nothing at rest."""
+
+    name = "in-flight"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._cursor = Cursor()
+
+    def _look(self, node: Any, row: Any) -> None:
+        ledger = row.ledger
+        total = sum(entry.cost_s for entry in ledger.entries.values())
+        if ledger.cost_s < -ROUNDING_S or abs(ledger.cost_s - total) > ROUNDING_S * max(1.0, total):
+            self.fail(f"{row.worker_id}: {len(ledger.entries)} dispatches in flight cost {total} s, the ledger says {ledger.cost_s} s")
+        if (row in node.fleet.ready) != (row.state == READY):
+            self.fail(f"{row.worker_id} is {row.state} and {'is' if row in node.fleet.ready else 'is not'} among those who can be given work")
+        report = row.report
+        if row.state == READY and row.depth != report.running + report.waiting + len(ledger.entries):
+            self.fail(f"{row.worker_id} stands in bucket {row.depth}, with {report.running} + {report.waiting} reported and {len(ledger.entries)} in flight")
+        self.checked += 1
+
+    def inspect(self) -> None:
+        for node, row in self._cursor.rows(self.context):
+            self._look(node, row)
+
+    def finish(self, at_rest: bool) -> None:
+        for node, row in every_row(self.context):
+            self._look(node, row)
+            if at_rest and row.state == READY and row.ledger.entries:
+                self.fail(f"at rest {len(row.ledger.entries)} dispatches are in flight to {row.worker_id}")
+            if at_rest and row.state == READY and row.report.running + row.report.waiting:
+                self.fail(f"at rest {row.worker_id} is said to run {row.report.running} requests and to have {row.report.waiting} waiting")
+
+
+@register
+class ReportBooks(Checker):
+    """Reports sent = accepted + rejected + lost: no more are heard than were sent or duplicated, no more missing than can have been lost."""
+
+    name = "report-books"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._past = (0, 0, 0)  # figures of lives that are over
+
+    def on_life(self, what: str, host: Host) -> None:
+        if what == "crash" and host.node is not None:
+            self._past = _sum(self._past, _figures(host.node))
+
+    def finish(self, at_rest: bool) -> None:
+        world = self.context.world
+        if world is None:
+            return
+        sent, heard, refused = self._past
+        for node in self.context.nodes():
+            sent, heard, refused = _sum((sent, heard, refused), _figures(node))
+        network = world.network
+        if heard > sent + network.duplicated:
+            self.fail(f"{heard} reports were heard, {sent} sent and {network.duplicated} datagrams duplicated")
+        missing_max = sum(network.lost.values()) + refused + network.in_flight
+        if coordinators(self.context) and sent - heard > missing_max:
+            self.fail(f"{sent} reports were sent, {heard} heard, but only {missing_max} datagrams were lost, refused or are on their way")
+        self.checked += sent
+
+
+def _figures(node: Any) -> tuple[int, int, int]:
+    """Of one life: (reports sent, reports heard, datagrams refused before they were known for reports)."""
+    if hasattr(node, "reports_accepted"):
+        return 0, node.reports_accepted + sum(node.reports_rejected.values()), sum(node.rejected.values())
+    return getattr(node, "reports_sent", 0), 0, 0
+
+
+def _sum(one: tuple[int, int, int], other: tuple[int, int, int]) -> tuple[int, int, int]:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]

@@ -1,0 +1,118 @@
+"""Checkers of the network's books, of corrupted datagrams and of memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from sllm.events import RequestSent
+from sllm.node import GUARDED_MAX, Node
+from sllm.sim.checking import Checker, Context, Cursor, register
+from sllm.sim.world import Observer
+
+
+@register
+class NetworkBooks(Checker):
+    """Datagrams sent + duplicated = delivered + lost + in flight."""
+
+    name = "network-books"
+
+    def inspect(self) -> None:
+        world = self.context.world
+        if world is not None and world.network.in_flight < 0:
+            self.fail(f"{world.network.in_flight} datagrams in flight")
+        self.checked += 1
+
+    def finish(self, at_rest: bool) -> None:
+        world = self.context.world
+        if world is not None and world.network.in_flight != world.datagrams_pending():
+            self.fail(f"the books say {world.network.in_flight} datagrams are on their way, there are {world.datagrams_pending()}")
+
+
+@register
+class InvalidIgnored(Checker):
+    """A datagram with a wrong bit changes nothing but one counter."""
+
+    name = "invalid-ignored"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        if context.world is not None:
+            context.world.hear_spoiled = self._watch
+
+    def _watch(self, node: Node, hear: Callable[[], None]) -> None:
+        before = self._state(node)
+        count = sum(node.rejected.values())
+        hear()
+        after, refused = self._state(node), sum(node.rejected.values()) - count
+        if after != before or refused != 1:
+            self.fail(f"{node.node_id} heard a corrupted datagram and went from {before} to {after}; {refused} more refused")
+        self.checked += 1
+
+    @staticmethod
+    def _state(node: Any) -> tuple[Any, ...]:
+        return node.next_deadline(), len(node.outbox), len(node.events), getattr(node, "reports_accepted", 0), getattr(node, "in_flight", 0)
+
+
+@register
+class BoundedMemory(Checker):
+    """No table of a node grows beyond what the fleet and the requests of the last minutes account for."""
+
+    name = "bounded-memory"
+    SLACK = 2_000
+    PER_HOST = 16
+    PER_REQUEST = 4
+    EVERY = 20  # inspections: growth is slow, and looking at every table is not cheap
+    KEEP_S = 600.0  # nothing about a request is kept longer than this, but in tables with a cap of their own:
+    CAPS: ClassVar[dict[str, int]] = {"_guard": GUARDED_MAX, "_finished": 50_000, "_finished_before": 50_000}
+
+    NESTED: ClassVar[frozenset[str]] = frozenset({"_guard"})  # dictionaries of dictionaries: each of those is looked at
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._sent = 0
+        self._inspections = 0
+        self._history: deque[tuple[float, int]] = deque([(0.0, 0)])
+        self._cursor = Cursor()
+
+    def handlers(self) -> dict[type, Observer]:
+        return {RequestSent: self._on_sent}
+
+    def _on_sent(self, node: Node, event: Any) -> None:
+        self._sent += 1
+
+    def limit(self) -> int:
+        """Most entries a table may have now."""
+        now = self.context.now()
+        self._history.append((now, self._sent))
+        while self._history[0][0] < now - self.KEEP_S and len(self._history) > 1:
+            self._history.popleft()
+        hosts = len(self.context.world.hosts) if self.context.world else 0
+        return self.SLACK + self.PER_HOST * hosts + self.PER_REQUEST * (self._sent - self._history[0][1])
+
+    def inspect(self) -> None:
+        self._inspections += 1
+        if self._inspections % self.EVERY:
+            return
+        limit = self.limit()
+        for host in self._cursor.hosts(self.context):
+            for owner in (host.node, getattr(host.node, "fleet", None), getattr(host.node, "engine", None)):
+                if owner is not None:
+                    self._look(host.name, owner, limit)
+        self.checked += 1
+
+    def _look(self, name: str, owner: Any, limit: int) -> None:
+        for attribute in _attributes(type(owner)) or getattr(owner, "__dict__", {}):
+            value = getattr(owner, attribute, None)
+            if isinstance(value, (dict, list, set, deque)):
+                tables = [value, *value.values()] if isinstance(value, dict) and attribute in self.NESTED else [value]
+                entries = max(map(len, tables))
+                if entries > max(limit, self.CAPS.get(attribute, 0)):
+                    self.fail(f"{name}: {type(owner).__name__}.{attribute} has {entries} entries, more than the {limit} that can be accounted for")
+
+
+def _attributes(kind: type) -> list[str]:
+    """The slots of a class and its bases; empty if it keeps its attributes in a dictionary."""
+    slots = [getattr(base, "__slots__", None) for base in kind.__mro__[:-1]]
+    return [] if None in slots else [name for names in slots for name in names or ()]

@@ -1,0 +1,497 @@
+"""The world of virtual time: one heap of what will happen, the hosts it happens to, and the network between them.
+
+It drives any `sllm.node.Node` and knows no role. Messages travel as envelopes, or as signed bytes with `wire=True`; the run is the same.
+Things that happen at the same moment happen in the order in which they were scheduled, so a seed gives one run, whatever PYTHONHASHSEED is.
+
+The loop is the hot path of every simulation. A host in good health is driven without a look at what could be wrong with it: `Host.live` is its node
+then, and None as soon as anything about it is out of the ordinary, which sends its entries down the slow path.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, TypeVar
+
+from sllm.events import Event
+from sllm.messages import Address, LoadReport
+from sllm.node import Node
+from sllm.sim.host import INF, Host, MakeNode, flip_bit
+from sllm.sim.network import DOWN, OVERFLOW, UNROUTABLE, Network
+from sllm.streams import stream
+
+SPINS_MAX = 100_000  # wake-ups of one host at one moment; more is a deadline that handle_timer does not move
+RECENT_EVENTS = 60  # kept for whoever finds something wrong
+TICK_S = 1e-9  # least distance of two wake-ups of a host whose clock runs at a rate of its own: conversions round
+
+Observer = Callable[[Node, Event], None]
+Audience = tuple[tuple[Callable[[Any], object], ...], tuple[Observer, ...]]
+"""Who hears a kind of event: first those who want it alone, then those who want its node too."""
+T = TypeVar("T")
+
+
+Entry = tuple[float, float, Host, Any, Any]
+"""(time, order, host, what, source): a datagram (`what` from the address `source`), a wake-up (None, None), or on the world's own host a call."""
+
+
+class Spoiled:
+    """A datagram with a wrong bit. `data` is None while envelopes travel as objects: then it is refused as its bytes would be."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes | None) -> None:
+        self.data = data
+
+
+class World:
+    """A simulation: hosts, the network between them and what is to happen next.
+
+    `observer` is called as observer(node, event) with every event of every node, right after it happened; `observe()` adds others.
+    `lifecycle` lists callables (what, host): "crash" just before the node goes; "restart", "freeze", "thaw" and "zombie" just after.
+    """
+
+    def __init__(self, seed: int, network: Network, *, wire: bool = False, observer: Observer | None = None) -> None:
+        self.seed = seed
+        self.network = network
+        self.wire = wire
+        self.now = 0.0
+        self.steps = 0  # entries done, up to the last call or the end of run()
+        self.hosts: dict[str, Host] = {}
+        self.lifecycle: list[Callable[[str, Host], None]] = []
+        self.recent: deque[Event] = deque(maxlen=RECENT_EVENTS)
+        self.hear_spoiled: Callable[[Node, Callable[[], None]], None] = lambda node, hear: hear()  # a checker puts itself around it
+        self.unsubmitted = 0  # fed items that found their host down
+        self._heap: list[Entry] = []
+        self._lane: deque[Entry] = deque()  # datagrams under one constant latency: in order by themselves, no heap needed
+        self._lane_latency_s = -1.0  # negative: the lane is closed, each datagram is looked at
+        self._stop: Entry | None = None
+        self._order = count(1).__next__
+        self._routes: dict[Address, Host] = {}
+        self._self = Host(("", 0), None)
+        self._observers: dict[type, tuple[Observer, ...]] = {}
+        self._observers_of_all: tuple[Observer, ...] = ()
+        self._listeners: dict[type, tuple[Callable[[Any], object], ...]] = {}
+        self._audiences: dict[type, Audience] = {}  # worked out from those three at the first event of a kind
+        network.rng = stream(seed, "network")
+        network.on_change = self._network_changed
+        self._network_changed()
+        if observer is not None:
+            self.observe(observer)
+
+    # --- set up -----------------------------------------------------------------------------------------------------------------------
+
+    def add(self, node: Node, address: Address, make_node: MakeNode | None = None) -> Host:
+        """Put a node on a new host at `address`. `make_node` makes its next lives; without one it cannot restart."""
+        if address[0] in self.hosts:
+            raise ValueError(f"a host named {address[0]!r} is there already")
+        host = Host(address, node, make_node)
+        self.hosts[host.name] = host
+        self._routes[address] = host
+        self.touch(host)
+        return host
+
+    def observe(self, observer: Observer, *kinds: type) -> None:
+        """Call observer(node, event) with events of these kinds; of every kind if none is named."""
+        if not kinds:
+            self._observers_of_all += (observer,)
+            self._observers = {kind: (*known, observer) for kind, known in self._observers.items()}
+        for kind in kinds:
+            self._observers[kind] = (*self._observers.get(kind, self._observers_of_all), observer)
+        self._audiences.clear()
+
+    def listen(self, listener: Callable[[Any], object], kind: type) -> None:
+        """Call listener(event) with events of this kind, whoever they are of."""
+        self._listeners[kind] = (*self._listeners.get(kind, ()), listener)
+        self._audiences.clear()
+
+    def _audience(self, kind: type) -> Audience:
+        """Who hears events of this kind; remembered."""
+        audience = self._audiences[kind] = self._listeners.get(kind, ()), self._observers.get(kind, self._observers_of_all)
+        return audience
+
+    def call_at(self, at: float, fn: Callable[[], object]) -> None:
+        """Call fn() at `at`, or now if that is past. If it talks to a node, touch() that host afterwards."""
+        heappush(self._heap, (max(at, self.now), self._order(), self._self, fn, None))
+
+    def every(self, interval_s: float, fn: Callable[[], object]) -> None:
+        """Call fn() every `interval_s` of simulated time, for progress and inspection: they cost nothing per event."""
+
+        def again() -> None:
+            fn()
+            self.call_at(self.now + interval_s, again)
+
+        self.call_at(self.now + interval_s, again)
+
+    def feed(self, host: Host, arrivals: Iterable[tuple[float, T]], submit: Callable[[T, float], object]) -> None:
+        """At each time of `arrivals` (in order; taken one by one, never all at once) call submit(item, now) on behalf of the host's node."""
+        _Feed(self, host, iter(arrivals), submit).schedule()
+
+    def touch(self, host: Host) -> None:
+        """Take what the host's node wants to send or tell, and when it wants to wake, after something other than the world talked to it."""
+        if host.node is not None and not host.frozen:
+            self._settle(host, host.node)
+
+    # --- run --------------------------------------------------------------------------------------------------------------------------
+
+    def run(self, until: float = INF) -> float:
+        """Let everything up to and including `until` happen; returns the time reached. Can be called again to go on."""
+        heap, lane, pop_lane, network, wire = self._heap, self._lane, self._lane.popleft, self.network, self.wire
+        route, order, append, latency_s = self._routes.get, self._order, lane.append, self._lane_latency_s
+        audiences, remember = self._audiences, self.recent.extend
+        end: Entry = (max(until, self.now), INF, self._self, None, None)
+        self._stop = None
+        heappush(heap, end)
+        steps = delivered = 0
+        try:
+            while True:
+                entry = pop_lane() if lane and lane[0] < heap[0] else heappop(heap)
+                now, _, host, what, source = entry
+                node = host.live
+                if node is None:
+                    network.delivered += delivered
+                    self.steps += steps
+                    steps = delivered = 0
+                    if what is None and host is self._self:  # the end of this run, of an interrupted one, or stop()
+                        if entry is end or entry is self._stop:
+                            break
+                        continue
+                    self.now = now
+                    self._odd(host, what, source)
+                    latency_s = self._lane_latency_s  # it may have opened or closed the lane
+                    continue
+                steps += 1
+                if what is not None:
+                    delivered += 1
+                    self.now = now
+                    if wire:
+                        node.receive_datagram(what, source, now)
+                    else:
+                        node.receive(what, source, now)
+                elif host.wake == now:
+                    host.wake = INF
+                    self.now = now
+                    node.handle_timer(now)
+                else:
+                    continue  # a void wake-up
+                outbox = node.outbox
+                if outbox:
+                    if latency_s >= 0.0:  # what _flush does, without the call
+                        at, source = now + latency_s, host.address
+                        network.sent += len(outbox)
+                        for message, address in outbox:
+                            target = route(address)
+                            if target is not None:
+                                append((at, order(), target, message, source))
+                            else:
+                                network.lost[UNROUTABLE] += 1
+                        outbox.clear()
+                    else:
+                        self._flush(host, node)
+                events = node.events
+                if events:  # what _tell_events does, without the call
+                    remember(events)
+                    for event in events:
+                        listeners, observers = audiences.get(type(event)) or self._audience(type(event))
+                        for listener in listeners:
+                            listener(event)
+                        for observer in observers:
+                            observer(node, event)
+                    events.clear()
+                deadline = node.next_deadline()
+                if deadline is not None and deadline < host.wake:
+                    if deadline <= now:
+                        self._arm(host, deadline)
+                    else:
+                        host.wake = deadline
+                        heappush(heap, (deadline, order(), host, None, None))
+        finally:
+            network.delivered += delivered
+            self.steps += steps
+        if entry is end and until < INF:
+            self.now = end[0]
+        return self.now
+
+    def datagrams_pending(self) -> int:
+        """Datagrams in the heap, the lane and in frozen hosts, counted one by one: to be held against the network's books."""
+        waiting = sum(1 for host in self.hosts.values() for _, source in host.held if source is not None)
+        spoiled = sum(1 for entry in self._heap if isinstance(entry[3], partial) and type(entry[3].args[1]) is Spoiled)
+        return len(self._lane) + sum(1 for entry in self._heap if entry[4] is not None) + spoiled + waiting
+
+    def stop(self) -> None:
+        """End run() before anything else happens."""
+        if self._stop is None:
+            self._stop = (self.now, -1.0, self._self, None, None)
+            heappush(self._heap, self._stop)
+
+    def _odd(self, host: Host, what: Any, source: Any) -> None:
+        """An entry of a host that is down, frozen, limited or with a clock of its own, or a call of the world."""
+        if host is self._self:
+            what()
+        elif what is not None:
+            self._arrive(host, what, source)
+        elif host.wake == self.now:
+            host.wake = INF
+            if host.node is not None and not host.frozen:
+                host.node.handle_timer(host.read_clock(host.node, self.now))
+                self._settle(host, host.node)
+
+    def _settle(self, host: Host, node: Node) -> None:
+        """Take out what the node has to say and when it wants to wake."""
+        if node.outbox or node.events:
+            self._flush(host, node)
+        deadline = node.next_deadline()
+        if deadline is not None:
+            if host.has_own_clock:
+                deadline = max(host.world_time(deadline), self.now + TICK_S)
+            if deadline < host.wake:
+                self._arm(host, deadline)
+
+    def _arm(self, host: Host, deadline: float) -> None:
+        now = self.now
+        if deadline <= now:
+            host.spins = host.spins + 1 if host.spin_at == now else 1
+            host.spin_at = deadline = now
+            if host.spins > SPINS_MAX:
+                raise RuntimeError(f"{host.name} asks to be woken at {now} again and again: handle_timer does not move next_deadline")
+        host.wake = deadline
+        heappush(self._heap, (deadline, self._order(), host, None, None))
+
+    # --- messages ---------------------------------------------------------------------------------------------------------------------
+
+    def _flush(self, host: Host, node: Node) -> None:
+        """Send what is in the node's outbox and tell its events."""
+        outbox = node.outbox
+        if outbox:
+            latency_s = self._lane_latency_s
+            if latency_s >= 0.0:
+                at, source, route, order, append = self.now + latency_s, host.address, self._routes.get, self._order, self._lane.append
+                self.network.sent += len(outbox)
+                for message, address in outbox:
+                    target = route(address)
+                    if target is not None:
+                        append((at, order(), target, message, source))
+                    else:
+                        self.network.lost[UNROUTABLE] += 1
+            else:
+                self._transmit(host, node)
+            outbox.clear()
+        if node.events:
+            self._tell_events(node)
+
+    def _tell_events(self, node: Node) -> None:
+        """Hand the node's events to those who listen: first to those who want the event alone, then to the observers."""
+        events = node.events
+        self.recent.extend(events)
+        for event in events:
+            listeners, observers = self._audiences.get(type(event)) or self._audience(type(event))
+            for listener in listeners:
+                listener(event)
+            for observer in observers:
+                observer(node, event)
+        events.clear()
+
+    def _transmit(self, host: Host, node: Node) -> None:
+        """Send each datagram as the network decides."""
+        network, now, heap, source = self.network, self.now, self._heap, host.address
+        for envelope, address in list(node.outbox):
+            target = self._routes.get(address)
+            if target is None:
+                network.sent += 1
+                network.lost[UNROUTABLE] += 1
+                continue
+            what: Any = envelope
+            if self.wire:
+                assert node.codec is not None, "bytes on the wire need a codec in every node"
+                what = node.codec.encode(envelope)
+            for at, flip in network.carry(host.name, target.name, envelope, now):
+                if flip >= 0.0:
+                    spoiled = Spoiled(flip_bit(what, flip) if self.wire else None)
+                    heappush(heap, (at, self._order(), self._self, partial(self._arrive, target, spoiled, source), None))
+                elif network.instant_reports and type(envelope[4]) is LoadReport:
+                    self._arrive(target, what, source)
+                else:
+                    heappush(heap, (at, self._order(), target, what, source))
+
+    def _arrive(self, host: Host, what: Any, source: Any) -> None:
+        """A datagram reaches a host of which anything may be wrong."""
+        lost = self.network.lost
+        if host.node is None:
+            lost[DOWN] += 1
+        elif host.frozen:
+            if host.buffer_max and len(host.held) >= host.buffer_max:
+                lost[OVERFLOW] += 1
+            else:
+                host.held.append((what, source))
+        elif host.buffer_max and not host.has_room(self.now):
+            lost[OVERFLOW] += 1
+        else:
+            self._deliver(host, host.node, what, source)
+
+    def _deliver(self, host: Host, node: Node, what: Any, source: Any) -> None:
+        if source is None:  # a fed item that waited
+            what()
+        else:
+            self.network.delivered += 1
+            self.steps += 1
+            now = host.read_clock(node, self.now)
+            if type(what) is Spoiled:
+                self.hear_spoiled(node, partial(_refuse_spoiled, node, what, source, now))
+            elif self.wire:
+                node.receive_datagram(what, source, now)
+            else:
+                node.receive(what, source, now)
+        self._settle(host, node)
+
+    def _network_changed(self) -> None:
+        """The network is plain now, or no more. What is in the lane keeps its time; the lane must stay in order, so it is emptied into the heap."""
+        for entry in self._lane:
+            heappush(self._heap, entry)
+        self._lane.clear()
+        latency_s = self.network.plain_latency_s
+        self._lane_latency_s = -1.0 if latency_s is None or self.wire else latency_s
+
+    # --- what befalls hosts -----------------------------------------------------------------------------------------------------------
+
+    def crash(self, host: Host) -> None:
+        """The process dies: its node is gone, what reaches the host from now on is lost, and nothing is said to anyone."""
+        self._tell("crash", host)
+        self.network.lost[DOWN] += sum(1 for _, source in host.held if source is not None)
+        self.unsubmitted += sum(1 for _, source in host.held if source is None)
+        host.held.clear()
+        host.node = None
+        host.frozen = False
+        host.wake = INF
+        host.refresh()
+
+    def restart(self, host: Host) -> Node:
+        """A new life at the same address, with a higher incarnation. Datagrams still on their way reach it, as on a real network."""
+        if host.make_node is None:
+            raise ValueError(f"{host.name} cannot restart: it was added without make_node")
+        if host.node is not None:
+            self.crash(host)
+        now = host.node_time(self.now)
+        host.incarnation = max(host.incarnation + 1, round(self.now * 1e9))
+        node = host.make_node(host.incarnation, now)
+        node.wall_offset_s += host.wall_jump_s + host.wall_lag_s
+        host.node = node
+        host.life += 1
+        host.refresh()
+        self._tell("restart", host)
+        self._settle(host, node)
+        return node
+
+    def freeze(self, host: Host) -> None:
+        """The process stands still: what arrives waits in its socket, its timers do not run."""
+        if host.node is None or host.frozen:
+            return
+        host.frozen = True
+        host.refresh()
+        self._tell("freeze", host)
+
+    def thaw(self, host: Host) -> None:
+        """It goes on: what waited is handled now, late, then its timers."""
+        if not host.frozen:
+            return
+        host.frozen = False
+        host.refresh()
+        self._tell("thaw", host)
+        held, host.held = host.held, []
+        for what, source in held:
+            if host.node is None:
+                break
+            self._deliver(host, host.node, what, source)
+        if host.node is not None:
+            host.wake = INF
+            self._settle(host, host.node)
+
+    def supplant(self, host: Host) -> Host:
+        """Start the host's next life while the old one still exists: returns a new host, at an address of its own, on which the old node stays
+        (frozen, if it was) and may come back as a zombie with its old incarnation."""
+        if host.node is None:
+            raise ValueError(f"{host.name} is down: there is no node to come back")
+        ghost = Host((f"{host.name}~{host.life}", host.address[1]), host.node)
+        ghost.frozen, ghost.held, host.held = host.frozen, host.held, []
+        ghost.wall_jump_s, ghost.clock_rate = host.wall_jump_s, host.clock_rate
+        ghost.clock_base_s, ghost.node_base_s = host.clock_base_s, host.node_base_s
+        ghost.wall_steady, ghost.wall_lag_s = host.wall_steady, host.wall_lag_s
+        ghost.refresh()
+        self.hosts[ghost.name] = self._routes[ghost.address] = ghost
+        host.node, host.frozen, host.wake = None, False, INF
+        self._tell("zombie", ghost)
+        self.restart(host)
+        self.touch(ghost)
+        return ghost
+
+    def jump_wall_clock(self, host: Host, by_s: float) -> None:
+        """Set the host's wall clock wrong by `by_s` more, in this life and the next ones. Its monotonic clock is not moved."""
+        host.wall_jump_s += by_s
+        if host.node is not None:
+            host.node.wall_offset_s += by_s
+
+    def set_clock_rate(self, host: Host, rate: float, *, wall_steady: bool = False) -> None:
+        """From now on the host's monotonic clock runs `rate` seconds in a second of the world, and its wall clock with it unless it is steady."""
+        if rate <= 0.0:
+            raise ValueError(f"clock rate {rate}: must be above 0")
+        node_now = host.node_time(self.now) if host.node is None else host.read_clock(host.node, self.now)
+        host.clock_base_s, host.node_base_s, host.clock_rate = self.now, node_now, rate
+        host.wall_steady = wall_steady
+        host.refresh()
+        host.wake = INF
+        self.touch(host)
+
+    def limit_buffer(self, host: Host, datagrams: int, drained_per_s: float) -> None:
+        """Let the host's socket buffer hold so many datagrams, taken out at that rate; 0 datagrams: no limit. What does not fit is lost."""
+        host.buffer_max, host.buffer_per_s, host.buffer_level, host.buffer_seen_s = datagrams, drained_per_s, 0.0, self.now
+        host.refresh()
+
+    def _tell(self, what: str, host: Host) -> None:
+        for listener in self.lifecycle:
+            listener(what, host)
+
+
+def _refuse_spoiled(node: Node, spoiled: Spoiled, source: Address, now: float) -> None:
+    if spoiled.data is None:
+        node.rejected["tag"] += 1
+    else:
+        node.receive_datagram(spoiled.data, source, now)
+
+
+class _Feed:
+    """Arrivals from outside, one in the heap at a time."""
+
+    __slots__ = ("_arrivals", "_host", "_item", "_submit", "_world")
+
+    def __init__(self, world: World, host: Host, arrivals: Iterator[tuple[float, Any]], submit: Callable[[Any, float], object]) -> None:
+        self._world = world
+        self._host = host
+        self._arrivals = arrivals
+        self._submit = submit
+        self._item: Any = None
+
+    def schedule(self) -> None:
+        following = next(self._arrivals, None)
+        if following is not None:
+            at, self._item = following
+            self._world.call_at(at, self)
+
+    def __call__(self) -> None:
+        world, host, item = self._world, self._host, self._item
+        node = host.live
+        if node is not None:
+            self._submit(item, world.now)
+            world._settle(host, node)
+        elif host.node is None:
+            world.unsubmitted += 1
+        elif host.frozen:
+            host.held.append((partial(self._submit_late, item), None))
+        else:
+            self._submit_late(item)
+            world._settle(host, host.node)
+        self.schedule()
+
+    def _submit_late(self, item: Any) -> None:
+        if self._host.node is not None:
+            self._submit(item, self._host.read_clock(self._host.node, self._world.now))
