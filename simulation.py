@@ -1,0 +1,456 @@
+"""A whole fleet in one process: the same roles, live over UDP on loopback or in virtual time, and what such a run measured.
+
+`System` makes the roles from a configuration and remembers every life of each, so that the books include those that crashed. A `Run` drives a
+system: start the fleet, let the workload come, wait for what is in flight, send the workers home, close the books.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TextIO
+
+from client import Client
+from config import Config
+from coordinator import Coordinator
+from sllm.assemble import build_catalog, build_engine, default_rate
+from sllm.cli import Options
+from sllm.errors import UsageError
+from sllm.events import Event
+from sllm.messages import READY, Address
+from sllm.node import Codec, Node
+from sllm.placement.registry import make_policy
+from sllm.report.csv import RequestsCsv
+from sllm.report.progress import Progress, Snapshot
+from sllm.results import FleetFigures, Invariants, Recorder, ReportFigures, RunInfo
+from sllm.runtime.clock import Clock
+from sllm.runtime.keys import ephemeral_keyring
+from sllm.runtime.sockets import ensure_descriptors
+from sllm.runtime.udp import UdpDriver, UdpHost
+from sllm.sim.checkers import Checkers, InvariantViolation
+from sllm.sim.faults import load_schedule
+from sllm.sim.inject import Injector
+from sllm.sim.network import Latency, Link, Network
+from sllm.sim.world import World
+from sllm.streams import stream
+from sllm.wire import PickleCodec
+from sllm.workload import RecordedWriter, Request, Workload, WorkloadSpec, generate
+from worker import Worker
+
+DURATION_S = 30.0  # of synthetic arrivals, unless said otherwise
+LOOPBACK: Address = ("127.0.0.1", 0)
+DESCRIPTORS_BESIDES = 64  # files, the coordinator's and the client's sockets
+PROGRESS_WALL_S = 0.2
+LAST_REPORTS_WALL_S = 1.0  # on loopback a report that has not come by then was dropped
+LAG_TOLERATED = 0.1  # a sped-up clock waits out every stall of the machine: a few percent of them are usual
+START_STEP_S = 1.0  # of simulated time
+START_WALL_S = 60.0  # a live fleet that is not up by then never will be
+INSPECT_S = 5.0  # of a virtual run, between looks at some nodes and rows; what events tell is checked as it happens
+SETTLE_INTERVALS = 5.0  # report intervals from the last answer to the last look: reports and acknowledgements must have come by then
+RECEIVE_BUFFER_BYTES = 8 << 20  # asked for at the coordinator and the client: all of a fleet's reports may come at once
+
+
+class System:
+    """The roles of one fleet. Every random choice comes from a stream of the configuration's seed, named by role and life."""
+
+    def __init__(self, config: Config, *, wire: bool, stopwatch: Callable[[], float] | None = None) -> None:
+        self.config = config
+        self.catalog = build_catalog(config)
+        self.hardware = self.catalog.get_hardware(config.hardware)
+        self.coordinator_address: Address = ("coordinator", config.coordinator_port)
+        self.coordinators: list[Coordinator] = []  # every life
+        self.workers: dict[str, list[Worker]] = {f"worker-{i}": [] for i in range(config.workers)}
+        self.clients: list[Client] = []
+        self._stopwatch = stopwatch
+        self._keyring = ephemeral_keyring() if wire else None
+        make_policy(config.policy)  # a bad one is an error before anything starts
+        build_engine(config, self.catalog, stream(config.seed, "check"))
+
+    def codec(self) -> Codec | None:
+        return PickleCodec(self._keyring) if self._keyring is not None else None
+
+    def make_coordinator(self, incarnation: int, now: float, wall_offset_s: float = 0.0) -> Coordinator:
+        life = len(self.coordinators) + 1
+        node = Coordinator(
+            self.config, self.catalog, make_policy(self.config.policy), stream(self.config.seed, f"coordinator/{life}"), incarnation,
+            codec=self.codec(), wall_offset_s=wall_offset_s, stopwatch=self._stopwatch, now=now,
+        )  # fmt: skip
+        self.coordinators.append(node)
+        return node
+
+    def make_worker(self, name: str, incarnation: int, now: float, wall_offset_s: float = 0.0) -> Worker:
+        lives = self.workers[name]
+        seed, role = self.config.seed, f"{name}/{len(lives) + 1}"
+        engine = build_engine(self.config, self.catalog, stream(seed, f"{role}/service"))
+        node = Worker(
+            self.config, self.catalog, engine, self.coordinator_address, stream(seed, role), incarnation,
+            node_id=name, codec=self.codec(), wall_offset_s=wall_offset_s, now=now,
+        )  # fmt: skip
+        lives.append(node)
+        return node
+
+    def make_client(self, incarnation: int, now: float, wall_offset_s: float = 0.0) -> Client:
+        rng = stream(self.config.seed, f"client/{len(self.clients) + 1}")
+        node = Client(self.config, self.coordinator_address, rng, incarnation, codec=self.codec(), wall_offset_s=wall_offset_s, now=now)
+        self.clients.append(node)
+        return node
+
+    def workload(self) -> Workload:
+        """The requests of this run, from the configuration."""
+        config = self.config
+        rate = config.rate_per_s or default_rate(config, self.catalog)
+        duration_s = config.duration_s or (None if config.trace else DURATION_S)
+        spec = WorkloadSpec(rate, config.arrivals, config.cv, trace=config.trace, duration_s=duration_s, zipf=config.zipf, models=config.models)
+        return generate(spec, self.catalog.names, config.seed)
+
+    @property
+    def all_workers(self) -> list[Worker]:
+        """Every life of every worker."""
+        return [node for lives in self.workers.values() for node in lives]
+
+    @property
+    def ready(self) -> int:
+        """Workers that the present coordinator would give work to."""
+        return self.coordinators[-1].fleet.states[READY]
+
+    @property
+    def started(self) -> bool:
+        return self.coordinators[-1].ready and self.ready == len(self.workers)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(client.in_flight for client in self.clients)
+
+    def busy_s(self, now: float) -> list[float]:
+        """Seconds each worker was busy, all its lives together."""
+        return [sum(node.engine.busy_s(now) for node in lives) for lives in self.workers.values()]
+
+    def report_figures(self, copies: int = 0) -> ReportFigures:
+        """The books of the reports; `copies` the network made count as sent."""
+        rejected: Counter[str] = Counter()
+        for coordinator in self.coordinators:
+            rejected.update(coordinator.reports_rejected)
+        sent = sum(worker.reports_sent for worker in self.all_workers) + copies
+        return ReportFigures(sent, sum(c.reports_accepted for c in self.coordinators), rejected)
+
+
+class Run(ABC):
+    """One run of a system. `conduct` does it all; what was measured is in `results`."""
+
+    mode = ""
+
+    def __init__(self, config: Config, options: Options, progress_to: TextIO = sys.stderr) -> None:
+        self.config = config
+        self.options = options
+        self.system = System(config, wire=options.wire or self.mode == "udp", stopwatch=time.perf_counter)
+        self.workload = self.system.workload()
+        self.recorder = Recorder()
+        self.requests_csv = RequestsCsv(options.requests_csv) if options.requests_csv else None
+        self.recording = RecordedWriter(options.record) if options.record else None
+        self.progress = Progress(
+            progress_to, time.monotonic, virtual=options.virtual, quiet=options.quiet, no_color=options.no_color, dumb=options.dumb_terminal
+        )
+        self.violations: list[str] = []
+        self.interrupted = False
+        self.warnings: list[str] = []
+        self.began_s = 0.0  # of the run's clock: when requests began to come
+        self.window_s = 0.0  # for how long they came
+        self.ready_workers = 0  # just before they were sent home
+        self._busy_before: list[float] = []
+        self._busy_after: list[float] = []
+        self._started_wall = time.perf_counter()
+
+    @property
+    def wall_s(self) -> float:
+        return time.perf_counter() - self._started_wall
+
+    @property
+    @abstractmethod
+    def now(self) -> float:
+        """The run's clock."""
+
+    @abstractmethod
+    def conduct(self) -> None:
+        """Run to the end, or until `interrupt`."""
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Stop soon and close the books on what there is."""
+
+    @abstractmethod
+    def checkers(self) -> Checkers: ...
+
+    def copies(self) -> int:
+        """Reports the network delivered twice."""
+        return 0
+
+    def arrivals(self) -> Iterator[tuple[float, Request]]:
+        """When each request comes, on the run's clock, and the request."""
+        for request in self.workload:
+            if self.recording is not None:
+                self.recording.write(request)
+            yield self.began_s + request.arrival_s, request
+
+    def begin(self) -> None:
+        """The fleet is up: requests come from now on."""
+        self.began_s = self.now
+        self._busy_before = self.system.busy_s(self.now)
+
+    def arrivals_ended(self) -> None:
+        """The last request has come; utilisation is measured up to here."""
+        self.window_s = self.now - self.began_s
+        self._busy_after = self.system.busy_s(self.now)
+
+    def close(self) -> None:
+        """Close what was written to, whatever happened."""
+        self.workload.close()
+        self.progress.close()
+        if self.requests_csv is not None:
+            self.requests_csv.close()
+        if self.recording is not None:
+            self.recording.close()
+
+    def snapshot(self) -> Snapshot:
+        """The state of the run, for progress."""
+        states = self.system.coordinators[-1].fleet.states
+        phase = "starting" if not self._busy_before else "draining" if self._busy_after else ""
+        return Snapshot(
+            self.now - self.began_s if self._busy_before else 0.0, self.workload.spec.duration_s or 0.0,
+            {name: count for name, count in states.items() if count}, self.recorder.glance(), phase,
+            warning="this machine cannot keep up" if self.falls_behind else "",
+        )  # fmt: skip
+
+    def _show_progress(self) -> None:
+        if self.progress.due():
+            self.progress.update(self.snapshot())
+
+    @property
+    def falls_behind(self) -> bool:
+        """The machine is too slow for the speed asked for."""
+        return False
+
+    def results(self) -> dict[str, Any]:
+        """The results, schema 1."""
+        if self._busy_before and not self._busy_after:  # interrupted or stopped by a violation before the last arrival
+            self.arrivals_ended()
+        config, window_s = self.config, self.window_s
+        busy_s = [after - before for after, before in zip(self._busy_after, self._busy_before, strict=True)]
+        info = RunInfo(
+            self.mode, "centralized", config.workers, config.policy, config.seed,
+            self.workload.spec.duration_s or window_s, self.wall_s, self.workload.describe(),
+        )  # fmt: skip
+        return self.recorder.results(
+            info,
+            FleetFigures(self.ready_workers, busy_s, window_s),
+            self.system.report_figures(self.copies()),
+            Invariants(self.checkers().checked, self.violations),
+            self.system.in_flight,
+        )
+
+
+class VirtualRun(Run):
+    """A run in virtual time: the world drives the roles, deterministically, as fast as it can."""
+
+    mode = "virtual"
+
+    def __init__(self, config: Config, options: Options, progress_to: TextIO = sys.stderr) -> None:
+        super().__init__(config, options, progress_to)
+        link = Link(Latency("constant", config.latency_ms / 1000.0), loss=config.loss)
+        self.world = World(config.seed, Network(link, instant_reports=config.report_interval_s == 0.0), wire=options.wire)
+        for kind, handler in self.recorder.handlers.items():
+            self.world.listen(handler, kind)
+        if self.requests_csv is not None:
+            for kind, handler in self.requests_csv.handlers.items():
+                self.world.listen(handler, kind)
+        self._checkers = Checkers.watch(self.world, inspect_every_s=INSPECT_S)
+        self._schedule = load_schedule(options.faults, config.seed) if options.faults else None
+        self._exhausted = False
+
+    @property
+    def now(self) -> float:
+        return self.world.now
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+        self.world.stop()
+
+    def checkers(self) -> Checkers:
+        return self._checkers
+
+    def copies(self) -> int:
+        return self.world.network.duplicated_reports
+
+    def conduct(self) -> None:
+        world, system = self.world, self.system
+        world.add(system.make_coordinator(1, 0.0), system.coordinator_address, system.make_coordinator)
+        for name in system.workers:
+            make = partial(system.make_worker, name)
+            world.add(make(1, 0.0), (name, self.config.worker_port), make)
+        client = system.make_client(1, 0.0)
+        client_host = world.add(client, ("client", 7000))
+        try:
+            self._start_fleet()
+            self.begin()
+            faults_end_s = self._inject()
+            world.feed(client_host, self._arrivals_then_stop(), client.submit)
+            self._advance_to_last_arrival()
+            self.arrivals_ended()
+            self._settle(faults_end_s)
+        except InvariantViolation as violation:
+            self.violations.append(str(violation))
+
+    def _inject(self) -> float:
+        """Schedule the faults; returns when the last of them ends."""
+        if self._schedule is None:
+            return 0.0
+        injector = Injector(self.world, self._schedule)
+        injector.install(origin_s=self.began_s)
+        return injector.end_s
+
+    def _arrivals_then_stop(self) -> Iterator[tuple[float, Request]]:
+        """Stops the world at the last arrival, so that the run's phases do not depend on how its time was sliced."""
+        yield from self.arrivals()
+        self._exhausted = True
+        self.world.stop()
+
+    def _start_fleet(self) -> None:
+        """Wait until the coordinator counts every worker, in steps of a fixed length: when requests begin to come must not depend on the wall clock."""
+        while not self.system.started and not self.interrupted:
+            self.world.run(self.world.now + START_STEP_S)
+            self._show_progress()
+
+    def _advance_to_last_arrival(self) -> None:
+        """Let time pass in slices of about a tenth of a second of wall time, showing progress between them. How it is sliced changes nothing."""
+        slice_s = 1.0
+        while not self._exhausted and not self.interrupted:
+            before = time.perf_counter()
+            self.world.run(self.world.now + slice_s)
+            self._show_progress()
+            took_s = time.perf_counter() - before
+            slice_s *= 2.0 if took_s < 0.05 else 0.5 if took_s > 0.2 else 1.0
+
+    def _settle(self, faults_end_s: float) -> None:
+        """After the last arrival and fault everything must finish; then the workers go home, so that no report is on its way when the books close."""
+        interval_s = self.config.report_interval_s or 1.0
+        if not self.interrupted:
+            self.world.run(max(self.world.now, faults_end_s))
+            self._checkers.settle(self.config.request_timeout_s + 10.0 * interval_s, SETTLE_INTERVALS * interval_s)
+        self.ready_workers = self.system.ready
+        for name in self.system.workers:
+            host = self.world.hosts[name]
+            if isinstance(host.node, Worker):
+                host.node.drain(host.read_clock(host.node, self.world.now))
+                self.world.touch(host)
+        self.world.run(self.world.now + interval_s)
+
+
+class LiveRun(Run):
+    """A run in real time: the UDP driver runs the same roles on loopback, one socket each, `--speedup` times as fast as the wall clock."""
+
+    mode = "udp"
+
+    def __init__(self, config: Config, options: Options, progress_to: TextIO = sys.stderr) -> None:
+        super().__init__(config, options, progress_to)
+        ensure_descriptors(config.workers + DESCRIPTORS_BESIDES)
+        self.clock = Clock(config.speedup)
+        self.driver = UdpDriver(self.clock, self._observe)
+        self._checkers = Checkers.live(config.seed, lambda: self.clock.now)
+        self._upcoming = self.arrivals()
+        self._exhausted = False
+        self._hosts: list[tuple[Worker, UdpHost]] = []
+
+    @property
+    def now(self) -> float:
+        return self.clock.now
+
+    @property
+    def falls_behind(self) -> bool:
+        return self.clock.lag > LAG_TOLERATED
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+
+    def checkers(self) -> Checkers:
+        return self._checkers
+
+    def _observe(self, node: Node, event: Event) -> None:
+        self._checkers.see(node, event)
+        self.recorder.observe(event)
+        if self.requests_csv is not None:
+            self.requests_csv.observe(event)
+
+    def conduct(self) -> None:
+        with self.driver:
+            try:
+                self._start_fleet()
+                self.begin()
+                self._submit_due()
+                self._run_until(lambda: self._exhausted)
+                self.arrivals_ended()
+                limit_s = self.now + self.config.request_timeout_s + 10.0
+                self._run_until(lambda: not self.system.in_flight or self.now >= limit_s)
+                self._send_home()
+            except InvariantViolation as violation:
+                self.violations.append(str(violation))
+        if self.falls_behind:
+            self.warnings.append(
+                f"this machine cannot keep up with --speedup {self.config.speedup:g}: the run's clock fell behind by {100 * self.clock.lag:.0f} %"
+            )
+
+    def _start_fleet(self) -> None:
+        """Sockets for everybody; wait until the coordinator counts every worker."""
+        system, driver, now, offset_s, incarnation = self.system, self.driver, self.now, self.clock.wall_offset_s, time.time_ns()
+        host = driver.add(
+            system.make_coordinator(incarnation, now, offset_s), LOOPBACK, count_drops=True, receive_buffer_bytes=RECEIVE_BUFFER_BYTES
+        )  # fmt: skip
+        self._coordinator_host = host
+        system.coordinator_address = host.address
+        for name in system.workers:
+            worker = system.make_worker(name, incarnation, self.now, offset_s)
+            self._hosts.append((worker, driver.add(worker, LOOPBACK)))
+        self.client = system.make_client(incarnation, self.now, offset_s)
+        self._client_host = driver.add(self.client, LOOPBACK, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
+        driver.every(PROGRESS_WALL_S * self.clock.speedup, self._show_progress)
+        began = time.perf_counter()
+        self._run_until(lambda: system.started or time.perf_counter() - began > START_WALL_S)
+        if not system.started and not self.interrupted:
+            raise UsageError(f"only {system.ready} of {len(system.workers)} workers were ready after {START_WALL_S:g} s: too many for this machine (--workers)")
+
+    def _submit_due(self) -> None:
+        """Hand in every request whose time has come, and come back for the next."""
+        while True:
+            following = next(self._upcoming, None)
+            if following is None:
+                self._exhausted = True
+                break
+            at, request = following
+            if at > self.now:
+                self.driver.call_at(at, partial(self._submit_and_go_on, request))
+                break
+            self.client.submit(request, self.now)
+        self._client_host.touch()
+
+    def _submit_and_go_on(self, request: Request) -> None:
+        self.client.submit(request, self.now)
+        self._submit_due()
+
+    def _run_until(self, done: Callable[[], bool]) -> None:
+        self.driver.run(until=lambda: self.interrupted or done())
+
+    def _send_home(self) -> None:
+        """Drain the workers; wait until their last reports have been heard, or cannot be expected any more."""
+        self.ready_workers = self.system.ready
+        for worker, host in self._hosts:
+            worker.drain(self.now)
+            host.touch()
+        until = time.perf_counter() + LAST_REPORTS_WALL_S
+
+        def heard() -> bool:
+            books = self.system.report_figures()
+            return books.sent == books.accepted + sum(books.rejected.values()) or time.perf_counter() > until
+
+        self.driver.run(until=heard)

@@ -1,0 +1,73 @@
+"""One row for each request, written as requests end: memory stays the same however many there are."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from sllm.events import Event, RequestCompleted, RequestFailed, RequestRejected
+from sllm.report.files import OutputFile
+
+COLUMNS = (
+    "request_id", "model", "worker_id", "action", "outcome", "arrival_s", "ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "load_s",
+    "prompt_tokens", "output_tokens", "placements", "retries", "reason",
+)  # fmt: skip
+"""In order. Times in seconds of the run's clock. Of a request that was not completed only its id, model, outcome, arrival and reason are known."""
+
+COMPLETED, FAILED, REJECTED = "completed", "failed", "rejected"
+
+
+class RequestsCsv:
+    """Hears the events of a run and writes its requests, in the order in which they end.
+
+    Opens its file at once, so that a path that cannot be written is a UsageError before the run. As a context manager it keeps what was written
+    however the run ends; the file gets its name when it is closed.
+    """
+
+    def __init__(self, path: str, flag: str = "--requests-csv") -> None:
+        self._file = OutputFile(flag, path)
+        self._write = csv.writer(self._file.stream, lineterminator="\n").writerow
+        self._put(COLUMNS)
+        self.handlers: dict[type, Callable[[Any], None]] = {
+            RequestCompleted: self._on_completed,
+            RequestFailed: self._on_failed,
+            RequestRejected: self._on_rejected,
+        }
+
+    def observe(self, event: Event) -> None:
+        """Hear an event of any type."""
+        handler = self.handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def _put(self, row: tuple[object, ...]) -> None:
+        try:
+            self._write(row)
+        except OSError as error:
+            raise self._file.error(error) from None
+
+    def _on_completed(self, event: RequestCompleted) -> None:
+        _, request_id, model, worker_id, action, arrival_s, ttft_s, e2e_s, tpot_s, queue_wait_s, load_s, prompt, output, placements, retries = event
+        times = ("%.9g,%.9g,%.9g,%.9g,%.9g,%.9g" % (arrival_s, ttft_s, e2e_s, tpot_s, queue_wait_s, load_s)).split(",")  # noqa: UP031 - quicker than six f-strings
+        self._put((request_id, model, worker_id, action, COMPLETED, *times, prompt, output, placements, retries, ""))
+
+    def _on_failed(self, event: RequestFailed) -> None:
+        self._put_unfinished(event, FAILED, event.reason)
+
+    def _on_rejected(self, event: RequestRejected) -> None:
+        self._put_unfinished(event, REJECTED, event.code)
+
+    def _put_unfinished(self, event: RequestFailed | RequestRejected, outcome: str, reason: str) -> None:
+        self._put((event.request_id, event.model, "", "", outcome, f"{event.arrival_s:.9g}", "", "", "", "", "", "", "", "", "", reason))
+
+    def close(self) -> None:
+        """Give the file its name."""
+        self._file.commit()
+
+    def __enter__(self) -> RequestsCsv:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,169 @@
+"""The closing table, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from textwrap import wrap
+from typing import Any, TextIO
+
+from sllm.report.text import BOLD, DIM, GREEN, RED, YELLOW, can_encode, columns_of, count, duration, is_terminal, paint, percent, rate, span, to_ascii
+from sllm.results import STATISTICS, Recorder
+
+WIDTH_MAX = 100
+LABEL_WIDTH = 11
+ROWS = (
+    ("ttft_s", "time to first token"),
+    ("e2e_s", "end to end"),
+    ("tpot_s", "per further token"),
+    ("queue_wait_s", "wait at the worker"),
+    ("decision_s", "placement decision"),
+)
+REASONS_SHOWN = 5  # of failures, the most frequent ones
+VIOLATIONS_SHOWN = 10
+
+
+class Details:
+    """What the table says beyond the results: why requests failed, what loads took."""
+
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self.failed: Mapping[str, int] = recorder.failed if recorder else {}
+        self.rejected: Mapping[str, int] = recorder.rejected if recorder else {}
+        self.retried: Mapping[str, int] = recorder.retried if recorder else {}
+        self.loads = recorder.loads if recorder else 0
+        self.mean_load_s = recorder.load_s / recorder.loads if recorder and recorder.loads else None
+        self.output_tokens = recorder.output_tokens if recorder else 0
+
+
+def print_table(results: Mapping[str, Any], stream: TextIO, *, details: Details | None = None, no_color: bool = False, interrupted: bool = False) -> None:
+    """Write the table to a stream, in what it can show. `no_color` is the user's wish; without a terminal there are none anyway."""
+    colour = is_terminal(stream) and not no_color
+    width = min(WIDTH_MAX, columns_of(stream)) if is_terminal(stream) else WIDTH_MAX
+    text = render_table(results, details=details, colour=colour, width=width, interrupted=interrupted)
+    stream.write(text if can_encode(stream) else to_ascii(text))
+    stream.flush()
+
+
+def render_table(results: Mapping[str, Any], *, details: Details | None = None, colour: bool = False, width: int = WIDTH_MAX, interrupted: bool = False) -> str:
+    """The table as text, no line of it longer than `width` columns."""
+    details = details or Details()
+    lines = [*_run(results, interrupted), "", *_requests(results, details), "", *_times(results, width), *_fleet(results), *_invariants(results)]
+    painter = _Painter(colour, width)
+    return "".join(line + "\n" for entry in lines for line in painter.lines(entry))
+
+
+class _Line:
+    """A label and parts that are kept whole when the line is broken; a code of None leaves a part as it is."""
+
+    def __init__(self, label: str, parts: Iterable[tuple[str, str | None]]) -> None:
+        self.label = label
+        self.parts = [(text, code) for text, code in parts if text]
+
+
+class _Painter:
+    def __init__(self, colour: bool, width: int) -> None:
+        self._colour = colour
+        self._width = width
+
+    def lines(self, entry: _Line | str) -> list[str]:
+        """The lines of an entry; parts go on the next line, under the first, when they do not fit."""
+        if isinstance(entry, str):
+            return [entry[: self._width].rstrip()]
+        label = paint(entry.label.ljust(LABEL_WIDTH), BOLD, self._colour)
+        indent = " " * LABEL_WIDTH
+        lines, current, used = [], label, LABEL_WIDTH
+        room = self._width - LABEL_WIDTH
+        for text, code in ((piece, code) for whole, code in entry.parts for piece in wrap(whole, room)):
+            if used > LABEL_WIDTH and used + 2 + len(text) > self._width:
+                lines.append(current.rstrip())
+                current, used = indent, LABEL_WIDTH
+            gap = "" if used == LABEL_WIDTH else "   " if used + 3 + len(text) <= self._width else "  "
+            current += gap + (paint(text, code, self._colour) if code else text)
+            used += len(gap) + len(text)
+        return [*lines, current.rstrip()]
+
+
+def _plain(*parts: str) -> list[tuple[str, str | None]]:
+    return [(part, None) for part in parts]
+
+
+def _run(results: Mapping[str, Any], interrupted: bool) -> list[_Line | str]:
+    run = results["run"]
+    clock = "simulated" if run["mode"] == "virtual" else "of the run's clock"
+    what = f"{run['architecture']} · {run['mode']} · {count(run['workers'], 'worker')} · {run['policy']} · seed {run['seed']}"
+    speed = _plain(f"wall time {_wall(run['wall_s'])}: {rate(run['requests_per_wall_s']).removesuffix('/s')} requests/s")
+    lines: list[_Line | str] = [_Line("Run", _plain(what)), _Line("", [*_plain(f"arrivals for {span(run['duration_s'])} {clock}"), *speed])]
+    return [*lines, _Line("", [("interrupted: these are the figures up to then", YELLOW)])] if interrupted else lines
+
+
+def _wall(value: float) -> str:
+    return span(value) if value >= 120 else duration(value)
+
+
+def _requests(results: Mapping[str, Any], details: Details) -> list[_Line | str]:
+    requests, actions, fleet = results["requests"], results["actions"], results["fleet"]
+    all_done = requests["sent"] == requests["completed"] > 0
+    lines: list[_Line | str] = [
+        _Line(
+            "Requests",
+            [
+                (f"{requests['sent']:,} sent", None),
+                (f"{requests['completed']:,} completed", GREEN if all_done else None),
+                *((f"{requests[key]:,} {key}", RED if requests[key] else None) for key in ("failed", "rejected")),
+                (f"{requests['in_flight']:,} in flight", YELLOW if requests["in_flight"] else None),
+                (count(requests["duplicates"], "duplicate") if requests["duplicates"] else "", YELLOW),
+                (f"{details.output_tokens:,} tokens out" if details.output_tokens else "", None),
+            ],
+        )
+    ]
+    for label, reasons in (("failed", details.failed), ("rejected", details.rejected), ("retried", details.retried)):
+        frequent = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        more = len(frequent) - REASONS_SHOWN
+        if frequent:
+            shown = _plain(f"{label}:", *(f"{number:,} × {reason}" for reason, number in frequent[:REASONS_SHOWN]))
+            lines.append(_Line("", [*shown, (f"and {more} other reasons" if more > 0 else "", DIM)]))
+    served = _plain(f"{actions['serve']:,} serve", count(actions["cold_start"], "cold start"), count(actions["migrate"], "migration"))
+    rates = _plain(f"cold start rate {percent(fleet['cold_start_rate'])}", f"model hit rate {percent(fleet['model_hit_rate'])}")
+    loads = _plain(f"{count(details.loads, 'load')}, mean {duration(details.mean_load_s)}") if details.loads else []
+    return [*lines, _Line("Actions", [*served, *rates, *loads])]
+
+
+def _times(results: Mapping[str, Any], width: int) -> list[_Line | str]:
+    """One row for each distribution. Narrow terminals lose columns from the left, the mean first: the tail matters most."""
+    if not results["requests"]["completed"]:
+        return []
+    labels = max(len(label) for _, label in ROWS)
+    columns = list(STATISTICS)
+    while labels + 9 * len(columns) > width and len(columns) > 2:
+        columns.pop(0)
+    lines: list[_Line | str] = [" " * labels + "".join(f"{name:>9}" for name in columns)]
+    for key, label in ROWS:
+        values = results[key]
+        if values["max"] is not None:
+            lines.append(f"{label:<{labels}}" + "".join(f"{duration(values[name]):>9}" for name in columns))
+    slo = results["slo"]
+    attained = f"first token within {duration(slo['ttft_s'])}: {percent(slo['attainment'])} of requests"
+    return [*lines, "", _Line("SLO", _plain(attained))]
+
+
+def _fleet(results: Mapping[str, Any]) -> list[_Line | str]:
+    fleet, reports, run = results["fleet"], results["reports"], results["run"]
+    imbalance = fleet["load_imbalance"]
+    ready = (f"{fleet['ready']:,} of {count(run['workers'], 'worker')} ready", YELLOW if fleet["ready"] < run["workers"] else None)
+    busy = _plain(f"{percent(fleet['utilisation'])} busy", f"the busiest {imbalance:.2f} × the mean" if imbalance is not None else "")
+    heard = _plain(f"{reports['sent']:,} sent", f"{reports['accepted']:,} accepted")
+    lost = (f"{reports['lost']:,} lost", YELLOW if reports["lost"] else None)
+    rejected = [(f"{number:,} rejected: {reason.replace('_', ' ')}", YELLOW) for reason, number in reports["rejected"].items()]
+    return [_Line("Fleet", [ready, *busy]), _Line("Reports", [*heard, lost, *(rejected or _plain("0 rejected"))])]
+
+
+def _invariants(results: Mapping[str, Any]) -> list[_Line | str]:
+    invariants = results["invariants"]
+    violations = invariants["violations"]
+    if not violations:
+        if not invariants["checked"]:
+            return []
+        return [_Line("Invariants", [(f"{count(invariants['checked'], 'check')}, all held", GREEN)])]
+    lines: list[_Line | str] = [_Line("Invariants", [(f"{count(len(violations), 'violation')} in {count(invariants['checked'], 'check')}", RED)])]
+    lines += [_Line("", [(text, RED)]) for text in violations[:VIOLATIONS_SHOWN]]
+    more = len(violations) - VIOLATIONS_SHOWN
+    return [*lines, _Line("", [(f"and {more} more", RED)])] if more > 0 else lines
