@@ -1,0 +1,166 @@
+"""A load generator as a process: waits for the coordinator, sends the workload its environment describes, prints what came of it.
+
+Exit status 0 when every request was completed, 1 when any failed, was rejected or was left.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from client import Client
+from config import Config
+from sllm.assemble import build_catalog, default_rate
+from sllm.events import Event
+from sllm.messages import Address
+from sllm.results import Recorder, summarize
+from sllm.runtime.bridge import Answer
+from sllm.runtime.http import Page
+from sllm.runtime.launch import launch
+from sllm.runtime.metrics import ClientMetrics
+from sllm.runtime.service import Service
+from sllm.streams import stream
+from sllm.workload import Request, Workload, WorkloadSpec, generate
+
+RECEIVE_BUFFER_BYTES = 4 << 20
+PROGRESS_S = 5.0
+DURATION_S = 30.0  # of synthetic arrivals, unless said otherwise
+
+
+class ClientPart:
+    """The client, its workload, and what the service needs to know of both."""
+
+    page: Page | None = None
+
+    def __init__(self, service: Service, node: Client, workload: Workload) -> None:
+        self.node = node
+        self.metrics = ClientMetrics(service.started_wall_s)
+        self.recorder = Recorder()
+        self._service = service
+        self._requests: Iterator[Request] = iter(workload)
+        self._begin_s: float | None = None  # when requests began to come
+        self._exhausted = False
+        self._give_up_at: float | None = None
+        self._printed_at = 0.0
+
+    # --- the workload -----------------------------------------------------------------------------------------------------------------
+
+    def _submit_due(self, following: Request | None = None) -> None:
+        """Hand in every request whose time has come, and come back for the next."""
+        assert self._begin_s is not None
+        clock, host = self._service.clock, self._service.host
+        if following is not None and not self._exhausted:
+            self.node.submit(following, clock.now)
+        while not self._exhausted:
+            request = next(self._requests, None)
+            if request is None:
+                self._exhausted = True
+                break
+            at = self._begin_s + request.arrival_s
+            if at > clock.now:
+                self._service.driver.call_at(at, partial(self._submit_due, request))
+                break
+            self.node.submit(request, clock.now)
+        if host is not None:
+            host.touch()
+
+    # --- what the service asks ----------------------------------------------------------------------------------------------------------
+
+    def ready(self) -> tuple[bool, str]:
+        if not self._service.resolved:
+            return False, f"the coordinator's name {self.node.config.coordinator_host} has no address"
+        return True, "sending" if not self._exhausted else "waiting for the last answers"
+
+    def observe(self, event: Event) -> None:
+        self.recorder.observe(event)
+
+    def tick(self) -> None:
+        now = self._service.clock.now
+        if self._begin_s is None and self._service.resolved and not self._exhausted:
+            self._begin_s = now  # a coordinator that does not answer yet is asked again by each request: none is lost
+            self._submit_due()
+        if now - self._printed_at >= PROGRESS_S:
+            self._printed_at = now
+            self.print_progress()
+
+    def print_progress(self) -> None:
+        seen = self.recorder.glance()
+        fields = {**seen._asdict(), "in_flight": self.node.in_flight}
+        self._service.log.info("%d of %d requests completed", seen.completed, seen.sent, extra={"fields": fields})
+
+    def collect(self, answer: Callable[[], None]) -> None:
+        answer()
+
+    def state(self, answer: Answer) -> None:
+        answer({**self.recorder.glance()._asdict(), "in_flight": self.node.in_flight, "coordinator": list(self.node.coordinator), "total": 1})
+
+    def page_state(self, state: Any, query: Mapping[str, str]) -> dict[str, Any]:
+        return dict(state)
+
+    def stop(self) -> None:
+        """Send nothing more; what is in flight may still come, within the drain timeout."""
+        self._exhausted = True
+        self._give_up_at = self._service.clock.now + self.node.config.drain_timeout_s
+
+    def finished(self) -> bool:
+        if not self._exhausted:
+            return False
+        return self.node.in_flight == 0 or (self._give_up_at is not None and self._service.clock.now >= self._give_up_at)
+
+    # --- the end ----------------------------------------------------------------------------------------------------------------------
+
+    def conclude(self) -> int:
+        """Print the closing figures; the exit status."""
+        seen, recorder, log = self.recorder.glance(), self.recorder, self._service.log
+        figures: dict[str, Any] = {
+            "sent": seen.sent, "completed": seen.completed, "failed": seen.failed, "rejected": seen.rejected, "in_flight": self.node.in_flight,
+            "duplicates": recorder.duplicates, **recorder.actions,
+        }  # fmt: skip
+        for name in ("ttft_s", "e2e_s", "queue_wait_s"):
+            statistics = summarize(getattr(recorder, name))
+            figures |= {f"{name.removesuffix('_s')}_{which}_s": value for which, value in statistics.items() if value is not None}
+        if self._begin_s is not None:
+            figures["elapsed_s"] = round(self._service.clock.now - self._begin_s, 3)
+        good = seen.sent > 0 and seen.completed == seen.sent
+        verdict = "all requests completed" if good else "not all requests were completed"
+        log.log(logging.INFO if good else logging.ERROR, "%s", verdict, extra={"event": "Results", "fields": figures})
+        return 0 if good else 1
+
+
+def _spec(config: Config) -> WorkloadSpec:
+    rate = config.rate_per_s or default_rate(config, build_catalog(config))
+    duration_s = config.duration_s or (None if config.trace else DURATION_S)
+    return WorkloadSpec(rate, config.arrivals, config.cv, trace=config.trace, duration_s=duration_s, zipf=config.zipf, models=config.models)
+
+
+def serve(config: Config, environ: Mapping[str, str]) -> int:
+    """Send the workload and wait for every answer."""
+    names = build_catalog(config).names
+    with generate(_spec(config), names, config.seed) as workload, Service("client", config, environ) as service:
+
+        def make(address: Address) -> ClientPart:
+            # The id must differ between clients that run at once: workers tell requests apart by it.
+            name = f"client-{environ.get('HOSTNAME', '').strip()[:40] or os.getpid()}-{time.time_ns() // 1_000_000 % 1_000_000}"
+            node = Client(
+                config, config.get_coordinator_address(), stream(config.seed, "client"), service.incarnation, node_id=name, codec=service.codec,
+                wall_offset_s=service.clock.wall_offset_s, now=service.clock.now,
+            )  # fmt: skip
+            return ClientPart(service, node, workload)
+
+        part = service.listen(make, 0, "", uplink=True, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
+        assert isinstance(part, ClientPart)
+        service.run()
+        return part.conclude()
+
+
+def main(argv: Sequence[str]) -> int:
+    return launch("client", "A load generator for a serverless LLM fleet.", argv, os.environ, serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,126 @@
+"""A worker as a process: configured by its environment; it reports to the coordinator and serves what clients send. `--help` lists the variables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from config import Config
+from sllm.assemble import build_catalog, build_engine
+from sllm.events import Event, RequestServed
+from sllm.messages import COMPLETED, READY, STARTING, Address, InferenceResponse, Message
+from sllm.runtime.bridge import Answer
+from sllm.runtime.http import Page
+from sllm.runtime.launch import launch
+from sllm.runtime.metrics import WorkerMetrics
+from sllm.runtime.service import Service
+from sllm.streams import stream
+from worker import Worker
+
+RECEIVE_BUFFER_BYTES = 1 << 20
+
+
+class MeasuredWorker(Worker):
+    """A worker that notes the times in the responses it sends; the event that a request was served does not carry them."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.responses: dict[str, InferenceResponse] = {}  # sent since the last tick, by request id
+        super().__init__(*args, **options)
+
+    def send(self, message: Message, addr: Address, now: float) -> None:
+        if type(message) is InferenceResponse and message.outcome == COMPLETED:
+            self.responses[message.request_id] = message
+        super().send(message, addr, now)
+
+
+class WorkerPart:
+    """What the service needs to know of a worker."""
+
+    page: Page | None = None
+
+    def __init__(self, service: Service, node: MeasuredWorker) -> None:
+        self.node = node
+        self.metrics = WorkerMetrics(service.started_wall_s)
+        self._service = service
+
+    def ready(self) -> tuple[bool, str]:
+        if not self._service.resolved:
+            return False, f"the coordinator's name {self.node.config.coordinator_host} has no address"
+        why = {STARTING: "loading the first models", READY: "ready"}.get(self.node.state, "draining")
+        return self.node.state == READY, why
+
+    def observe(self, event: Event) -> None:
+        if type(event) is RequestServed:
+            response = self.node.responses.pop(event.request_id, None)
+            if response is not None:
+                self.metrics.observe_response(response.queue_wait_s, response.first_token_s, response.total_s)
+
+    def tick(self) -> None:
+        self.node.responses.clear()  # those sent again
+
+    def collect(self, answer: Callable[[], None]) -> None:
+        self.metrics.collect_engine(self.node.engine.snapshot(self._service.clock.now))
+        answer()
+
+    def state(self, answer: Answer) -> None:
+        node = self.node
+        snap = node.engine.snapshot(self._service.clock.now)
+        answer(
+            {
+                "state": node.state,
+                "coordinator": list(node.coordinator),
+                "hardware": node.config.hardware,
+                "running": snap.running,
+                "waiting": snap.waiting,
+                "slots": snap.slots,
+                "wait_s": round(snap.wait_s, 4),
+                "kv_used": round(snap.kv_used, 4),
+                "gpu_free_bytes": snap.gpu_free_bytes,
+                "models": list(snap.gpu),
+                "loading": [name for name, _ in snap.loading],
+                "host": list(snap.host),
+                "served": node.served,
+                "refused": node.refused,
+                "reports_sent": node.reports_sent,
+                "rejected": dict(node.rejected),
+                "total": 1,
+            }
+        )
+
+    def page_state(self, state: Any, query: Mapping[str, str]) -> dict[str, Any]:
+        return dict(state)
+
+    def stop(self) -> None:
+        self.node.drain(self._service.clock.now)
+
+    def finished(self) -> bool:
+        return self.node.drained
+
+
+def serve(config: Config, environ: Mapping[str, str]) -> int:
+    """Run until a signal asks for the end; then finish what runs, within the drain timeout."""
+    catalog = build_catalog(config)
+    engine = build_engine(config, catalog, stream(config.seed, f"{config.get_worker_id()}/service"))
+    with Service("worker", config, environ) as service:
+
+        def make(address: Address) -> WorkerPart:
+            node = MeasuredWorker(
+                config, catalog, engine, config.get_coordinator_address(), stream(config.seed, config.get_worker_id()), service.incarnation,
+                node_id=config.get_worker_id(), codec=service.codec, wall_offset_s=service.clock.wall_offset_s,
+                advertise=(config.advertise_host, address[1]), now=service.clock.now,
+            )  # fmt: skip
+            return WorkerPart(service, node)
+
+        service.listen(make, config.worker_port, "WORKER_PORT", uplink=True, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
+        service.run()
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    return launch("worker", "One worker of a serverless LLM fleet.", argv, os.environ, serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
