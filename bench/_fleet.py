@@ -1,0 +1,59 @@
+"""What the benchmarks share: a coordinator with a table full of workers, and how figures are printed."""
+
+from __future__ import annotations
+
+from random import Random
+
+from config import Config
+from coordinator import Coordinator
+from sllm.catalog import Catalog
+from sllm.messages import READY, Envelope, LoadReport, Message, ScheduleRequest
+from sllm.placement.registry import make_policy
+
+CATALOG_MODELS = 1000
+HELD_MODELS = 4  # on each worker's GPU
+SOURCE = ("10.0.0.1", 8000)
+
+
+def make_report(rng: Random, names: tuple[str, ...], sequence: int, held: tuple[str, ...]) -> LoadReport:
+    """A report of a worker that is about half busy; `sequence` only makes one differ from the last."""
+    running = rng.randrange(8)
+    return LoadReport(
+        READY, "", 0, "h100-80g", 256, running, 0, 0.01 * running, 0.0, running / 20, (40 + sequence % 7) << 30, held, held[:running and 1], (), held, (), True,
+        0, 0, 0, 1.0,
+    )  # fmt: skip
+
+
+def make_coordinator(workers: int, models: int = CATALOG_MODELS, policy: str = "startup_time") -> tuple[Coordinator, list[Envelope]]:
+    """A coordinator at time 1.0 that has heard each worker once, and the last envelope of each."""
+    catalog = Catalog.demo(models)
+    node = Coordinator(Config(hardware="h100-80g"), catalog, make_policy(policy), Random(1), 1, now=0.0)
+    rng = Random(2)
+    envelopes = []
+    for i in range(workers):
+        held = tuple(sorted(rng.sample(catalog.names, min(models, HELD_MODELS))))
+        envelope = Envelope(f"worker-{i}", 1, 1, 0.5, make_report(rng, catalog.names, 1, held))
+        node.receive(envelope, SOURCE, 0.5)
+        envelopes.append(envelope)
+    node.handle_timer(1.0)
+    drain(node)
+    return node, envelopes
+
+
+def drain(node: Coordinator) -> None:
+    """Throw away what the node has to say."""
+    node.outbox.clear()
+    node.events.clear()
+
+
+def ask(node: Coordinator, number: int, model: str) -> Envelope:
+    """A question of a client, in an envelope."""
+    message: Message = ScheduleRequest(f"r{number}", model, 1000, 200, 1, 0.0, ())
+    return Envelope("client", 1, number, 1.0, message)
+
+
+def show(what: str, figure: float, unit: str, budget: float, *, at_least: bool = False) -> bool:
+    """One line: what was measured, its budget, and whether it was kept."""
+    kept = figure >= budget if at_least else figure <= budget
+    print(f"{what:<72} {figure:>12,.2f} {unit:<22} {'at least' if at_least else 'at most'} {budget:>10,.2f}  {'ok' if kept else 'OVER'}", flush=True)
+    return kept

@@ -1,0 +1,55 @@
+"""How the cost of a virtual run grows: ten times the requests, ten times the workers, and a large run's memory.
+
+Baseline: a run of 100 workers and 10,000 requests. Each run is a process of its own, so that its peak memory is its own. Workers report whether
+requests come or not, so a run costs so much for each request and so much for each report: ten times the requests are run over the same number of
+seconds, ten times the workers at ten times the rate.
+Usage: python3 bench/growth.py [--large]        --large adds 1,000,000 requests over 10,000 workers (minutes)
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import _fleet
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED = """
+import resource, sys
+import centralized_simulation
+status = centralized_simulation.main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def run(workers: int, rate: float, duration_s: float) -> tuple[float, int, float]:
+    """(wall seconds, requests, peak MB) of one run in a process of its own."""
+    command = f"--virtual --quiet --json - --workers {workers} --rate {rate:g} --duration {duration_s:g}".split()
+    done = subprocess.run([sys.executable, "-c", MEASURED, *command], cwd=ROOT, capture_output=True, text=True, check=True)
+    results = json.loads(done.stdout)
+    assert not results["invariants"]["violations"], results["invariants"]["violations"]
+    wall_s, requests, mb = results["run"]["wall_s"], results["requests"]["completed"], int(done.stderr.split()[-1]) / 1024
+    print(f"  {workers:>6,} workers, {requests:>9,} requests: {wall_s:8.2f} s, {requests / wall_s:8,.0f} a second, {mb:6,.0f} MB", flush=True)
+    return wall_s, requests, mb
+
+
+def main() -> int:
+    base_s, base, _ = run(100, 100, 100)
+    more_s, more, _ = run(100, 100, 1000)
+    wide_s, wide, _ = run(1000, 1000, 100)
+    kept = _fleet.show("ten times the requests (over ten times the time): cost for each / before", more_s / more / (base_s / base), "times", 1.3)
+    kept &= _fleet.show("ten times the workers and requests: cost for each / before", wide_s / wide / (base_s / base), "times", 1.5)
+    if "--large" in sys.argv[1:]:
+        large_s, _, large_mb = run(10_000, 10_000, 100)
+        kept &= _fleet.show("1,000,000 requests over 10,000 workers", large_s / 60, "minutes", 5.0)
+        kept &= _fleet.show("its peak memory", large_mb, "MB", 2000.0)
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""One load report from the socket to the updated table: received, authenticated, unpacked, applied.
+
+Baseline: a bare `recvfrom_into` loop over the same datagrams in the same run. Every socket is filled first, in rounds that its buffer holds, and only
+the emptying is timed. Also shown: the coordinator's own part, with envelopes as objects, for a report that changes nothing and for one that does.
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from statistics import median
+from time import perf_counter
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench._fleet import SOURCE, drain, make_coordinator, make_report, show
+from coordinator import Coordinator
+from sllm.messages import Envelope, LoadReport
+from sllm.runtime.keys import ephemeral_keyring
+from sllm.wire import PickleCodec
+
+WORKERS = 1000
+ROUND = 100  # datagrams that the default receive buffer holds, with room to spare
+ROUNDS = 300
+REPEATS = 5
+
+
+def fresh(envelopes: list[Envelope], changed: bool, rng: Random, names: tuple[str, ...], now: float) -> list[Envelope]:
+    """The next report of each worker: the same figures, or new ones."""
+    out = []
+    for last in envelopes:
+        report = last.message
+        assert isinstance(report, LoadReport)
+        if changed:
+            report = make_report(rng, names, last.sequence, report.gpu_models)
+        out.append(Envelope(last.sender_id, 1, last.sequence + 1, now, report))
+    return out
+
+
+def emptying_us(datagrams: list[bytes], take: Callable[[socket.socket, memoryview], None]) -> float:
+    """Microseconds for each datagram: the median of the rounds, since a busy machine interrupts some of them."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mouth:
+        ear.bind(("127.0.0.1", 0))
+        ear.settimeout(5.0)
+        address = ear.getsockname()
+        buffer = memoryview(bytearray(65536))
+        rounds_us = []
+        for start in range(0, len(datagrams), ROUND):
+            part = datagrams[start : start + ROUND]
+            for datagram in part:
+                mouth.sendto(datagram, address)
+            began = perf_counter()
+            for _ in part:
+                take(ear, buffer)
+            rounds_us.append((perf_counter() - began) / len(part) * 1e6)
+    return median(rounds_us)
+
+
+def socket_to_table(changed: bool) -> tuple[float, float]:
+    """(bare, whole) microseconds a report, of workers whose figures change or that say the same again."""
+    codec = PickleCodec(ephemeral_keyring())
+    node, envelopes = make_coordinator(WORKERS)
+    node.codec = codec
+    rng, names = Random(4), node.catalog.names
+    bare_us, whole_us = [], []
+
+    def bare(ear: socket.socket, buffer: memoryview) -> None:
+        ear.recvfrom_into(buffer)
+
+    def whole(ear: socket.socket, buffer: memoryview) -> None:
+        size, source = ear.recvfrom_into(buffer)
+        node.receive_datagram(buffer[:size], source, 1.0)
+
+    for _ in range(REPEATS):
+        datagrams = []
+        for _ in range(ROUND * ROUNDS // REPEATS // WORKERS or 1):
+            envelopes = fresh(envelopes, changed, rng, names, 1.0)
+            datagrams += [codec.encode(envelope) for envelope in envelopes]
+        bare_us.append(emptying_us(datagrams, bare))
+        accepted = node.reports_accepted
+        whole_us.append(emptying_us(datagrams, whole))
+        assert node.reports_accepted - accepted == len(datagrams), node.rejected
+        drain(node)
+    return min(bare_us), min(whole_us)
+
+
+def table_us(node: Coordinator, envelopes: list[Envelope], changed: bool) -> tuple[float, list[Envelope]]:
+    """Microseconds of Node.receive for each report; and the last envelopes."""
+    rng = Random(5)
+    best = float("inf")
+    for _ in range(REPEATS):
+        envelopes = fresh(envelopes, changed, rng, node.catalog.names, 1.0)
+        began = perf_counter()
+        for envelope in envelopes:
+            node.receive(envelope, SOURCE, 1.0)
+        best = min(best, (perf_counter() - began) / len(envelopes) * 1e6)
+        drain(node)
+    return best, envelopes
+
+
+def main() -> int:
+    node, envelopes = make_coordinator(WORKERS)
+    gc.freeze()
+    unchanged_us, envelopes = table_us(node, envelopes, False)
+    changed_us, _ = table_us(node, envelopes, True)
+    kept = True
+    for what, changes in (("the same again", False), ("new figures", True)):
+        bare_us, whole_us = socket_to_table(changes)
+        kept &= show(f"a report with {what}, socket to table / bare recvfrom_into", whole_us / bare_us, "times", 4.0)
+        print(f"  bare {bare_us:.2f} us, whole {whole_us:.2f} us: {1e6 / whole_us:,.0f} reports a second")
+    show("of that the coordinator's part, nothing changed", unchanged_us, "us", 2.0)
+    show("of that the coordinator's part, figures changed", changed_us, "us", 4.0)
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""What a datagram costs the codec: the usual ones, and those made to look like one.
+
+Baseline: a bare `recvfrom_into` loop over the same load reports in the same run, from a socket that was filled first. Everything else is
+`encode` or `decode` alone, over many different datagrams in turn.
+
+A look-alike without the key must cost no more than a hash over its bytes. One with the key (a peer that has turned) may go further, to the opcodes,
+the unpickler and the types; 8 KiB and a thousand opcodes are its bound.
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+import struct
+import sys
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from time import perf_counter
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench._fleet import make_report, show
+from sllm.catalog import Catalog
+from sllm.messages import Dispatch, Envelope, InferenceRequest, LoadReport, ScheduleRequest
+from sllm.node import Rejected
+from sllm.wire import DATAGRAM_MAX_BYTES, HEADER, MAGIC, MESSAGES, PICKLE_VERSION, TAG_BYTES, Keyring, PickleCodec
+
+COUNT = 1000  # datagrams of each sort
+HOSTILE_COUNT = 200
+REPEATS = 15
+BATCH = 100  # datagrams that the default receive buffer holds, with room to spare
+RING = Keyring(1, {1: bytes(range(32))})
+HELD = 5  # model names in a report
+
+
+def reports(held: list[tuple[str, ...]], sequence: int, rng: Random) -> list[Envelope]:
+    """One report of each worker: it holds these models, and how busy it is differs from report to report."""
+    return [
+        Envelope(f"worker-{i}", 1, sequence, 1.0, make_report(rng, (), sequence, names)._replace(wait_s=rng.random(), kv_used=rng.random()))
+        for i, names in enumerate(held)
+    ]
+
+
+def bare_us(datagrams: list[bytes]) -> float:
+    """Microseconds of a bare `recvfrom_into`, for each datagram."""
+    best = float("inf")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mouth:
+        ear.bind(("127.0.0.1", 0))
+        ear.settimeout(5.0)
+        address, receive, buffer = ear.getsockname(), ear.recvfrom_into, bytearray(65536)
+        for start in range(0, len(datagrams), BATCH):
+            part = datagrams[start : start + BATCH]
+            for datagram in part:
+                mouth.sendto(datagram, address)
+            began = perf_counter()
+            for _ in part:
+                receive(buffer)
+            best = min(best, (perf_counter() - began) / len(part))
+    return best * 1e6
+
+
+def decode_us(datagrams: list[bytes], before: list[bytes] | None = None) -> float:
+    """Microseconds of `decode` for each, accepted or not. `before` is heard first each time and not timed: the last reports of the same workers."""
+    views = [memoryview(bytearray(datagram)) for datagram in datagrams]
+    codec = PickleCodec(RING)
+    best = float("inf")
+    for _ in range(REPEATS):
+        for datagram in before or ():
+            codec.decode(datagram)
+        for start in range(0, len(views), BATCH):
+            part = views[start : start + BATCH]
+            began = perf_counter()
+            for view in part:
+                with suppress(Rejected):
+                    codec.decode(view)
+            best = min(best, (perf_counter() - began) / len(part))
+    return best * 1e6
+
+
+def encode_us(envelopes: list[Envelope]) -> float:
+    encode = PickleCodec(RING).encode
+    best = float("inf")
+    for _ in range(REPEATS):
+        began = perf_counter()
+        for envelope in envelopes:
+            encode(envelope)
+        best = min(best, (perf_counter() - began) / len(envelopes))
+    return best * 1e6
+
+
+def look_alike(rng: Random, opcodes: bytes, *, signed: bool, message: type = LoadReport) -> bytes:
+    """A datagram as long as may be, whose body is `opcodes` over and over in a frame of the right length."""
+    header = HEADER.pack(MAGIC, PICKLE_VERSION, MESSAGES.index(message) + 1, 1, 8, 1, rng.getrandbits(60), 1.0) + b"worker-7"
+    room = DATAGRAM_MAX_BYTES - len(header) - TAG_BYTES - 12
+    rest = (opcodes * (room // len(opcodes))) + b"."
+    data = header + b"\x80\x05\x95" + struct.pack("<Q", len(rest)) + rest
+    return data + (RING.tag(1, data) if signed else rng.randbytes(TAG_BYTES))
+
+
+def hostile(rng: Random) -> dict[str, list[bytes]]:
+    """Look-alikes by what is wrong with them."""
+    sorts: dict[str, list[bytes]] = {
+        "noise, 200 B": [rng.randbytes(200) for _ in range(HOSTILE_COUNT)],
+        "noise, 8 KiB": [rng.randbytes(DATAGRAM_MAX_BYTES) for _ in range(HOSTILE_COUNT)],
+        "no key: a wrong tag, 8 KiB": [look_alike(rng, b"K\x01", signed=False) for _ in range(HOSTILE_COUNT)],
+    }
+    bodies = {
+        "empty strings": b"\x8c\x00", "long strings": b"\x8c\xff" + b"x" * 255, "numbers": b"K\x01", "floats": b"G" + bytes(8), "marks": b"(",
+        "nesting": b")\x85", "strings and pairs": b"\x8c\x01aG?\xf0" + bytes(6) + b"\x86", "Hangul": b"\x8c\x03\xed\x95\x9c", "memo": b"\x94",
+    }  # fmt: skip
+    for name, opcodes in bodies.items():
+        sorts[f"with the key: {name}, 8 KiB"] = [look_alike(rng, opcodes, signed=True) for _ in range(HOSTILE_COUNT)]
+    return sorts
+
+
+def main() -> int:
+    rng = Random(6)
+    names = Catalog.demo(50).names
+    held = [tuple(sorted(rng.sample(names, HELD))) for _ in range(COUNT)]
+    envelopes = reports(held, 2, rng)
+    codec = PickleCodec(RING)
+    before = [codec.encode(envelope) for envelope in reports(held, 1, rng)]
+    datagrams = [codec.encode(envelope) for envelope in envelopes]
+    requests = [
+        codec.encode(Envelope("client-1", 1, i, 1.0, message))
+        for i in range(COUNT // 2)
+        for message in (
+            ScheduleRequest(f"r{i}", "llama-3.1-8b", 1000 + i, 200, 1, 0.0, ()),
+            InferenceRequest(f"r{i}", "llama-3.1-8b", 1000 + i, 200, Dispatch(1, i), "worker-7"),
+        )
+    ]
+    gc.freeze()
+    for datagram in (datagrams[0], requests[0], requests[1]):
+        codec.decode(datagram)  # the expressions are made on first use
+    bare = bare_us(datagrams)
+    print(f"bare recvfrom_into {bare:.2f} us; a report has {sum(map(len, datagrams)) / COUNT:.0f} bytes")
+    show("decode a report that says something new / bare recvfrom_into", decode_us(datagrams, before) / bare, "times", 6.0)
+    show("decode a report that says the same again / bare recvfrom_into", decode_us(datagrams) / bare, "times", 2.0)
+    show("decode a request / bare recvfrom_into", decode_us(requests) / bare, "times", 4.0)
+    show("encode a report / bare recvfrom_into", encode_us(envelopes) / bare, "times", 6.0)
+    kept = True
+    for name, sort in hostile(rng).items():
+        bound = 2.0 if name.startswith("noise") else 15.0 if name.startswith("no key") else 150.0
+        kept &= show(f"decode {name} / bare recvfrom_into", decode_us(sort) / bare, "times", bound)
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
