@@ -1,0 +1,74 @@
+"""Small helpers to talk to a role by hand: what it is told, and what it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from random import Random
+from typing import Any, TypeVar
+
+from config import Config
+from coordinator import Coordinator
+from sllm.catalog import Catalog
+from sllm.messages import READY, Address, Envelope, LoadReport, Message, ScheduleRequest
+from sllm.node import Node
+from sllm.placement.registry import make_policy
+
+M = TypeVar("M")
+CLIENT: Address = ("client", 7000)
+CATALOG = Catalog.demo(6)
+MODEL = CATALOG.names[0]
+
+
+def configuration(**changes: Any) -> Config:
+    return dataclasses.replace(Config.from_env({"DEPLOYMENT_MODE": "local"}), **changes)
+
+
+def report(**changes: Any) -> LoadReport:
+    """An idle worker with one model loaded."""
+    idle = LoadReport(
+        READY, "", 8000, "h100-80g", 256, 0, 0, 0.0, 0.0, 0.0, 50_000_000_000, (MODEL,), (), (), (MODEL,), (), True, 0, 0, 0, 1.0
+    )  # fmt: skip
+    return idle._replace(**changes)
+
+
+class Talk:
+    """Speaks to one node as many senders, numbering what each says."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._sequences: dict[tuple[str, type], int] = {}
+
+    def say(self, sender: str, message: Message, now: float, *, addr: Address | None = None, incarnation: int = 1, sequence: int | None = None) -> None:
+        key = (sender, type(message))
+        self._sequences[key] = number = sequence if sequence is not None else self._sequences.get(key, 0) + 1
+        envelope = Envelope(sender, incarnation, number, now + self.node.wall_offset_s, message)
+        self.node.receive(envelope, addr or (sender, 8000), now)
+
+    def heard(self, kind: type[M]) -> list[M]:
+        """Messages of one kind it has sent since last asked; the others are dropped."""
+        messages = [envelope.message for envelope, _ in self.node.outbox]
+        self.node.outbox.clear()
+        return [message for message in messages if isinstance(message, kind)]
+
+    def told(self, kind: type[M]) -> list[M]:
+        """Events of one kind it has told since last asked; the others are dropped."""
+        events = list(self.node.events)
+        self.node.events.clear()
+        return [event for event in events if isinstance(event, kind)]
+
+    def run_to(self, now: float) -> None:
+        """Fire its timers, one by one, up to `now`."""
+        while (at := self.node.next_deadline()) is not None and at <= now:
+            self.node.handle_timer(at)
+
+
+def coordinator(policy: str = "startup_time", **changes: Any) -> tuple[Coordinator, Talk]:
+    """A coordinator that has finished listening."""
+    node = Coordinator(configuration(**changes), CATALOG, make_policy(policy), Random(1), 100)
+    talk = Talk(node)
+    talk.run_to(1.0)
+    return node, talk
+
+
+def ask(request_id: str = "r0", model: str = MODEL, **changes: Any) -> ScheduleRequest:
+    return ScheduleRequest(request_id, model, 1000, 200, 1, 0.0, ())._replace(**changes)

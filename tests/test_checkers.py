@@ -1,0 +1,292 @@
+"""The checkers: silent on a sound fleet, and each planted bug is caught by the checker responsible for it, within fifty seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulated import Fleet
+from test_world import Registry, bad_network
+
+from client import Client
+from coordinator import Coordinator
+from sllm.dispatch import Ledger
+from sllm.events import RequestCompleted, RequestSent, WorkerStateChanged
+from sllm.fleet import Fleet as Table
+from sllm.messages import READY, Address, Envelope, InferenceRequest, LoadReport, ScheduleError
+from sllm.node import Node
+from sllm.sim.checkers import REGISTRY, Checkers, InvariantViolation
+from sllm.sim.checks_world import BoundedMemory
+from sllm.sim.faults import load_schedule
+from sllm.sim.network import Copy, Network
+from worker import Worker
+
+SEEDS = range(1, 51)
+CHURN = str(Path(__file__).parent.parent / "experiments/scenarios/churn.toml")
+
+
+@pytest.mark.parametrize("seed", range(1, 13))
+def test_a_sound_fleet_breaks_nothing_on_a_bad_network_with_churn(seed: int) -> None:
+    fleet = Fleet(seed, duration_s=20.0, network=bad_network(), schedule=load_schedule(CHURN, seed)).run()
+    assert fleet.checkers is not None
+    counts = fleet.checkers.counts
+    assert set(counts) == set(REGISTRY)
+    assert all(counts[name] > 0 for name in counts), counts
+    assert fleet.checkers.checked == sum(counts.values())
+    assert fleet.client.in_flight == 0
+
+
+def test_a_sound_fleet_breaks_nothing_on_the_wire() -> None:
+    shared = Registry()
+    fleet = Fleet(1, duration_s=20.0, network=bad_network(), schedule=load_schedule(CHURN, 1), make_codec=lambda: shared).run()
+    assert fleet.checkers is not None
+    assert fleet.checkers.counts["invalid-ignored"] > 0
+    assert fleet.checkers.counts["invalid-ignored"] <= fleet.network.corrupted
+
+
+# --- planted bugs -------------------------------------------------------------------------------------------------------------------
+
+
+class AcceptsReplays(Coordinator):
+    """Applies a report again, whatever its number."""
+
+    def _on_report(self, envelope: Envelope, addr: Address, now: float) -> None:
+        row = self.fleet.rows.get(envelope.sender_id)
+        if row is not None and envelope.incarnation == row.incarnation:
+            row.sequence = min(row.sequence, envelope.sequence - 1)
+        super()._on_report(envelope, addr, now)
+
+
+class AcceptsZombies(Coordinator):
+    """Takes the old life of a worker for the new one."""
+
+    def _on_report(self, envelope: Envelope, addr: Address, now: float) -> None:
+        row = self.fleet.rows.get(envelope.sender_id)
+        if row is not None and envelope.incarnation < row.incarnation:
+            row.incarnation, row.sequence = envelope.incarnation, 0
+        super()._on_report(envelope, addr, now)
+
+
+class CountsTwice(Coordinator):
+    def _on_report(self, envelope: Envelope, addr: Address, now: float) -> None:
+        super()._on_report(envelope, addr, now)
+        self.reports_accepted += 1
+
+
+class KeepsDecisions(Coordinator):
+    def _drop_old_decisions(self, now: float) -> None:
+        pass
+
+
+class CompletesTwice(Client):
+    """A response that arrives twice is a completion twice."""
+
+    def _on_response(self, envelope: Envelope, addr: Address, now: float) -> None:
+        message: Any = envelope.message
+        known = message.request_id in self._pending
+        super()._on_response(envelope, addr, now)
+        if not known:
+            self.events.append(
+                RequestCompleted(now, message.request_id, "m", envelope.sender_id, "serve", now, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 1, 1, 0)
+            )
+
+
+class ForgetsWhenTurnedAway(Client):
+    """A retriable error ends the request without a word."""
+
+    def _on_schedule_error(self, envelope: Envelope, addr: Address, now: float) -> None:
+        message = envelope.message
+        assert type(message) is ScheduleError
+        if message.request_id in self._pending:
+            self._end(message.request_id)
+
+
+class NeverRetries(Client):
+    def handle_timer(self, now: float) -> None:
+        while (request_id := self._timers.pop_due(now)) is not None:
+            self._timers.set(request_id, now + 1.0)
+
+
+class WorksTwice(Worker):
+    """A request sent again is a new request."""
+
+    def _on_inference_request(self, envelope: Envelope, addr: Address, now: float) -> None:
+        message = envelope.message
+        assert type(message) is InferenceRequest
+        self._jobs.pop(f"{envelope.sender_id}/{message.request_id}", None)
+        super()._on_inference_request(envelope, addr, now)
+
+
+class LoadsTwice(Worker):
+    """Every request for a model that is not there begins a load of its own."""
+
+    def _on_inference_request(self, envelope: Envelope, addr: Address, now: float) -> None:
+        self._present.clear()
+        super()._on_inference_request(envelope, addr, now)
+
+
+class BelievesAnything(Registry):
+    """A wrong tag is forgiven: the datagram is taken for a new one of its sender."""
+
+    def decode(self, data: bytes | memoryview) -> Envelope:
+        body = bytes(data[:20])
+        number = int(body) if body.strip().isdigit() and int(body) < len(self.known) else 0
+        envelope = self.known[number]
+        return envelope if super_tag(self, data) else envelope._replace(sequence=envelope.sequence + 1)
+
+
+def super_tag(codec: Registry, data: bytes | memoryview) -> bool:
+    try:
+        Registry.decode(codec, data)
+    except Exception:
+        return False
+    return True
+
+
+class LosesSilently(Network):
+    def carry(self, source: str, target: str, envelope: Envelope, now: float) -> Any:
+        copies: list[Copy] = list(super().carry(source, target, envelope, now))
+        return [] if copies and self.rng.random() < 0.01 else copies
+
+
+def leak_cost(patch: pytest.MonkeyPatch) -> None:
+    """Work that is acknowledged goes on counting."""
+
+    def release(self: Ledger, number: int) -> bool:
+        return self.entries.pop(number, None) is not None
+
+    patch.setattr(Ledger, "release", release)
+
+
+def never_release(patch: pytest.MonkeyPatch) -> None:
+    """In flight once, in flight for ever."""
+    patch.setattr(Ledger, "acknowledge", lambda self, high, seen: False)
+    patch.setattr(Ledger, "expire", lambda self, before: 0)
+
+
+def route_to_the_dead(patch: pytest.MonkeyPatch) -> None:
+    """A worker that leaves READY stays where placement looks."""
+
+    def step(self: Table, row: Any, what: str) -> tuple[str, str] | None:
+        moved = original(self, row, what)
+        if moved and moved[0] == READY:
+            row.state = READY
+            self.ready.add(row)
+            self.reindex(row)
+            row.state = moved[1]
+        return moved
+
+    original = Table.step
+    patch.setattr(Table, "step", step)
+    patch.setattr(Table, "reindex", _reindex_all(Table.reindex))
+
+
+def _reindex_all(original: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    def reindex(self: Any, row: Any) -> None:
+        state, row.state = row.state, READY
+        original(self, row)
+        row.state = state
+
+    return reindex
+
+
+BUGS: list[tuple[str, str, dict[str, Any], Callable[[pytest.MonkeyPatch], None] | None]] = [
+    ("in-flight cost is not released", "in-flight", {}, leak_cost),
+    ("in-flight work is never released", "in-flight", {}, never_release),
+    ("a replayed report is accepted", "member-order", {"coordinator_kind": AcceptsReplays}, None),
+    ("a report of an old life is accepted", "member-order", {"coordinator_kind": AcceptsZombies}, None),
+    ("a dead worker is routed to", "live-dispatch", {"policy": "random"}, route_to_the_dead),
+    ("a request completes twice", "conservation", {"client_kind": CompletesTwice}, None),
+    ("a request is forgotten", "conservation", {"client_kind": ForgetsWhenTurnedAway}, None),
+    ("a request is never asked for again", "liveness", {"client_kind": NeverRetries}, None),
+    ("work is done twice", "work-once", {"worker_kind": WorksTwice}, None),
+    ("a model is loaded twice", "single-flight", {"worker_kind": LoadsTwice}, None),
+    ("a report is counted twice", "report-books", {"coordinator_kind": CountsTwice}, None),
+    ("a forged datagram is believed", "invalid-ignored", {"make_codec": "BelievesAnything"}, None),
+    ("a datagram vanishes without a cause", "network-books", {"network": "LosesSilently"}, None),
+]
+
+
+def broken(seed: int, options: dict[str, Any], check: tuple[str, ...]) -> InvariantViolation | None:
+    """What a run with these checkers breaks, if anything."""
+    given = dict(options)
+    if given.pop("make_codec", None):
+        shared = BelievesAnything()
+        given["make_codec"] = lambda: shared
+    network = LosesSilently() if given.pop("network", None) else bad_network()
+    fleet = Fleet(seed, workers=6, duration_s=15.0, network=network, schedule=load_schedule(CHURN, seed), check=check, **given)
+    try:
+        fleet.run(within_s=600.0)
+    except InvariantViolation as violation:
+        return violation
+    return None
+
+
+@pytest.mark.parametrize(("bug", "checker", "options", "plant"), BUGS, ids=[bug for bug, *_ in BUGS])
+def test_a_planted_bug_is_caught_by_the_checker_responsible(
+    bug: str, checker: str, options: dict[str, Any], plant: Callable[[pytest.MonkeyPatch], None] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if plant is not None:
+        plant(monkeypatch)
+    alone = ("conservation",) if checker == "liveness" else (checker,)
+    for seed in SEEDS:
+        violation = broken(seed, options, alone)
+        if violation is not None:
+            assert violation.checker == checker
+            assert f"with seed {seed}" in str(violation)
+            assert str(broken(seed, options, alone)) == str(violation), "the same seed breaks again, to the byte"
+            return
+    pytest.fail(f"{bug}: not caught in {len(SEEDS)} seeds")
+
+
+def test_a_table_that_only_grows_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst, then ten minutes in which every trace of it must go."""
+    monkeypatch.setattr(BoundedMemory, "SLACK", 60)
+    monkeypatch.setattr(BoundedMemory, "PER_HOST", 4)
+
+    def idle_after_a_burst(kind: type[Coordinator]) -> None:
+        fleet = Fleet(1, rate_per_s=20.0, duration_s=20.0, coordinator_kind=kind, check=("bounded-memory",))
+        fleet.world.run(720.0)
+
+    idle_after_a_burst(Coordinator)
+    with pytest.raises(InvariantViolation, match=r"coordinator: KeepsDecisions\._decisions has \d+ entries"):
+        idle_after_a_burst(KeepsDecisions)
+
+
+# --- the pieces ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_violation_tells_seed_time_and_the_last_events() -> None:
+    checkers = Checkers.live(7, lambda: 12.5)
+    node = Node("client", 1)
+    checkers.see(node, RequestSent(12.0, "r1", "m"))
+    with pytest.raises(InvariantViolation) as caught:
+        checkers.see(node, RequestSent(12.5, "r1", "m"))
+    violation = caught.value
+    assert (violation.checker, violation.seed, violation.at_s) == ("conservation", 7, 12.5)
+    assert violation.recent == (RequestSent(12.0, "r1", "m"), RequestSent(12.5, "r1", "m"))
+    assert str(violation).splitlines()[0] == "invariant 'conservation' broken at 12.500000 s with seed 7: request r1 was sent while it was still open"
+
+
+def test_live_checkers_need_no_world() -> None:
+    checkers = Checkers.live(1, lambda: 0.0)
+    node = Node("coordinator", 1)
+    checkers.see(node, WorkerStateChanged(0.0, "w", 1, "", READY, "reported"))
+    checkers.inspect()
+    checkers.finish(at_rest=True)
+    assert checkers.at_rest
+
+
+def test_an_unknown_checker_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        Fleet(1, check=("no-such",))
+
+
+def test_reports_are_messages_that_the_books_know() -> None:
+    fleet = Fleet(1, duration_s=5.0).run()
+    coordinator: Any = fleet.world.hosts["coordinator"].node
+    sent = sum(getattr(host.node, "reports_sent", 0) for host in fleet.world.hosts.values())
+    assert sent == coordinator.reports_accepted + sum(coordinator.reports_rejected.values())
+    assert LoadReport in coordinator.handlers

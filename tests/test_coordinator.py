@@ -1,0 +1,303 @@
+"""The coordinator, spoken to by hand: membership, placements, idempotence, staleness, holding expiry."""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+
+import pytest
+from roles import CATALOG, Talk, ask, configuration, coordinator, report
+
+from coordinator import Coordinator
+from sllm.events import CoordinatorReady, ExpiryHeld, ExpiryResumed, RequestRefused, RequestRouted, WorkerStateChanged
+from sllm.fleet import DEAD, NEW, STATES, SUSPECT, TRANSITIONS
+from sllm.messages import (
+    COLD_START,
+    DEADLINE_UNMEETABLE,
+    DRAINING,
+    HIGH,
+    LOW,
+    NO_WORKERS,
+    NOT_READY,
+    READY,
+    REPORTED_STATES,
+    SATURATED,
+    SERVE,
+    STARTING,
+    STOPPED,
+    UNKNOWN_MODEL,
+    ReportAck,
+    ScheduleError,
+    ScheduleResponse,
+)
+from sllm.placement.registry import make_policy
+
+
+def error_code(talk: Talk) -> str:
+    (error,) = talk.heard(ScheduleError)
+    return error.code
+
+
+# --- membership ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_it_listens_for_an_interval_before_it_answers() -> None:
+    node = Coordinator(configuration(), CATALOG, make_policy("random"), Random(1), 100, now=50.0)
+    talk = Talk(node)
+    talk.say("w", report(), 50.2)
+    talk.say("c", ask(), 50.5)
+    (error,) = talk.heard(ScheduleError)
+    assert error.code == NOT_READY
+    assert 0.5 <= error.retry_after_s <= 1.0  # when it will be ready, jittered
+    talk.run_to(51.0)
+    assert talk.told(CoordinatorReady) == [CoordinatorReady(51.0, 1)]
+    talk.say("c", ask(), 51.0)
+    assert talk.heard(ScheduleResponse)[0].worker_id == "w"
+
+
+def test_a_silent_worker_is_suspect_then_dead_then_forgotten_and_comes_back() -> None:
+    node, talk = coordinator(worker_timeout_s=10.0, forget_after_s=60.0)
+    for second in range(1, 100):
+        for name in ("a", "b", "c"):
+            if name != "a" or second <= 5:
+                talk.say(name, report(), float(second))
+        talk.run_to(float(second))
+    changes = [(e.at, e.old, e.new) for e in talk.told(WorkerStateChanged) if e.worker_id == "a"]
+    assert changes == [(1.0, NEW, READY), (8.0, READY, SUSPECT), (15.0, SUSPECT, DEAD)]
+    assert "a" not in node.fleet.rows
+    talk.say("a", report(), 100.0, incarnation=2, sequence=1)
+    assert node.fleet.rows["a"].state == READY
+    talk.run_to(103.0)
+    assert node.fleet.rows["a"].state == SUSPECT
+
+
+def test_a_dead_worker_that_reports_again_is_watched_again() -> None:
+    node, talk = coordinator()
+    for second in range(1, 40):
+        for name in ("a", "b", "c"):
+            if name != "a" or second <= 2 or second == 20:
+                talk.say(name, report(), float(second))
+        talk.run_to(float(second))
+    assert [e.new for e in talk.told(WorkerStateChanged) if e.worker_id == "a"] == [READY, SUSPECT, DEAD, READY, SUSPECT, DEAD]
+    assert node.fleet.states == {READY: 2, SUSPECT: 0, DEAD: 1}
+
+
+@pytest.mark.parametrize(("old", "what"), list(itertools.product((NEW, *STATES), (*REPORTED_STATES, "silent", "expired"))))
+def test_every_transition(old: str, what: str) -> None:
+    """The table, held against what its words mean."""
+    new = TRANSITIONS.get((old, what), old)
+    if what in (STARTING, READY, DRAINING):
+        assert new == what
+    elif what == STOPPED:
+        assert new == DEAD
+    elif what == "silent":
+        assert new == (SUSPECT if old in (STARTING, READY, DRAINING) else old)
+    else:
+        assert new == (DEAD if old == SUSPECT else old)
+
+
+def test_a_report_that_is_not_newer_changes_nothing() -> None:
+    node, talk = coordinator()
+    talk.say("w", report(running=1), 1.0, incarnation=5, sequence=10)
+    for incarnation, sequence in ((5, 10), (5, 9), (4, 99)):
+        talk.say("w", report(running=9), 1.1, incarnation=incarnation, sequence=sequence)
+    assert node.fleet.rows["w"].report.running == 1
+    assert node.reports_rejected == {"replayed": 1, "out_of_order": 1, "old_incarnation": 1}
+    talk.say("w", report(running=2), 1.2, incarnation=5, sequence=14)
+    assert (node.fleet.rows["w"].report.running, node.fleet.rows["w"].lost, node.reports_accepted) == (2, 3, 2)
+    talk.say("w", report(running=3), 1.3, incarnation=6, sequence=1)
+    assert (node.fleet.rows["w"].report.running, node.fleet.rows["w"].incarnation) == (3, 6)
+
+
+def test_it_acknowledges_now_and_then() -> None:
+    _, talk = coordinator(ack_every=4)
+    for second in range(1, 10):
+        talk.say("w", report(), float(second))
+    assert [ack.sequence for ack in talk.heard(ReportAck)] == [1, 4, 8]
+
+
+def test_unknown_hardware_is_counted() -> None:
+    node, talk = coordinator()
+    talk.say("w", report(hardware="abacus"), 1.0)
+    assert (len(node.fleet), node.reports_rejected) == (0, {"unknown_hardware": 1})
+
+
+def test_when_most_of_the_fleet_falls_silent_nobody_is_declared_dead() -> None:
+    node, talk = coordinator()
+    names = [f"w{i}" for i in range(10)]
+    for second in range(1, 6):
+        for name in names:
+            talk.say(name, report(), float(second))
+        talk.run_to(float(second))
+    for second in range(6, 60):
+        for name in names[:3]:
+            talk.say(name, report(), float(second))
+        talk.run_to(float(second))
+    assert node.fleet.states[SUSPECT] == 7
+    assert node.degraded
+    assert len(talk.told(ExpiryHeld)) == 1
+    for name in names:
+        talk.say(name, report(), 60.0)
+    talk.run_to(61.0)
+    assert not node.degraded
+    assert len(talk.told(ExpiryResumed)) == 1
+    assert node.fleet.states[READY] == 10
+
+
+def test_a_stall_of_its_own_is_not_taken_for_silence() -> None:
+    node, talk = coordinator()
+    names = [f"w{i}" for i in range(4)]
+    for name in names:
+        talk.say(name, report(), 1.0)
+    node.handle_timer(30.0)  # the loop stood still for half a minute
+    assert node.fleet.states == {READY: 4}
+    assert node.degraded
+    for second in range(31, 40):
+        for name in names[:3]:
+            talk.say(name, report(), float(second))
+        talk.run_to(float(second))
+    assert not node.degraded
+    assert node.fleet.rows["w3"].state == DEAD
+    assert [e.at for e in talk.told(WorkerStateChanged) if e.worker_id == "w3" and e.new == SUSPECT] == [33.0]
+
+
+# --- placements ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_outside_the_catalogue_is_unknown_whatever_the_fleet() -> None:
+    _, talk = coordinator()
+    talk.say("c", ask(model="gpt-0"), 1.0)
+    assert error_code(talk) == UNKNOWN_MODEL
+
+
+def test_no_worker_and_only_unready_workers_are_worth_asking_again() -> None:
+    _, talk = coordinator()
+    talk.say("c", ask(), 1.0)
+    assert error_code(talk) == NO_WORKERS
+    talk.say("w", report(state=STARTING), 1.0)
+    talk.say("v", report(state=DRAINING), 1.0)
+    talk.say("c", ask(), 1.1)
+    (error,) = talk.heard(ScheduleError)
+    assert error.code == NO_WORKERS
+    assert error.retry_after_s > 0
+    assert [e.code for e in talk.told(RequestRefused)] == [NO_WORKERS, NO_WORKERS]
+
+
+def test_the_warm_worker_serves_and_another_model_is_a_cold_start() -> None:
+    _, talk = coordinator()
+    talk.say("a", report(), 1.0)
+    talk.say("b", report(gpu_models=(CATALOG.names[1],)), 1.0)
+    talk.say("c", ask("r0"), 1.1)
+    talk.say("c", ask("r1", CATALOG.names[2]), 1.2)
+    first, second = talk.heard(ScheduleResponse)
+    assert (first.worker_id, first.action, first.host, first.port) == ("a", SERVE, "a", 8000)
+    assert second.action == COLD_START
+    assert second.eta_s > first.eta_s > 0
+    routed = talk.told(RequestRouted)
+    assert [(e.request_id, e.action) for e in routed] == [("r0", SERVE), ("r1", COLD_START)]
+
+
+def test_one_cold_start_serves_all_who_wait() -> None:
+    _, talk = coordinator()
+    for name in "abcd":
+        talk.say(name, report(gpu_models=()), 1.0)
+    for i in range(5):
+        talk.say("c", ask(f"r{i}"), 1.1)
+    answers = talk.heard(ScheduleResponse)
+    assert [a.action for a in answers] == [COLD_START] + [SERVE] * 4
+    assert len({a.worker_id for a in answers}) == 1
+
+
+def test_the_same_question_gets_the_same_answer() -> None:
+    node, talk = coordinator()
+    for name in "abcdef":
+        talk.say(name, report(), 1.0)
+    for _ in range(5):
+        talk.say("c", ask(), 1.1)
+    answers = talk.heard(ScheduleResponse)
+    assert len(answers) == 5
+    assert len(set(answers)) == 1
+    assert sum(row.pending for row in node.fleet) == 1
+    talk.say("other", ask(), 1.1)  # another client's r0 is another request
+    assert sum(row.pending for row in node.fleet) == 2
+
+
+def test_an_excluded_worker_is_released_and_avoided() -> None:
+    node, talk = coordinator()
+    for name in "ab":
+        talk.say(name, report(), 1.0)
+    talk.say("c", ask(), 1.1)
+    (first,) = talk.heard(ScheduleResponse)
+    talk.say("c", ask(exclude=(first.worker_id,)), 1.2)
+    (second,) = talk.heard(ScheduleResponse)
+    assert second.worker_id != first.worker_id
+    assert node.fleet.rows[first.worker_id].pending == 0
+    talk.say("c", ask(exclude=("a", "b")), 1.3)
+    assert talk.heard(ScheduleResponse)  # better one that failed once than none
+
+
+def test_in_flight_work_is_added_to_what_was_reported_until_a_report_has_counted_it() -> None:
+    node, talk = coordinator()
+    talk.say("a", report(), 1.0)
+    for i in range(3):
+        talk.say("c", ask(f"r{i}"), 1.1)
+    row = node.fleet.rows["a"]
+    assert (row.pending, row.depth) == (3, 3)
+    assert row.ledger.cost_s > 0
+    talk.say("a", report(running=2, epoch=100, dispatch_high=2, dispatch_seen=1), 1.5)
+    assert (row.pending, row.depth) == (1, 3)
+    talk.say("a", report(running=3, epoch=99, dispatch_high=9, dispatch_seen=255), 1.6)  # of another life of the coordinator
+    assert row.pending == 1
+    talk.say("a", report(running=2, epoch=100, dispatch_high=2, dispatch_seen=1), 5.0)  # the third never arrived
+    assert (row.pending, row.depth, row.ledger.cost_s) == (0, 2, 0.0)
+
+
+def test_saturation_sheds_the_lowest_priority_first() -> None:
+    _, talk = coordinator(queue_threshold=10)
+    for waiting, served in ((4, (LOW, 1, HIGH)), (7, (1, HIGH)), (15, (HIGH,)), (25, ())):
+        talk.say("a", report(waiting=waiting, running=256), 10.0 * waiting)
+        for priority in (LOW, 1, HIGH):
+            talk.say("c", ask(f"{waiting}/{priority}", priority=priority), 10.0 * waiting)
+            answer = talk.node.outbox[-1][0].message
+            assert isinstance(answer, ScheduleResponse) == (priority in served)
+            if isinstance(answer, ScheduleError):
+                assert answer.code == SATURATED
+                assert answer.retry_after_s > 0
+
+
+def test_a_deadline_that_cannot_be_met_is_said_so() -> None:
+    _, talk = coordinator()
+    talk.say("a", report(wait_s=5.0), 1.0)
+    talk.say("c", ask("r0", deadline_s=0.01), 1.0)
+    assert error_code(talk) == DEADLINE_UNMEETABLE
+    talk.say("c", ask("r1", deadline_s=60.0), 1.0)
+    assert talk.heard(ScheduleResponse)
+
+
+def test_a_restarted_worker_has_nothing_in_flight() -> None:
+    node, talk = coordinator()
+    talk.say("a", report(), 1.0)
+    talk.say("c", ask(), 1.1)
+    talk.say("a", report(), 1.2, incarnation=2, sequence=1)
+    row = node.fleet.rows["a"]
+    assert (row.pending, row.ledger.cost_s, row.depth) == (0, 0.0, 0)
+    talk.say("c", ask("r1"), 1.3)
+    assert talk.heard(ScheduleResponse)[-1].dispatch.number == 2  # numbers go on growing
+
+
+def test_a_stopped_worker_gets_nothing() -> None:
+    node, talk = coordinator()
+    talk.say("a", report(), 1.0)
+    talk.say("a", report(state=STOPPED), 1.1)
+    assert node.fleet.rows["a"].state == DEAD
+    talk.say("c", ask(), 1.2)
+    assert error_code(talk) == NO_WORKERS
+
+
+def test_old_answers_are_dropped() -> None:
+    node, talk = coordinator(decision_keep_s=5.0)
+    for second in range(1, 30):
+        talk.say("a", report(), float(second))
+        talk.say("c", ask(f"r{second}"), float(second))
+        talk.run_to(float(second))
+    assert len(node._decisions) <= 7

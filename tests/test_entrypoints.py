@@ -1,0 +1,394 @@
+"""The entry points as real processes: a fleet started by hand, signals, deaths, wrong settings. Every wait is for a log line or an exit."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 60.0  # a bound for what never comes, not a time anything is expected to take
+
+QUICK = {
+    "ENGINE": "queue", "SERVICE": "deterministic", "SERVICE_MEAN": "0.05", "SLOTS": "4", "REPORT_INTERVAL": "0.2", "WORKER_TIMEOUT": "1.0",
+    "RETRY_INITIAL": "0.1", "RETRY_MAX": "0.3", "WORKER_TRIES": "3", "POLL_INTERVAL": "0.3", "COORDINATOR_SILENT": "1.0", "RATE": "40",
+    "DURATION": "2", "LOG_FORMAT": "json", "DEPLOYMENT_MODE": "local",
+}  # fmt: skip
+
+
+class Process:
+    """An entry point of this project, and the log lines it has printed."""
+
+    def __init__(self, role: str, home: Path, *arguments: str, **settings: str) -> None:
+        environ = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": "", **QUICK, **settings}
+        self.role = role
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._ended = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", str(ROOT / f"entrypoint_{role}.py"), *arguments],
+            env=environ, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """Its log, parsed: every line must be a JSON object."""
+        return [json.loads(line) for line in list(self.lines)]
+
+    def wait_for(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first log line for which it holds."""
+        with self._changed:
+            for _ in range(10_000):
+                for line in self.told:
+                    if holds(line):
+                        return line
+                if self._ended or not self._changed.wait(PATIENCE_S):
+                    break
+        self.process.kill()
+        raise AssertionError(f"{self.role} never said it; it said:\n" + "\n".join(self.lines) + self.process.communicate()[1])
+
+    def wait_event(self, event: str, **fields: object) -> dict[str, Any]:
+        return self.wait_for(lambda line: line.get("event") == event and all(line.get(name) == value for name, value in fields.items()))
+
+    def up(self) -> dict[str, Any]:
+        return self.wait_for(lambda line: line["message"].endswith(" is up"))
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def exit_status(self) -> int:
+        status = self.process.wait(PATIENCE_S)
+        self._thread.join(PATIENCE_S)
+        return status
+
+
+class Bench:
+    """Starts processes that share a home, and with it the automatic key file."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.started: list[Process] = []
+
+    def start(self, role: str, *arguments: str, **settings: str) -> Process:
+        process = Process(role, self.home, *arguments, **settings)
+        self.started.append(process)
+        return process
+
+    def coordinator(self, **settings: str) -> tuple[Process, str]:
+        """A coordinator on a free port, and that port."""
+        process = self.start("coordinator", **{"COORDINATOR_PORT": "0", **settings})
+        return process, process.up()["udp"].rpartition(":")[2]
+
+    def fleet(self, count: int, **settings: str) -> tuple[Process, list[Process], str]:
+        """A coordinator that knows `count` workers."""
+        coordinator, port = self.coordinator(**settings)
+        workers = [self.worker(i, port, **settings) for i in range(count)]
+        for i in range(count):
+            coordinator.wait_event("WorkerStateChanged", worker_id=f"worker-{i}", new="READY")
+        return coordinator, workers, port
+
+    def worker(self, index: int, port: str, **settings: str) -> Process:
+        return self.start("worker", **{**settings, "WORKER_ID": f"worker-{index}", "WORKER_PORT": "0", "COORDINATOR_PORT": port})
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    for process in bench.started:
+        if process.process.poll() is None:
+            process.process.kill()
+        process.process.wait()
+        process._thread.join(PATIENCE_S)
+        for pipe in (process.process.stdout, process.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def closing(client: Process) -> dict[str, Any]:
+    """The client's last word; its books must balance."""
+    figures = client.wait_event("Results")
+    assert figures["sent"] == figures["completed"] + figures["failed"] + figures["rejected"] + figures["in_flight"]
+    return figures
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_a_fleet_started_by_hand_serves_and_ends(bench: Bench) -> None:
+    coordinator, workers, port = bench.fleet(2)
+    client = bench.start("client", COORDINATOR_PORT=port)
+    assert client.exit_status() == 0
+    figures = closing(client)
+    assert figures["completed"] == figures["sent"] > 20
+    assert figures["duplicates"] == 0
+    for process in (*workers, coordinator):
+        process.signal(signal.SIGTERM)
+    assert [process.exit_status() for process in (*workers, coordinator)] == [0, 0, 0]
+    for process in bench.started:
+        for line in process.told:  # parses, line for line
+            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
+            assert {"level", "message"} <= line.keys()
+            assert line["level"] in ("info", "warning"), line
+        assert process.process.stderr is not None
+        assert process.process.stderr.read() == ""
+    left = [path.relative_to(bench.home) for path in bench.home.rglob("*") if path.is_file()]
+    assert [path.name for path in left] == ["cluster.key"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+        again.bind(("127.0.0.1", int(port)))
+
+
+def test_health_metrics_and_state_over_http(bench: Bench) -> None:
+    http_port = str(free_port())
+    coordinator, port = bench.coordinator(HEALTH_PORT=http_port)
+    base = coordinator.up()["http"]
+    coordinator.wait_event("CoordinatorReady")
+    worker_port = str(free_port())
+    worker = bench.worker(0, port, HEALTH_PORT=worker_port, DEMO_MODELS="2")
+    coordinator.wait_event("WorkerStateChanged", new="READY")
+    client = bench.start("client", COORDINATOR_PORT=port, DURATION="0.5")
+    assert client.exit_status() == 0
+    assert get(f"{base}/livez") == (200, "ok\n")
+    assert get(f"{base}/readyz")[0] == 200
+    _, metrics = get(f"{base}/metrics")
+    completed = closing(client)["completed"]
+    routed = sum(float(value) for value in re.findall(r"^sllm_requests_routed_total\{.*\} (\S+)$", metrics, re.MULTILINE))
+    assert routed >= completed
+    assert 'sllm_workers{state="READY"} 1' in metrics
+    status, body = get(f"{base}/state?limit=10")
+    state = json.loads(body)
+    assert (status, state["role"], state["total"], state["ready"]) == (200, "coordinator", 1, True)
+    assert state["workers"][0]["worker_id"] == "worker-0"
+    assert get(f"{base}/state?limit=x") == (400, "limit='x': must be a whole number, at most 1000\n")
+    assert "<title>sllm fleet" in get(f"{base}/")[1]
+    worker_base = worker.up()["http"]
+    assert get(f"{worker_base}/readyz") == (200, "ready\n")
+    assert f'sllm_worker_requests_total{{outcome="completed"}} {completed}' in get(f"{worker_base}/metrics")[1]
+    assert f"sllm_worker_first_token_seconds_count {completed}\n" in get(f"{worker_base}/metrics")[1]
+    assert json.loads(get(f"{worker_base}/state")[1])["served"] == completed
+    assert get(f"{worker_base}/")[0] == 404
+    for arguments, expected in ((["--healthcheck"], 0), (["--healthcheck", "readyz"], 0)):
+        assert bench.start("worker", *arguments, HEALTH_PORT=worker_port).exit_status() == expected
+    worker.signal(signal.SIGTERM)
+    assert worker.exit_status() == 0
+    assert bench.start("worker", "--healthcheck", HEALTH_PORT=worker_port).exit_status() == 1
+
+
+def test_a_worker_that_dies_costs_no_request(bench: Bench) -> None:
+    coordinator, workers, port = bench.fleet(3)
+    client = bench.start("client", COORDINATOR_PORT=port, LOG_LEVEL="debug")
+    client.wait_event("RequestCompleted")
+    workers[1].process.kill()
+    coordinator.wait_event("WorkerStateChanged", worker_id="worker-1", new="SUSPECT")
+    coordinator.wait_event("WorkerStateChanged", worker_id="worker-1", new="DEAD")
+    assert client.exit_status() == 0
+    figures = closing(client)
+    assert figures["completed"] == figures["sent"]
+    again = bench.worker(1, port)
+    coordinator.wait_for(lambda line: line.get("worker_id") == "worker-1" and line.get("old") == "DEAD" and line.get("new") == "READY")
+    incarnations = {line["incarnation"] for line in coordinator.told if line.get("worker_id") == "worker-1"}
+    assert len(incarnations) == 2
+    again.signal(signal.SIGINT)
+    assert again.exit_status() == 0
+
+
+def test_a_coordinator_that_restarts_costs_no_request(bench: Bench) -> None:
+    coordinator, workers, port = bench.fleet(2)
+    client = bench.start("client", COORDINATOR_PORT=port, LOG_LEVEL="debug", DURATION="3")
+    client.wait_event("RequestCompleted")
+    coordinator.process.kill()
+    coordinator.exit_status()
+    second, _ = bench.coordinator(COORDINATOR_PORT=port)
+    for i in range(2):
+        second.wait_event("WorkerStateChanged", worker_id=f"worker-{i}", new="READY")
+    assert second.wait_event("CoordinatorReady")["workers"] == 2
+    for worker in workers:
+        worker.wait_event("CoordinatorChanged")
+    assert client.exit_status() == 0
+    figures = closing(client)
+    assert figures["completed"] == figures["sent"]
+
+
+def test_a_worker_told_to_stop_finishes_what_it_runs(bench: Bench) -> None:
+    coordinator, (worker,), port = bench.fleet(1, SERVICE_MEAN="1.0", LOG_LEVEL="debug")
+    client = bench.start("client", COORDINATOR_PORT=port, RATE="2", ARRIVALS="deterministic", DURATION="0.9", SERVICE_MEAN="1.0")
+    worker.wait_event("RequestAdmitted")
+    worker.signal(signal.SIGTERM)
+    coordinator.wait_event("WorkerStateChanged", new="DRAINING")
+    assert worker.exit_status() == 0
+    told = [line.get("event") for line in worker.told]
+    assert told.count("RequestServed") == told.count("RequestAdmitted") >= 1
+    assert told[-1] == "WorkerDrained"
+    assert coordinator.wait_event("WorkerStateChanged", new="DEAD")["reason"] == "reported"
+    replacement = bench.worker(9, port, SERVICE_MEAN="0.05")  # for what the first would not take any more
+    assert client.exit_status() == 0
+    replacement.signal(signal.SIGTERM)
+    assert replacement.exit_status() == 0
+
+
+@pytest.mark.parametrize(("second", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_at_once(bench: Bench, second: int, status: int) -> None:
+    _, (worker,), port = bench.fleet(1, SERVICE_MEAN="1000", LOG_LEVEL="debug")
+    client = bench.start("client", COORDINATOR_PORT=port, DURATION="0.5", SERVICE_MEAN="1000")
+    worker.wait_event("RequestAdmitted")
+    worker.signal(signal.SIGTERM)
+    worker.wait_for(lambda line: line["message"] == "stopping: SIGTERM")
+    worker.signal(second)
+    assert worker.exit_status() == status
+    client.wait_for(lambda line: line["message"].endswith(" is up"))
+    client.signal(signal.SIGINT)
+    client.wait_for(lambda line: line["message"] == "stopping: SIGINT")
+    client.signal(signal.SIGINT)
+    assert client.exit_status() == 130
+
+
+def test_a_drain_has_a_bound(bench: Bench) -> None:
+    _, (worker,), port = bench.fleet(1, SERVICE_MEAN="1000", LOG_LEVEL="debug", DRAIN_TIMEOUT="0.2")
+    client = bench.start("client", COORDINATOR_PORT=port, DURATION="0.5", SERVICE_MEAN="1000", DRAIN_TIMEOUT="0")
+    worker.wait_event("RequestAdmitted")
+    worker.signal(signal.SIGTERM)
+    assert worker.exit_status() == 0
+    client.signal(signal.SIGTERM)
+    assert client.exit_status() == 1  # something was left undone
+    assert closing(client)["in_flight"] > 0
+
+
+def test_a_client_whose_requests_fail_says_so(bench: Bench) -> None:
+    _, port = bench.coordinator()
+    client = bench.start("client", COORDINATOR_PORT=port, DURATION="0.1", REQUEST_TIMEOUT="0.5")
+    assert client.exit_status() == 1
+    assert closing(client)["completed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("role", "settings", "message"),
+    [
+        ("worker", {"WORKER_PORT": "http"}, r"worker: WORKER_PORT='http': must be a whole number.*"),
+        ("worker", {"REPORT_INTERVAL": "-1"}, r"worker: REPORT_INTERVAL='-1': must be .*"),
+        ("worker", {"HARDWARE": "abacus"}, r"worker: .*'abacus'.*"),
+        ("worker", {"SERVICE": "magic"}, r"worker: .*'magic'.*"),
+        ("worker", {"MODEL_CATALOG": "/nowhere/models.toml"}, r"worker: .*/nowhere/models\.toml.*"),
+        ("worker", {"CLUSTER_KEY_FILE": "/nowhere/key"}, r"worker: .*/nowhere/key.*"),
+        ("worker", {"LOG_LEVEL": "loud"}, r"worker: LOG_LEVEL='loud': must be one of debug, info, warning, error"),
+        ("coordinator", {"POLICY": "wishful"}, r"coordinator: .*'wishful'.*"),
+        ("coordinator", {"COORDINATOR_PORT": "70000"}, r"coordinator: COORDINATOR_PORT='70000': .*at most 65535.*"),
+        ("coordinator", {"BIND_HOST": "203.0.113.7"}, r"coordinator: cannot listen on 203\.0\.113\.7:9000 \(COORDINATOR_PORT\): not an address .*"),
+        ("client", {"TRACE": "/nowhere/trace.csv"}, r"client: .*/nowhere/trace\.csv.*"),
+        ("client", {"DEPLOYMENT_MODE": "docker"}, r"client: CLUSTER_KEY_FILE is not set.*"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], role: str, settings: dict[str, str], message: str
+) -> None:
+    environ = {"HOME": str(tmp_path), **QUICK, **settings}
+    monkeypatch.setattr(os, "environ", environ)
+    assert importlib.import_module(f"entrypoint_{role}").main([]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert re.fullmatch(message, line), line
+    assert out == ""
+
+
+def test_a_port_in_use_is_one_clear_line(bench: Bench) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken, socket.socket() as taken_tcp:
+        taken.bind(("127.0.0.1", 0))
+        taken_tcp.bind(("127.0.0.1", 0))
+        taken_tcp.listen()
+        udp, tcp = str(taken.getsockname()[1]), str(taken_tcp.getsockname()[1])
+        for role, settings, message in (
+            ("coordinator", {"COORDINATOR_PORT": udp}, f"coordinator: cannot listen on 127.0.0.1:{udp} (COORDINATOR_PORT): the port is in use"),
+            ("worker", {"WORKER_PORT": udp}, f"worker: cannot listen on 127.0.0.1:{udp} (WORKER_PORT): the port is in use"),
+            ("worker", {"WORKER_PORT": "0", "HEALTH_PORT": tcp}, f"worker: cannot listen on 127.0.0.1:{tcp} over TCP (HEALTH_PORT): the port is in use"),
+        ):
+            process = bench.start(role, **settings)
+            assert process.exit_status() == 2
+            assert process.process.stderr is not None
+            assert process.process.stderr.read() == message + "\n"
+
+
+@pytest.mark.parametrize("role", ["coordinator", "worker", "client"])
+def test_help_version_and_configuration(bench: Bench, role: str) -> None:
+    shown = bench.start(role, "--help")
+    assert shown.exit_status() == 0
+    text = "\n".join(shown.lines)
+    own = {"coordinator": "POLICY", "worker": "DRAIN_TIMEOUT", "client": "RATE"}[role]
+    for variable in ("COORDINATOR_HOST", "CLUSTER_KEY_FILE", "LOG_FORMAT", "HEALTH_PORT", own):
+        assert variable in text
+    version = bench.start(role, "--version")
+    assert version.exit_status() == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version.lines[0])
+    configuration = bench.start(role, "--print-config", COORDINATOR_HOST="somewhere")
+    assert configuration.exit_status() == 0
+    assert "COORDINATOR_HOST=somewhere" in configuration.lines
+    wrong = bench.start(role, "--helthcheck")
+    assert wrong.exit_status() == 2
+    assert wrong.process.stderr is not None
+    assert len(wrong.process.stderr.read().splitlines()) == 1
+    assert not list(bench.home.rglob("*.key"))  # none of this makes a key
+
+
+def test_keys_are_taken_over_without_a_restart(bench: Bench, tmp_path: Path) -> None:
+    key = tmp_path / "cluster.key"
+    key.write_text("1 " + "ab" * 32 + "\n")
+    key.chmod(0o600)
+    code = "import sllm.runtime.service as s, sys; s.KEYS_S = 0.05; import entrypoint_coordinator as e; sys.exit(e.main([]))"
+    process = Process.__new__(Process)
+    process.role, process.lines, process._changed, process._ended = "coordinator", [], threading.Condition(), False
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), **QUICK, "COORDINATOR_PORT": "0", "CLUSTER_KEY_FILE": str(key)}
+    process.process = subprocess.Popen([sys.executable, "-u", "-c", code], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process._thread = threading.Thread(target=process._read, daemon=True)
+    process._thread.start()
+    bench.started.append(process)
+    process.up()
+    broken = tmp_path / "new.key"
+    broken.write_text("nonsense\n")
+    broken.chmod(0o600)
+    os.utime(broken, ns=(1, 1))
+    broken.replace(key)
+    process.wait_for(lambda line: line["level"] == "error" and "the keys in use stay" in line["message"])
+    good = tmp_path / "good.key"
+    good.write_text("2 " + "cd" * 32 + "\n1 " + "ab" * 32 + "\n")
+    good.chmod(0o600)
+    os.utime(good, ns=(2, 2))
+    good.replace(key)
+    process.wait_for(lambda line: line["message"] == "the cluster's keys have changed and were taken over")
+    assert not any("cd" * 32 in line or "ab" * 32 in line for line in process.lines)
+    process.signal(signal.SIGTERM)
+    assert process.exit_status() == 0

@@ -1,0 +1,140 @@
+"""Key files: made once, private, checked line by line, rotated without downtime, never shown."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from roles import configuration
+from wire_samples import SAMPLES, envelope
+
+from sllm.errors import UsageError
+from sllm.messages import ReportAck
+from sllm.runtime import keys
+from sllm.runtime.keys import add_key, create_key_file, ephemeral_keyring, key_path, load_keyring, read_keyring, rotate
+from sllm.wire import PickleCodec
+
+ROOT = Path(__file__).parent.parent
+HEX = "ab" * 32
+
+
+def understands(listener: PickleCodec, speaker: PickleCodec) -> bool:
+    return listener.decode(speaker.encode(envelope(SAMPLES[ReportAck]))).message == SAMPLES[ReportAck]
+
+
+def codec(path: Path) -> PickleCodec:
+    return PickleCodec(read_keyring(path, private=True))
+
+
+def test_a_file_is_made_once_and_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "cluster.key"
+    assert create_key_file(path)
+    text = path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert not create_key_file(path)
+    assert path.read_text() == text
+    assert [p.name for p in path.parent.iterdir()] == ["cluster.key"]
+    assert understands(codec(path), codec(path))
+
+
+def test_processes_that_start_together_agree(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.key"
+    command = [sys.executable, "-m", "sllm.runtime.keys", str(path)]
+    started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    said = [process.communicate(timeout=60)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * 6
+    assert sum("made" in text for text in said) == 1
+    assert not any(re.search("[0-9a-f]{64}", text) for text in said)
+    assert [p.name for p in tmp_path.iterdir()] == ["cluster.key"]
+
+
+def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.key"
+    create_key_file(path)
+    path.chmod(0o640)
+    with pytest.raises(UsageError, match="chmod 600"):
+        read_keyring(path, private=True)
+    assert read_keyring(path, private=False)  # a mounted secret belongs to the container
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "has no key"), ("# nothing\n", "has no key"),
+        (f"1 {HEX}\n2 {HEX[:-2]}\n", "line 2, column 1"), (f"0 {HEX}\n", "line 1"), (f"256 {HEX}\n", "line 1"),
+        (f"1 {HEX}\n\n1 {HEX}\n", "line 3"), (HEX, "line 1"), (f"1 {HEX[:-1]}g\n", "line 1"),
+    ],
+)  # fmt: skip
+def test_a_malformed_file_is_one_clear_line_without_the_key(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "cluster.key"
+    path.write_text(text)
+    path.chmod(0o600)
+    with pytest.raises(UsageError) as caught:
+        read_keyring(path, private=True)
+    message = str(caught.value)
+    assert says in message
+    assert str(path) in message
+    assert "abab" not in message
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere"):
+        read_keyring(tmp_path / "nowhere", private=True)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not a text file"):
+        read_keyring(tmp_path / "binary", private=False)
+
+
+def test_where_the_keys_are(tmp_path: Path) -> None:
+    assert key_path(configuration(), str(tmp_path)) == tmp_path / ".cache" / "sllm" / "cluster.key"
+    assert key_path(configuration(cluster_key_file=str(tmp_path))) == tmp_path / "cluster.key"  # a mounted folder
+    assert key_path(configuration(cluster_key_file=str(tmp_path / "my.key"))) == tmp_path / "my.key"
+    with pytest.raises(UsageError, match="CLUSTER_KEY_FILE"):
+        key_path(configuration(deployment_mode="docker"))
+    with pytest.raises(UsageError, match=re.escape(str(tmp_path / "my.key"))):
+        load_keyring(configuration(cluster_key_file=str(tmp_path / "my.key")))  # a file that is named must exist
+
+
+def test_the_key_is_made_on_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first, second = load_keyring(configuration()), load_keyring(configuration())
+    assert understands(PickleCodec(first), PickleCodec(second))
+    assert (tmp_path / ".cache" / "sllm" / "cluster.key").exists()
+
+
+def test_keys_rotate_without_downtime(tmp_path: Path) -> None:
+    """At every step, who has the file as it was and who has it as it is now understand each other."""
+    path = tmp_path / "cluster.key"
+    create_key_file(path)
+    stages = [codec(path)]
+    assert add_key(path) == 2
+    stages.append(codec(path))
+    assert rotate(path) == 2
+    stages.append(codec(path))
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("1 ")))
+    stages.append(codec(path))
+    for before, after in itertools.pairwise(stages):
+        assert understands(before, after)
+        assert understands(after, before)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_command_never_shows_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cluster.key"
+    assert [keys.main([str(path)]), keys.main([str(path)]), keys.main([str(path), "--add"]), keys.main([str(path), "--rotate"])] == [0, 0, 0, 0]
+    assert keys.main([str(tmp_path / "nowhere"), "--add"]) == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"{path}: made", f"{path}: is there already", f"{path}: added key 2", f"{path}: key 2 signs"]
+    assert "nowhere" in err
+    assert not re.search("[0-9a-f]{32}", out + err)
+
+
+def test_rings_of_two_runs_are_strangers() -> None:
+    assert understands(*[PickleCodec(ephemeral_keyring())] * 2)
+    one, other = PickleCodec(ephemeral_keyring()), PickleCodec(ephemeral_keyring())
+    with pytest.raises(Exception, match="tag"):
+        understands(one, other)

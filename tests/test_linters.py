@@ -1,0 +1,176 @@
+"""Linters and schemas over Dockerfiles, Compose file, workflow and manifests; who may speak to whom; what make says. No engine needed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+yaml = pytest.importorskip("yaml", reason="needs PyYAML: make venv")
+
+ROOT = Path(__file__).resolve().parent.parent
+OVERLAYS = sorted(path.parent for path in (ROOT / "k8s/overlays").glob("*/kustomization.yaml"))
+FOREIGN = "monitoring.coreos.com/"  # kinds that an operator brings: no schema of Kubernetes' own
+
+
+def tool(name: str) -> str:
+    """A linter's path: of the virtual environment the tests run in, or anywhere."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        pytest.skip(f"{name} is not installed: make venv")
+    return found
+
+
+def passes(*command: str, stdin: str | None = None) -> str:
+    done = subprocess.run(command, cwd=ROOT, input=stdin, text=True, capture_output=True, check=False, env={**os.environ, "NO_COLOR": "1"})
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+# --- linters and schemas --------------------------------------------------------------------------------------------------------------
+
+
+def test_hadolint() -> None:
+    passes(tool("hadolint"), "Dockerfile.worker", "Dockerfile.coordinator")
+
+
+def test_checkov() -> None:
+    passes(tool("checkov"), "--config-file", ".checkov.yaml", "--directory", ".")
+
+
+def test_compose_schema() -> None:
+    passes(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
+
+
+def test_workflow_schema() -> None:
+    passes(tool("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", ".github/workflows/ci.yml")
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
+def test_overlays_build_and_fit_the_schemas(folder: Path) -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed: make venv")
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    built = [document for document in yaml.safe_load_all(passes("kubectl", "kustomize", str(folder))) if document]
+    for document in built:
+        if not document["apiVersion"].startswith(FOREIGN):
+            validate.validate(document, "1.25", strict=True)
+    if folder.name == "production":
+        images = {c["image"] for d in built if d["kind"] in ("Deployment", "StatefulSet", "Job") for c in d["spec"]["template"]["spec"]["containers"]}
+        assert all(image.startswith("registry.example.com/") and not image.endswith(":latest") for image in images)
+        assert {d["kind"] for d in built} >= {"PodDisruptionBudget"}
+        assert [d["spec"]["replicas"] for d in built if d["kind"] == "StatefulSet"] == [10]
+
+
+# --- network policies: who may speak to whom ----------------------------------------------------------------------------------------------
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    if any(labels.get(key) != value for key, value in selector.get("matchLabels", {}).items()):
+        return False
+    for rule in selector.get("matchExpressions", ()):
+        assert rule["operator"] == "In"
+        if labels.get(rule["key"]) not in rule["values"]:
+            return False
+    return True
+
+
+POD = {name: {"app.kubernetes.io/name": name} for name in ("central-coordinator", "worker", "load-generator", "cluster-key", "stranger")}
+POLICIES = [document["spec"] for document in yaml.safe_load_all((ROOT / "k8s/network-policies.yaml").read_text(encoding="utf-8"))]
+DNS, API = {"k8s-app": "kube-dns"}, {"component": "api-server"}
+
+
+def allowed(way: str, pod: dict[str, str], peer: dict[str, str], namespace: str, port: int, protocol: str) -> bool:
+    """One side of a conversation, as a network plugin decides it."""
+    policies = [policy for policy in POLICIES if selects(policy["podSelector"], pod) and way.capitalize() in policy["policyTypes"]]
+    if not policies:
+        return True
+    end = "from" if way == "ingress" else "to"
+    for rule in (rule for policy in policies for rule in policy.get(way, ())):
+        if not any((p["port"], p["protocol"]) == (port, protocol) for p in rule["ports"]):
+            continue
+        if end not in rule:
+            return True
+        for who in rule[end]:
+            home = selects(who["namespaceSelector"], {"kubernetes.io/metadata.name": namespace}) if "namespaceSelector" in who else namespace == "sllm-system"
+            if home and selects(who["podSelector"], peer):
+                return True
+    return False
+
+
+def reaches(source: str, target: str, port: int, protocol: str = "UDP") -> bool:
+    here = "sllm-system"
+    return allowed("egress", POD[source], POD[target], here, port, protocol) and allowed("ingress", POD[target], POD[source], here, port, protocol)
+
+
+def test_what_is_needed_is_allowed_and_nothing_else() -> None:
+    pairs = {
+        (source, target, port)
+        for source in POD for target in POD for port in (53, 80, 443, 8000, 8080, 9000) if reaches(source, target, port) or reaches(source, target, port, "TCP")
+    }  # fmt: skip
+    assert pairs == {
+        ("worker", "central-coordinator", 9000), ("load-generator", "central-coordinator", 9000), ("load-generator", "worker", 8000),
+    }  # fmt: skip
+    for name, labels in POD.items():
+        looks_up = name in ("worker", "load-generator", "cluster-key")
+        assert allowed("egress", labels, DNS, "kube-system", 53, "UDP") is looks_up, name
+        assert allowed("egress", labels, DNS, "elsewhere", 53, "UDP") is False, name
+        assert allowed("egress", labels, API, "default", 443, "TCP") is (name == "cluster-key"), name
+
+
+# --- Makefile and requirements - -------------------------------------------------------------------------------------------------------------
+
+
+def test_make_help_lists_every_target() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^\.PHONY: (\S+)$", text, re.M))
+    listed = set(re.findall(r"^  (\S+) +\S", passes("make", "help"), re.M))
+    assert targets == listed
+    assert listed >= {
+        "run", "test", "check", "bench", "simulate", "validate", "parity", "clean", "build-docker", "build-multiarch", "run-docker", "stop-docker", "logs",
+        "load-kind", "deploy-k8s", "undeploy-k8s", "scale-workers", "status-k8s", "quick-docker", "quick-k8s", "test-docker", "test-k8s",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "missing"),
+    [("build-docker", "docker"), ("run-docker", "docker"), ("logs", "docker"), ("test-docker", "docker"),
+     ("deploy-k8s", "kubectl"), ("undeploy-k8s", "kubectl"), ("scale-workers", "kubectl"), ("status-k8s", "kubectl")],
+)  # fmt: skip
+def test_make_says_what_is_missing(target: str, missing: str, tmp_path: Path) -> None:
+    for name in ("bash", "sed", "git", "awk", "env"):
+        found = shutil.which(name)
+        if found:
+            (tmp_path / name).symlink_to(found)
+    (tmp_path / ".ready").touch()
+    make = shutil.which("make")
+    assert make is not None
+    done = subprocess.run(
+        [make, target, f"READY={tmp_path / '.ready'}"], cwd=ROOT, env={"PATH": str(tmp_path), "SHELL": "/bin/sh"}, text=True, capture_output=True, check=False
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert f"make {target}: {missing} is missing" in done.stderr
+
+
+def test_every_requirement_is_pinned() -> None:
+    lines = [line for line in (ROOT / "requirements-dev.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", line)] == []
+    assert [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")] == []
+
+
+def test_the_deployment_guide_names_metrics_and_targets_that_exist() -> None:
+    text = (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "sllm/runtime").glob("*.py"))
+    named = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\bsllm_[a-z0-9_]+", text)}
+    assert [name for name in sorted(named) if f'"{name}"' not in source] == []
+    targets = set(re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert set(re.findall(r"`make ([a-z][a-z0-9-]+)", text)) <= targets
+    for path in re.findall(r"\bk8s/[\w/.-]*\w", text):
+        assert (ROOT / path).exists(), path

@@ -1,0 +1,150 @@
+"""Every policy in the folder keeps the same contract; each keeps its own promise."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+from roles import CATALOG, MODEL, ask, coordinator, report
+
+from sllm import placement
+from sllm.errors import UsageError
+from sllm.fleet import Fleet
+from sllm.messages import ACTIONS, COLD_START, DRAINING, SERVE, ScheduleError, ScheduleResponse
+from sllm.placement.base import FleetView, Query
+from sllm.placement.costs import make_costs
+from sllm.placement.registry import make_policy, policies
+
+SECOND = CATALOG.names[1]
+
+
+def test_every_file_in_the_folder_is_found() -> None:
+    files = {path.stem for path in Path(placement.__path__[0]).glob("*.py")} - {"__init__", "base", "costs", "registry"}
+    assert set(policies()) == files
+    assert {"random", "round_robin", "power_of_two", "startup_time"} <= files
+
+
+@pytest.mark.parametrize("name", policies())
+class TestContract:
+    def test_it_places_on_a_ready_worker_or_says_no(self, name: str) -> None:
+        node, talk = coordinator(name)
+        rng = Random(f"contract/{name}")
+        for now in range(1, 40):
+            for i in range(6):
+                models = tuple(m for m in CATALOG.names if rng.random() < 0.4)
+                state = DRAINING if rng.random() < 0.1 else "READY"
+                waiting = rng.choice((0, 0, 3, 30))
+                talk.say(f"w{i}", report(state=state, gpu_models=models, host_models=models, waiting=waiting, running=256 if waiting else 3), float(now))
+            exclude = tuple(f"w{i}" for i in range(6) if rng.random() < 0.2)
+            talk.node.outbox.clear()
+            talk.say("c", ask(f"r{now}", rng.choice(CATALOG.names), exclude=exclude, priority=rng.choice((0, 1, 2))), now + 0.5)
+            (answer,) = [e.message for e, _ in talk.node.outbox]
+            if isinstance(answer, ScheduleError):
+                continue
+            assert isinstance(answer, ScheduleResponse)
+            row = node.fleet.rows[answer.worker_id]
+            assert row.state == "READY"
+            assert answer.worker_id not in exclude or len(node.fleet.ready) <= len(exclude)
+            assert answer.action in ACTIONS
+            assert answer.eta_s >= 0.0
+            assert row.pending == 1 or row.ledger.next_number > 2
+
+    def test_none_fits_no_answer(self, name: str) -> None:
+        costs = make_costs("llm", 1.0)
+        query = Query(CATALOG[MODEL], 10, 10, 1, (), 0.0, Random(1))
+        assert make_policy(name).place(query, FleetView(Fleet(), costs, 10, 0.9)) is None
+
+    def test_the_same_randomness_gives_the_same_placements(self, name: str) -> None:
+        def run() -> list[str]:
+            _, talk = coordinator(name)
+            for i in range(20):
+                talk.say(f"w{i}", report(), 1.0)
+            for i in range(50):
+                talk.say("c", ask(f"r{i}"), 1.1)
+            return [answer.worker_id for answer in talk.heard(ScheduleResponse)]
+
+        assert run() == run()
+
+
+def placements(policy: str, count: int, workers: dict[str, dict[str, object]]) -> Counter[str]:
+    """How often each worker is chosen when every placement starts from the same reports."""
+    chosen: Counter[str] = Counter()
+    node, talk = coordinator(policy)
+    for i in range(count):
+        for name, state in workers.items():
+            talk.say(name, report(epoch=100, dispatch_high=10**6, **state), 1.0)  # whatever was sent has been counted in
+        for row in node.fleet:
+            for number in list(row.ledger.entries):
+                node.fleet.release(row, number)
+        talk.say("c", ask(f"r{i}"), 1.0)
+        chosen[talk.heard(ScheduleResponse)[-1].worker_id] += 1
+    return chosen
+
+
+def test_random_spreads_evenly() -> None:
+    chosen = placements("random", 2000, {f"w{i}": {} for i in range(4)})
+    assert all(abs(count - 500) < 5 * 19.4 for count in chosen.values())  # standard deviation 19.4
+
+
+def test_round_robin_takes_turns() -> None:
+    assert set(placements("round_robin", 40, {f"w{i}": {} for i in range(4)}).values()) == {10}
+
+
+def test_power_of_two_leaves_the_longest_queue_alone() -> None:
+    chosen = placements("power_of_two", 1500, {"a": {"running": 9}, "b": {"running": 1}, "c": {"running": 5}})
+    assert chosen["a"] == 0
+    assert abs(chosen["b"] - 1000) < 5 * 18.3  # in two of three pairs; standard deviation 18.3
+
+
+def test_least_loaded_joins_the_shortest_queue() -> None:
+    assert set(placements("least_loaded", 100, {"a": {"running": 2}, "b": {"running": 1}, "c": {"running": 1}})) == {"b", "c"}
+
+
+def test_startup_time_weighs_a_wait_against_a_load() -> None:
+    for wait_s, expected in ((0.0, SERVE), (0.3, SERVE), (30.0, COLD_START)):
+        _, talk = coordinator("startup_time")
+        talk.say("warm", report(wait_s=wait_s), 1.0)
+        talk.say("idle", report(gpu_models=(SECOND,), host_models=(MODEL,)), 1.0)
+        talk.say("c", ask(), 1.0)
+        (answer,) = talk.heard(ScheduleResponse)
+        assert answer.action == expected
+
+
+def test_startup_time_prefers_the_nearer_tier_and_the_free_memory() -> None:
+    _, talk = coordinator("startup_time")
+    talk.say("remote", report(gpu_models=(), host_models=(), disk_complete=False), 1.0)
+    talk.say("host", report(gpu_models=(), host_models=(MODEL,)), 1.0)
+    talk.say("full", report(gpu_models=(SECOND,), host_models=(MODEL,), gpu_free_bytes=0), 1.0)
+    talk.say("c", ask(), 1.0)
+    (answer,) = talk.heard(ScheduleResponse)
+    assert (answer.worker_id, answer.action) == ("host", COLD_START)
+
+
+def test_a_full_kv_cache_is_a_last_resort() -> None:
+    _, talk = coordinator("startup_time", memory_threshold=0.9)
+    talk.say("full", report(kv_used=0.95), 1.0)
+    talk.say("free", report(gpu_models=()), 1.0)
+    talk.say("c", ask("r0"), 1.0)
+    assert talk.heard(ScheduleResponse)[0].worker_id == "free"
+    talk.say("c", ask("r1", exclude=("free",)), 1.0)
+    assert talk.heard(ScheduleResponse)[0].worker_id == "full"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("fastest", "startup_time"), ("power_of_two:d=3", "choices"), ("power_of_two:choices=x", "whole number"), ("power_of_two:choices=0", "at least 1"),
+        ("startup_time:margin_s=-1", "negative"), ("random:x", "none"), ("", "startup_time"),
+    ],
+)  # fmt: skip
+def test_a_bad_policy_is_one_clear_line(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_policy(text)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_parameters_come_from_the_text() -> None:
+    assert make_policy("power_of_two:choices=5") == type(make_policy("power_of_two"))(choices=5)  # type: ignore[call-arg]

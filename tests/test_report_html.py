@@ -1,0 +1,142 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+from report_samples import events, recorded, results_of
+
+from sllm.events import RequestCompleted, WorkerStateChanged
+from sllm.report import series
+from sllm.report.html import render_html
+from sllm.report.svg import Axis, nice_top
+from sllm.results import Recorder
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+    """Parses a page and holds that every element is closed in its place."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.words = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def page_of(recorder, violations=(), **options):
+    text = render_html(results_of(recorder, violations), recorder, **options)
+    return text, Page(text)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 30, 3000])
+def test_the_page_parses_and_refers_to_nothing_outside(count):
+    text, page = page_of(recorded(count), command="python3 centralized_simulation.py --virtual")
+    assert not re.search(r"https?:|//|@import|url\(|\bsrc=|\bhref=|<script", text)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    for word in ("nan", "inf", "None"):
+        assert word not in " ".join(value or "" for _, name, value in page.attributes if name in ("d", "x", "y", "cx", "cy")).split()
+    assert not re.search(r"[\"L ](nan|inf)", text)
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    referred = {part for _, name, value in page.attributes if name == "aria-labelledby" for part in value.split()}
+    assert referred <= set(ids)
+    assert page.tags.count("svg") == (0 if count == 0 else 6 if count > 2 else page.tags.count("figure"))
+
+
+def test_everything_shown_is_escaped_and_there():
+    recorder = recorded(200)
+    recorder.failed['<script>alert("x")</script>'] = 1
+    _, page = page_of(recorder, ("broken: <b>1 < 2</b>",), command="sim --trace 'a&b.csv'", parameters={"<name>": "<value>"})
+    words = " ".join(page.words)
+    for text in ('<script>alert("x")</script>', "broken: <b>1 < 2</b>", "sim --trace 'a&b.csv'", "<name>", "<value>", "Repeat this run", "poisson"):
+        assert text in words
+    assert "script" not in page.tags
+
+
+def test_member_states_are_plotted_when_something_happened():
+    recorder = recorded(200)
+    assert "Workers by state" not in page_of(recorder)[0]
+    recorder.observe(WorkerStateChanged(30.0, "worker-1", 1, "READY", "SUSPECT", "silent"))
+    assert "Workers by state" in page_of(recorder)[0]
+
+
+def test_the_page_is_small_and_the_same_for_the_same_run():
+    first, second = (page_of(recorded(30_000))[0] for _ in range(2))
+    assert first == second
+    assert len(first) < 100_000
+
+
+def test_the_curve_of_ttft_is_the_distribution():
+    values = [((index * 7919) % 10_007) / 100.0 for index in range(10_007)]
+    curve = series.cdf(values)
+    ordered = sorted(values)
+    assert len(curve) <= series.CURVE_POINTS + 1
+    assert curve[-1] == (ordered[-1], 1.0)
+    for value, part in curve:
+        assert sum(number <= value for number in values) / len(values) == pytest.approx(part, abs=1e-3)
+    assert series.cdf([2.0, 1.0]) == [(1.0, 0.5), (2.0, 1.0)]
+
+
+def test_series_agree_with_the_columns():
+    recorder = recorded(2000)
+    bins = series.make_bins(recorder)
+    assert bins is not None
+    assert sum(bins.counts(recorder.sent_at)) == 2000
+    assert sum(map(sum, series.actions(recorder, bins))) == len(recorder.routed_at)
+    level = series.in_flight(recorder, bins)
+    assert level[0][1] == 0.0
+    assert level[-1][1] == recorder.glance().in_flight
+    assert min(value for _, value in level) >= 0.0
+    assert sum(value * bins.width_s for _, value in series.rates(recorder.done_at, bins)) == pytest.approx(len(recorder.done_at))
+
+
+def test_busy_time_is_the_union_of_what_each_worker_serves():
+    recorder = Recorder()
+    intervals = [("a", 0.0, 4.0), ("b", 1.0, 2.0), ("b", 1.5, 5.0), ("a", 3.0, 6.0), ("a", 3.5, 4.0), ("b", 8.0, 9.5), ("a", 2.0, 10.0)]
+    for worker, begin, end in sorted(intervals, key=lambda item: item[2]):
+        recorder.observe(RequestCompleted(end, "r", "m", worker, "serve", begin, 0.1, end - begin, 0.0, 0.0, 0.0, 1, 1, 1, 0))
+    bins = series.Bins(0.0, 0.7, 15)
+    busy = series.busy_workers(recorder, bins)
+    assert sum(value for _, value in busy) * bins.width_s == pytest.approx(10.0 + 4.0 + 1.5)
+
+    def is_busy(name, at):
+        return any(worker == name and begin <= at < end for worker, begin, end in intervals)
+
+    for index, (_, value) in enumerate(busy):
+        moments = [(index + (step + 0.5) / 7000) * 0.7 for step in range(0, 7000)]
+        naive = sum(is_busy("a", at) + is_busy("b", at) for at in moments[::7]) / 1000
+        assert value == pytest.approx(naive, abs=5e-3)
+
+
+def test_ttft_over_time_is_by_arrival():
+    recorder = Recorder()
+    for event in events(1000, trouble=False):
+        recorder.observe(event)
+    bins = series.make_bins(recorder)
+    [median, tail] = series.ttft_percentiles(recorder, bins, (50, 99))
+    assert len(median) == len(tail)
+    assert all(low <= high for (_, low), (_, high) in zip(median, tail, strict=True))
+
+
+def test_axes_have_round_ticks():
+    assert Axis(0.0, 60.0, "", str).ticks == [0, 10, 20, 30, 40, 50, 60]
+    assert Axis(0.03, 4.0, "", str, log=True).ticks == pytest.approx([0.05, 0.1, 0.2, 0.5, 1, 2])
+    assert Axis(5.0, 5.0, "", str).high == 6.0
+    assert [nice_top([value]) for value in (0.0, 1.0, 9.9, 118.0, 230.0)] == [1.0, 1.2, 12.0, 150.0, 250.0]

@@ -1,0 +1,178 @@
+"""The wire: what goes in comes out, and whatever else arrives is refused, counted, and changes nothing."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from roles import coordinator
+from wire_samples import CODEC, ENVELOPES, KEY, OTHER_KEY, SAMPLES, envelope
+
+from sllm.messages import Envelope, LoadReport, Message, ReportAck
+from sllm.node import Rejected
+from sllm.wire import CODECS, DATAGRAM_MAX_BYTES, HEADER, MESSAGES, PICKLE_VERSION, SCHEMAS, TAG_BYTES, Keyring, PickleCodec
+
+EVERY = pytest.mark.parametrize("message", SAMPLES.values(), ids=lambda m: type(m).__name__)
+
+
+def refusal(data: bytes, codec: PickleCodec = CODEC) -> str:
+    """Why a datagram is refused; nothing but Rejected may come out."""
+    with pytest.raises(Rejected) as caught:
+        codec.decode(data)
+    return caught.value.reason
+
+
+def resign(data: bytes) -> bytes:
+    """The datagram with a tag that fits what it says now."""
+    body = data[:-TAG_BYTES]
+    return body + CODEC.keyring.tag(1, body)
+
+
+@settings(deadline=None, max_examples=300)
+@given(ENVELOPES)
+def test_what_goes_in_comes_out(one: Envelope) -> None:
+    data = CODEC.encode(one)
+    assert CODEC.decode(data) == one
+    assert CODEC.decode(memoryview(data)) == one
+    assert [type(part) for part in CODEC.decode(data).message] == [type(part) for part in one.message]
+
+
+def test_every_message_has_a_schema_and_a_sample() -> None:
+    assert set(SCHEMAS) == set(MESSAGES) == set(SAMPLES)
+    assert CODECS[PICKLE_VERSION] is PickleCodec
+
+
+@EVERY
+def test_it_is_small(message: Message) -> None:
+    assert len(CODEC.encode(envelope(message))) <= 1400
+
+
+@EVERY
+def test_every_truncation_is_refused(message: Message) -> None:
+    data = CODEC.encode(envelope(message))
+    assert {refusal(data[:size]) for size in range(len(data))} <= {"size", "tag"}
+
+
+@EVERY
+def test_every_flipped_bit_is_refused(message: Message) -> None:
+    data = CODEC.encode(envelope(message))
+    reasons = set()
+    for bit in range(len(data) * 8):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        reasons.add(refusal(bytes(changed)))
+    assert reasons == {"magic", "version", "key_id", "tag"}
+
+
+@given(st.binary(max_size=600))
+def test_noise_is_refused(data: bytes) -> None:
+    assert refusal(data) in ("size", "magic")
+
+
+@given(st.binary(max_size=600))
+def test_noise_behind_a_good_header_and_tag_is_refused(body: bytes) -> None:
+    data = CODEC.encode(envelope(SAMPLES[LoadReport]))
+    start = HEADER.size + len("worker-2")
+    assert refusal(resign(data[:start] + body + data[-TAG_BYTES:])) in ("opcode", "pickle", "schema")
+
+
+def test_the_checks_come_in_their_order() -> None:
+    """A datagram with everything wrong fails the first check; mended from the front, it fails the next one."""
+    good = CODEC.encode(envelope(SAMPLES[ReportAck]))
+    fields = list(HEADER.unpack_from(good))
+    fields[:4] = [b"XXXX", 9, 200, 7]
+    rest = good[HEADER.size : -TAG_BYTES] + b"garbage"
+    assert refusal(b"") == "size"
+    assert refusal(bytes(DATAGRAM_MAX_BYTES + 1)) == "size"
+    for index, right, reason in ((0, b"sLLM", "magic"), (1, PICKLE_VERSION, "version"), (3, 1, "key_id")):
+        data = HEADER.pack(*fields) + rest + bytes(TAG_BYTES)
+        assert refusal(data) == reason
+        fields[index] = right
+    data = HEADER.pack(*fields) + rest + bytes(TAG_BYTES)
+    assert refusal(data) == "tag"
+    assert refusal(resign(data)) == "type"
+    fields[2] = MESSAGES.index(ReportAck) + 1
+    assert refusal(resign(HEADER.pack(*fields) + rest + bytes(TAG_BYTES))) == "opcode"
+    other = CODEC.encode(envelope(SAMPLES[LoadReport]))
+    fields[2] = MESSAGES.index(LoadReport) + 1
+    assert refusal(resign(HEADER.pack(*fields) + good[HEADER.size : -TAG_BYTES] + bytes(TAG_BYTES))) == "schema"
+    assert CODEC.decode(other)
+
+
+def test_a_foreign_key_is_refused_and_a_second_one_of_ours_is_not() -> None:
+    foreign = PickleCodec(Keyring(1, {1: OTHER_KEY}))
+    data = foreign.encode(envelope(SAMPLES[ReportAck]))
+    assert refusal(data) == "tag"
+    both = PickleCodec(Keyring(1, {1: KEY, 2: OTHER_KEY}))
+    second = PickleCodec(Keyring(2, {1: KEY, 2: OTHER_KEY}))
+    assert both.decode(second.encode(envelope(SAMPLES[ReportAck])))
+    assert second.decode(both.encode(envelope(SAMPLES[ReportAck])))
+    assert refusal(second.encode(envelope(SAMPLES[ReportAck]))) == "key_id"
+
+
+def test_keys_are_never_shown() -> None:
+    ring = Keyring(1, {1: KEY, 2: OTHER_KEY})
+    assert KEY.decode() not in repr(ring)
+    for signer, keys in ((3, {1: KEY}), (0, {0: KEY}), (1, {1: b"short"})):
+        with pytest.raises(ValueError, match="key") as caught:
+            Keyring(signer, keys)
+        assert "short" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"running": -1}, {"running": 1.0}, {"running": True}, {"wait_s": 1}, {"wait_s": float("nan")}, {"wait_s": float("inf")}, {"wait_s": -0.1},
+        {"kv_used": 1.5}, {"state": "ASLEEP"}, {"state": None}, {"gpu_models": ["a"]}, {"gpu_models": ("",)}, {"gpu_models": (1,)}, {"loading": (("m",),)},
+        {"loading": (("m", -1.0),)}, {"disk_complete": 1}, {"port": 65536}, {"hardware": ""}, {"hardware": "x" * 129}, {"dispatch_seen": 1 << 64},
+        {"interval_s": 0.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_not_as_its_schema_says_cannot_be_sent_or_heard(changes: dict[str, object]) -> None:
+    report = SAMPLES[LoadReport]._replace(**changes)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="LoadReport"):
+        CODEC.encode(envelope(report))
+
+
+def test_what_is_too_long_is_our_own_error() -> None:
+    report = SAMPLES[LoadReport]._replace(gpu_models=tuple(f"model-{i:0100}" for i in range(200)))  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="longer than 8192"):
+        CODEC.encode(envelope(report))
+    with pytest.raises(ValueError, match="sender id"):
+        CODEC.encode(Envelope("x" * 64, 1, 1, 1.0, SAMPLES[ReportAck]))
+
+
+def test_a_sender_id_that_is_no_text_is_refused() -> None:
+    data = bytearray(CODEC.encode(envelope(SAMPLES[ReportAck])))
+    data[HEADER.size] = 0xFF
+    assert refusal(resign(bytes(data))) == "sender"
+    header = list(HEADER.unpack_from(data))
+    header[4] = 0
+    assert refusal(resign(struct.pack(HEADER.format, *header) + bytes(data[HEADER.size :]))) in ("opcode", "sender")
+
+
+# --- at a real coordinator ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_datagram_changes_nothing_but_a_counter() -> None:
+    node, _ = coordinator()
+    node.codec = CODEC
+    report = SAMPLES[LoadReport]
+    good = CODEC.encode(envelope(report, 5, wall_s=2.0))
+    node.receive_datagram(good, ("10.0.0.7", 1), 2.0)
+    row = node.fleet.rows["worker-2"]
+    before = (row.sequence, row.incarnation, row.heard_at, row.report, node.reports_accepted, len(node.outbox), len(node.events))
+    forged = bytearray(good)
+    forged[-1] ^= 1
+    for data in (bytes(forged), b"", b"x" * 9000, resign(good[:-20] + good[-16:])):
+        node.receive_datagram(data, ("10.0.0.66", 1), 3.0)
+    node.receive_datagram(good, ("10.0.0.66", 1), 3.0)  # replayed
+    node.receive_datagram(CODEC.encode(envelope(report, 99, wall_s=-40.0)), ("10.0.0.66", 1), 3.0)  # too old
+    after = (row.sequence, row.incarnation, row.heard_at, row.report, node.reports_accepted, len(node.outbox), len(node.events))
+    assert after == before
+    assert node.rejected == {"tag": 1, "size": 2, "opcode": 1, "stale_time": 1}
+    assert node.reports_rejected == {"replayed": 1}
+    assert list(node.fleet.rows) == ["worker-2"]

@@ -1,0 +1,243 @@
+"""The short cut of the wire against its rules: what the regular expression of a message takes, the three checks take, with the same result."""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import struct
+import typing
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wire_samples import CODEC, ENVELOPES, SAMPLES, envelope
+
+from sllm import wire
+from sllm.messages import Dispatch, Envelope, InferenceRequest, LoadReport, Message, ReportAck, ScheduleError, ScheduleResponse
+from sllm.node import Node, Rejected
+from sllm.wire import DATAGRAM_MAX_BYTES, HEADER, MESSAGES, SCHEMAS, TAG_BYTES, PickleCodec, check_body, usual
+
+KINDS_OF_FIELDS = [(message, name) for message in MESSAGES for name in SCHEMAS[message]]
+
+
+def body_of(data: bytes) -> bytes:
+    return data[HEADER.size + data[7] : -TAG_BYTES]
+
+
+def packed(fields: tuple[Any, ...]) -> bytes:
+    """As the codec pickles, whatever the fields."""
+    sink = wire._Sink()
+    pickler = pickle.Pickler(sink, 5)
+    pickler.fast = True
+    pickler.dump(fields)
+    return sink.body
+
+
+def plain(message: Message) -> tuple[Any, ...]:
+    return tuple(tuple(value) if type(value) is Dispatch else value for value in message)
+
+
+def signed(message: type, body: bytes) -> bytes:
+    data = HEADER.pack(wire.MAGIC, wire.PICKLE_VERSION, MESSAGES.index(message) + 1, 1, 8, 1, 1, 100.0) + b"worker-2" + body
+    return data + CODEC.keyring.tag(1, data)
+
+
+def verdict(message: type, body: bytes) -> Any:
+    """What the step-by-step checks say: the fields, or the reason."""
+    try:
+        return check_body(message, body)
+    except Rejected as rejection:
+        return rejection.reason
+
+
+def hold(message: type, body: bytes) -> None:
+    """The codec as a whole and the checks one by one must agree; the short cut may be taken only where they accept."""
+    slow = verdict(message, body)
+    try:
+        # Compared by repr: 0.0 is not -0.0, True is not 1.
+        fast: Any = repr(plain(PickleCodec(CODEC.keyring).decode(signed(message, body)).message))
+    except Rejected as rejection:
+        fast = rejection.reason
+    if len(body) > DATAGRAM_MAX_BYTES - 100:
+        assert fast in ("size", slow, repr(slow))
+        return
+    assert fast == (slow if isinstance(slow, str) else repr(slow)), (message, body)
+
+
+@pytest.mark.parametrize("message", SAMPLES.values(), ids=lambda m: type(m).__name__)
+def test_the_short_cut_is_taken(message: Message) -> None:
+    """Otherwise nothing here would be tested, and every report would take the long way."""
+    assert usual(type(message)).fullmatch(packed(plain(message)))
+
+
+@settings(deadline=None, max_examples=300)
+@given(ENVELOPES, st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=3), st.sampled_from(MESSAGES))
+def test_short_cut_and_checks_agree_on_damaged_bodies(one: Envelope, changes: list[tuple[int, int]], other: type) -> None:
+    body = bytearray(body_of(CODEC.encode(one)))
+    for place, value in changes:
+        body[place % len(body)] = value
+    hold(type(one.message), bytes(body))
+    hold(other, bytes(body))
+
+
+@settings(deadline=None, max_examples=300)
+@given(ENVELOPES, st.integers(0, 10_000), st.integers(0, 12), st.binary(max_size=12))
+def test_short_cut_and_checks_agree_on_bodies_with_other_opcodes_in_them(one: Envelope, place: int, gone: int, put: bytes) -> None:
+    """A piece replaced and the frame's length set right, so that it is the opcodes that count."""
+    rest = body_of(CODEC.encode(one))[11:]
+    place %= len(rest)
+    rest = rest[:place] + put + rest[place + gone :]
+    hold(type(one.message), b"\x80\x05\x95" + struct.pack("<Q", len(rest)) + rest)
+
+
+EDGES: list[Any] = [
+    0, 1, 9, 10, 127, 128, 255, 256, 65535, 65536, (1 << 24) - 1, 1 << 24, 67_108_863, 67_108_864, 100_000_000, 100_000_001,
+    (1 << 31) - 1, 1 << 31, (1 << 32) - 1, (1 << 39) - 1, 1 << 39, (1 << 55) - 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, 1 << 70, -1, -128,
+    -(1 << 31), -(1 << 31) - 1, -(1 << 63),
+    0.0, -0.0, 5e-324, 2.0**-21, 2.0**-20, 0.5, 1.0, 1.0000001, 1.000001, 1.1, 2048.0, 3600.0, 3600.1, 4096.0, 2.0**29, 1e9, 1.1e9, 1e300, -1.0,
+    float("inf"), float("-inf"), float("nan"), True, False, None,
+    "", "a", "a" * 128, "a" * 129, "a" * 255, "a" * 256, "é" * 64, "é" * 65, "é" * 127, "é" * 128, "한국", "\U0001f999" * 63, "\U0001f999" * 64, "\ud800",
+    "READY", "serve", "READY ", (), ("a",), ("a", "b"), ("a", "b", "c"), ("a", "b", "c", "d"), ("a",) * 20, ("",), ("a", 1), (1, 2), (1, -2), (1,), (1,
+    2, 3), (1.0, 2),
+    (("a", 0.5),), (("a", 0.5),) * 5, (("a", 1),), (("a",),), (("a", 0.5, 1),), ((),), (((),),), ("\ud800",), ("한",) * 4, (("한", 1.0),),
+]  # fmt: skip
+"""Values at and beyond every bound, and of every wrong type."""
+
+
+@pytest.mark.parametrize(("message", "name"), KINDS_OF_FIELDS, ids=lambda x: x if isinstance(x, str) else x.__name__)
+def test_short_cut_and_checks_agree_at_every_edge_of_every_field(message: type, name: str) -> None:
+    at = list(SCHEMAS[message]).index(name)
+    fields = plain(SAMPLES[message])
+    accepted = 0
+    for value in EDGES:
+        changed = (*fields[:at], value, *fields[at + 1 :])
+        body = packed(changed)
+        hold(message, body)
+        taken = SCHEMAS[message][name].accepts(value)
+        assert (verdict(message, body) == changed) == taken, (name, value)
+        if usual(message).fullmatch(body) and not wire._may_be_surrogate(body):
+            assert taken, (name, value)
+        accepted += taken
+    assert 0 < accepted < len(EDGES) or name in ("state", "action", "code", "outcome")
+
+
+@pytest.mark.parametrize(("message", "name"), KINDS_OF_FIELDS, ids=lambda x: x if isinstance(x, str) else x.__name__)
+def test_what_can_be_sent_can_be_heard_and_the_rest_is_an_error_that_names_the_field(message: type, name: str) -> None:
+    """Nothing is signed that every receiver will refuse."""
+    for value in (*EDGES, ["a"], {"a": 1}, object(), lambda: None, b"a", Dispatch(1, 2), 1j):
+        original = SAMPLES[message]._replace(**{name: value})  # type: ignore[union-attr]
+        try:
+            data = CODEC.encode(envelope(original))
+        except ValueError as error:
+            said = str(error)
+        else:
+            said = ""
+        if said:
+            assert said.startswith(f"{message.__name__}.{name}=")
+            continue
+        heard = getattr(CODEC.decode(data).message, name)
+        exact = heard == value and type(heard) is type(value if name != "dispatch" else Dispatch(1, 2))
+        assert exact or SCHEMAS[message][name].mend(value) == heard, (name, value)
+
+
+def test_fields_and_kinds_have_the_types_the_messages_declare() -> None:
+    samples: dict[Any, Any] = {
+        str: "READY", int: 1, float: 0.5, bool: True, tuple[str, ...]: ("a",), tuple[tuple[str, float], ...]: (("a", 0.5),), Dispatch: (1, 2),
+    }  # fmt: skip
+    for message in MESSAGES:
+        hints = typing.get_type_hints(message)
+        assert list(hints) == list(SCHEMAS[message])
+        for name, kind in SCHEMAS[message].items():
+            for hint, sample in samples.items():
+                if hint != hints[name]:
+                    assert not kind.accepts(sample), (message, name)
+
+
+@pytest.mark.parametrize("text", ["x" * 300, "한" * 200, "x" + "é" * 200, "\ud800"])
+def test_a_text_for_people_is_cut_to_fit(text: str) -> None:
+    """What we say to a question with a long name in it must not be an error of ours."""
+    for message in (SAMPLES[ScheduleError]._replace(detail=text), SAMPLES[ScheduleResponse]._replace(reason=text)):  # type: ignore[union-attr]
+        heard = CODEC.decode(CODEC.encode(envelope(message))).message
+        said = heard.detail if isinstance(heard, ScheduleError) else heard.reason  # type: ignore[union-attr]
+        assert 0 < len(said.encode()) <= 255
+        assert text.encode(errors="replace").decode().startswith(said)
+
+
+def test_an_estimate_beyond_all_measure_is_sent_as_the_longest_there_is() -> None:
+    message = SAMPLES[ScheduleResponse]._replace(eta_s=3e9)  # type: ignore[union-attr]
+    assert CODEC.decode(CODEC.encode(envelope(message))).message.eta_s == 1e9  # type: ignore[union-attr]
+
+
+def test_a_codec_goes_on_after_what_it_could_not_pack_or_unpack() -> None:
+    """Pickler and unpickler are used again and again: a failure must not be felt by the next message."""
+    codec = PickleCodec(CODEC.keyring)
+    broken = packed(plain(SAMPLES[ReportAck])).replace(b"K\x0c", b"K\x0b")
+    for _ in range(3):
+        with pytest.raises(ValueError, match=r"ReportAck\.epoch"):
+            codec.encode(envelope(ReportAck(lambda: None, 1)))  # type: ignore[arg-type]
+        bad = bytearray(packed(plain(SAMPLES[InferenceRequest])))
+        bad[bad.index(b"llama")] = 0xFF
+        with pytest.raises(Rejected, match="pickle"):
+            codec.decode(signed(InferenceRequest, bytes(bad)))
+        assert codec.decode(signed(ReportAck, broken)).message == ReportAck(1_764_000_000_000_000_000, 11)
+        for message in SAMPLES.values():
+            assert codec.decode(codec.encode(envelope(message))).message == message
+
+
+def test_a_body_of_very_many_values_is_refused_and_not_sent() -> None:
+    report = SAMPLES[LoadReport]
+    fits = report._replace(disk_models=("a",) * 900)  # type: ignore[union-attr]
+    assert CODEC.decode(CODEC.encode(envelope(fits))).message == fits
+    too_many = report._replace(disk_models=("a",) * 1100)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="LoadReport of more than 1000 values"):
+        CODEC.encode(envelope(too_many))
+    body = packed(plain(too_many))
+    assert verdict(LoadReport, body) == "opcode"
+    hold(LoadReport, body)
+
+
+def test_names_are_kept_once_for_all_workers() -> None:
+    codec = PickleCodec(CODEC.keyring)
+    report = SAMPLES[LoadReport]
+    first, second = (codec.decode(codec.encode(envelope(report._replace(running=n)))).message for n in (1, 2))  # type: ignore[union-attr]
+    assert first.gpu_models is second.gpu_models  # type: ignore[union-attr]
+    for number in range(wire.SHARED_MAX + 10):
+        codec.decode(codec.encode(envelope(report._replace(gpu_models=(f"model-{number}",)))))  # type: ignore[union-attr]
+    assert len(codec._shared) <= wire.SHARED_MAX
+
+
+def test_no_usual_body_has_an_opcode_that_is_not_on_the_list() -> None:
+    allowed = {
+        "PROTO", "FRAME", "STOP", "NEWTRUE", "NEWFALSE", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "BININT1", "BININT2", "BININT", "LONG1",
+        "BINFLOAT", "SHORT_BINUNICODE",
+    }  # fmt: skip
+    for message in SAMPLES.values():
+        assert {opcode.name for opcode, _, _ in pickletools.genops(packed(plain(message)))} <= allowed
+
+
+# --- through a node -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_node_hears_a_datagram_once() -> None:
+    node = Node("worker-1", 1, codec=PickleCodec(CODEC.keyring))
+    heard: list[Envelope] = []
+    node.handlers = {ReportAck: lambda one, addr, now: heard.append(one)}
+    ack = SAMPLES[ReportAck]
+
+    def say(sequence: int, wall_s: float = 100.0, incarnation: int = 1, message: Message = ack) -> None:
+        node.receive_datagram(CODEC.encode(envelope(message, sequence, wall_s, incarnation)), ("10.0.0.1", 1), 100.0)
+
+    say(5)
+    say(5)  # repeated
+    say(4)  # late, but new
+    say(4)
+    say(6, wall_s=69.0)
+    say(6, wall_s=131.0)
+    say(6, wall_s=float("nan"))
+    say(6, wall_s=float("inf"))
+    say(1, incarnation=2)
+    say(7, incarnation=1)  # of an earlier life
+    say(1, message=SAMPLES[InferenceRequest])
+    assert [(one.incarnation, one.sequence) for one in heard] == [(1, 5), (1, 4), (2, 1)]
+    assert node.rejected == {"replayed": 2, "stale_time": 4, "old_incarnation": 1, "unexpected": 1}

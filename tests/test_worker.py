@@ -1,0 +1,202 @@
+"""The worker, spoken to by hand: work is done once, reports tell the truth, draining loses nothing."""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+
+import pytest
+from roles import CATALOG, MODEL, Talk, configuration
+
+from sllm.engine import LlmEngine
+from sllm.events import CoordinatorChanged, CoordinatorSilent, ModelLoaded, ModelLoadStarted, RequestAdmitted, RequestServed, WorkerDrained
+from sllm.messages import (
+    COMPLETED,
+    DRAINING,
+    READY,
+    REFUSED_DRAINING,
+    REFUSED_FULL,
+    REFUSED_MISDIRECTED,
+    REFUSED_TOO_LARGE,
+    REFUSED_UNKNOWN_MODEL,
+    STARTING,
+    STOPPED,
+    Dispatch,
+    FirstToken,
+    InferenceAccepted,
+    InferenceRequest,
+    InferenceResponse,
+    LoadReport,
+    ReportAck,
+)
+from worker import Worker
+
+
+def worker(**changes: object) -> tuple[Worker, Talk]:
+    config = configuration(**changes)
+    engine = LlmEngine(CATALOG, CATALOG.get_hardware(config.hardware))
+    node = Worker(config, CATALOG, engine, ("coordinator", 9000), Random(1), 1, node_id="w")
+    return node, Talk(node)
+
+
+def request(request_id: str = "r0", number: int = 1, **changes: object) -> InferenceRequest:
+    return InferenceRequest(request_id, MODEL, 1000, 20, Dispatch(7, number), "w")._replace(**changes)
+
+
+def outcomes(talk: Talk) -> list[str]:
+    return [response.outcome for response in talk.heard(InferenceResponse)]
+
+
+def test_a_request_from_load_to_last_token() -> None:
+    _, talk = worker()
+    talk.say("c", request(), 1.0)
+    assert talk.heard(InferenceAccepted) == [InferenceAccepted("r0", 1)]
+    talk.run_to(10.0)
+    sent = [envelope.message for envelope, _ in talk.node.outbox]
+    (first,) = [m for m in sent if isinstance(m, FirstToken)]
+    (response,) = [m for m in sent if isinstance(m, InferenceResponse)]
+    assert (response.outcome, response.output_tokens) == (COMPLETED, 20)
+    load_s = response.load_s
+    assert load_s > 0.1
+    assert response.queue_wait_s == pytest.approx(load_s)
+    assert first.queue_wait_s == response.queue_wait_s < response.first_token_s < response.total_s
+    kinds = [type(e) for e in talk.node.events]
+    assert kinds == [RequestAdmitted, ModelLoadStarted, ModelLoaded, RequestServed]
+
+
+def test_a_request_sent_again_is_answered_again_and_served_once() -> None:
+    _, talk = worker()
+    for _ in range(3):
+        talk.say("c", request(), 1.0)
+    assert len(talk.heard(InferenceAccepted)) == 3
+    talk.run_to(10.0)
+    talk.heard(InferenceResponse)
+    talk.say("c", request(), 11.0, addr=("moved", 1))
+    assert outcomes(talk) == [COMPLETED]
+    assert len(talk.told(RequestServed)) == 1
+    talk.say("d", request(), 11.0)  # the same id from another client is another request
+    assert len(talk.heard(InferenceAccepted)) == 1
+
+
+def test_answers_are_not_kept_forever() -> None:
+    _, talk = worker(response_keep_s=30.0)
+    talk.say("c", request(), 1.0)
+    talk.run_to(60.0)
+    talk.heard(InferenceResponse)
+    talk.say("c", request(), 61.0)
+    assert len(talk.heard(InferenceAccepted)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({"worker_id": "other"}, REFUSED_MISDIRECTED),
+        ({"model": "gpt-0"}, REFUSED_UNKNOWN_MODEL),
+        ({"prompt_tokens": 10_000_000}, REFUSED_TOO_LARGE),
+    ],
+)
+def test_what_it_cannot_do_it_refuses(changes: dict[str, object], outcome: str) -> None:
+    _, talk = worker()
+    talk.say("c", request(**changes), 1.0)
+    assert outcomes(talk) == [outcome]
+    assert talk.told(RequestAdmitted) == []
+
+
+def test_a_full_queue_refuses() -> None:
+    _, talk = worker(queue_max=3)
+    for i in range(256 + 4):
+        talk.say("c", request(f"r{i}", i + 1), 1.0)
+    assert outcomes(talk) == [REFUSED_FULL]
+
+
+def test_reports_come_evenly_and_tell_what_was_received() -> None:
+    node, talk = worker(report_interval_s=1.0)
+    talk.run_to(0.0)
+    (first,) = talk.heard(LoadReport)
+    assert (first.state, first.running, first.epoch, first.slots, first.hardware) == (READY, 0, 0, 256, "h100-80g")
+    times = []
+    for number in (3, 1, 5):
+        talk.say("c", request(f"r{number}", number, max_tokens=1000), 0.001)
+    while len(times) < 6:
+        at = node.next_deadline()
+        assert at is not None
+        node.handle_timer(at)
+        reports = talk.heard(LoadReport)
+        if reports:
+            times.append(at)
+            assert (reports[0].epoch, reports[0].dispatch_high, reports[0].dispatch_seen) == (7, 5, 0b1010)
+    assert 0.0 < times[0] < 1.0  # a phase of its own
+    assert [b - a for a, b in itertools.pairwise(times)] == pytest.approx([1.0] * 5)
+    assert node.reports_sent == 7
+
+
+def test_with_no_interval_every_change_is_reported_at_once() -> None:
+    _, talk = worker(report_interval_s=0.0)
+    talk.run_to(0.0)
+    talk.heard(LoadReport)
+    talk.say("c", request(), 0.5)
+    assert talk.heard(LoadReport)
+    talk.run_to(0.9)
+    assert talk.heard(LoadReport)
+
+
+def test_it_is_starting_until_its_demo_models_are_there() -> None:
+    _, talk = worker(demo_models=2)
+    talk.run_to(0.0)
+    assert talk.heard(LoadReport)[0].state == STARTING
+    talk.run_to(5.0)
+    reports = talk.heard(LoadReport)
+    assert reports[-1].state == READY
+    assert set(CATALOG.names[:2]) <= set(reports[-1].gpu_models)
+    assert len(talk.told(ModelLoadStarted)) == 2
+
+
+def test_draining_finishes_what_runs_and_takes_nothing_new() -> None:
+    node, talk = worker(drain_timeout_s=30.0)
+    talk.say("c", request(max_tokens=200), 1.0)
+    talk.run_to(2.0)
+    talk.heard(LoadReport)
+    node.drain(2.0)
+    assert talk.heard(LoadReport)[0].state == DRAINING
+    talk.say("c", request("r1", 2), 2.1)
+    assert outcomes(talk) == [REFUSED_DRAINING]
+    assert not node.drained
+    talk.run_to(20.0)
+    messages = [envelope.message for envelope, _ in talk.node.outbox]
+    assert [m.outcome for m in messages if isinstance(m, InferenceResponse)] == [COMPLETED]
+    assert isinstance(messages[-1], LoadReport)
+    assert messages[-1].state == STOPPED
+    assert node.drained
+    assert talk.told(WorkerDrained)
+    assert node.next_deadline() is None
+
+
+def test_what_is_not_finished_in_time_is_sent_elsewhere() -> None:
+    node, talk = worker(drain_timeout_s=1.0)
+    talk.say("c", request(max_tokens=2000), 1.0)
+    talk.run_to(2.0)
+    talk.heard(InferenceResponse)
+    node.drain(2.0)
+    talk.run_to(3.0)
+    assert node.drained
+    assert outcomes(talk) == [REFUSED_DRAINING]
+    talk.say("c", request("r9", 9), 50.0)  # hours of engine time later nothing surprising happens
+    assert outcomes(talk) == [REFUSED_DRAINING]
+
+
+def test_an_idle_worker_is_drained_at_once() -> None:
+    node, talk = worker()
+    node.drain(1.0)
+    assert node.drained
+    assert [r.state for r in talk.heard(LoadReport)] == [DRAINING, STOPPED]
+
+
+def test_it_notices_a_silent_coordinator_and_a_new_one() -> None:
+    _, talk = worker(coordinator_silent_s=10.0)
+    talk.say("coordinator", ReportAck(100, 1), 1.0)
+    talk.run_to(10.0)
+    assert talk.told(CoordinatorSilent) == []
+    talk.run_to(12.5)
+    assert len(talk.told(CoordinatorSilent)) == 1
+    talk.say("coordinator", ReportAck(200, 1), 13.0, incarnation=2)
+    assert [e.epoch for e in talk.told(CoordinatorChanged)] == [200]

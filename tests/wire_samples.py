@@ -1,0 +1,59 @@
+"""One valid message of each type, and strategies for all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from sllm import messages
+from sllm.messages import Dispatch, Envelope, Message
+from sllm.wire import MESSAGES, SCHEMAS, Keyring, PickleCodec
+
+KEY, OTHER_KEY = b"k" * 32, b"o" * 32
+CODEC = PickleCodec(Keyring(1, {1: KEY}))
+
+SAMPLES: dict[type, Message] = {
+    messages.LoadReport: messages.LoadReport(
+        messages.READY, "10.0.0.7", 8000, "h100-80g", 256, 3, 1, 0.25, 0.0, 0.5, 5_000_000_000, ("llama-3.1-8b", "opt-6.7b"), ("opt-6.7b",),
+        (("mistral-7b", 0.4),), ("llama-3.1-8b",), (), True, 1_764_000_000_000_000_000, 77, (1 << 64) - 1, 1.0,
+    ),
+    messages.ReportAck: messages.ReportAck(1_764_000_000_000_000_000, 12),
+    messages.ScheduleRequest: messages.ScheduleRequest("r0", "llama-3.1-8b", 1155, 211, 1, 0.0, ("worker-1",)),
+    messages.ScheduleResponse: messages.ScheduleResponse("r0", "worker-2", "10.0.0.8", 8000, messages.SERVE, 0.04, Dispatch(5, 9), "warm"),
+    messages.ScheduleError: messages.ScheduleError("r0", messages.SATURATED, 1.5, "every worker's queue is full"),
+    messages.InferenceRequest: messages.InferenceRequest("r0", "llama-3.1-8b", 1155, 211, Dispatch(5, 9), "worker-2"),
+    messages.InferenceAccepted: messages.InferenceAccepted("r0", 3),
+    messages.FirstToken: messages.FirstToken("r0", 0.01),
+    messages.InferenceResponse: messages.InferenceResponse("r0", messages.COMPLETED, 211, 0.01, 0.04, 3.2, 0.0),
+    messages.MigrateRequest: messages.MigrateRequest("r0", "worker-3", "10.0.0.9", 8000, Dispatch(5, 10)),
+}  # fmt: skip
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60)
+COUNTS = st.integers(0, (1 << 63) - 1)
+SECONDS = st.floats(0.0, 1e9)
+BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
+    "state": st.sampled_from(messages.REPORTED_STATES), "action": st.sampled_from(messages.ACTIONS), "code": st.sampled_from(messages.ERROR_CODES),
+    "outcome": st.sampled_from(messages.OUTCOMES), "port": st.integers(0, 65535), "priority": st.integers(0, 9), "kv_used": st.floats(0.0, 1.0),
+    "interval_s": st.floats(0.001, 3600.0), "disk_complete": st.booleans(), "dispatch_seen": st.integers(0, (1 << 64) - 1),
+    "dispatch": st.builds(Dispatch, COUNTS, COUNTS), "loading": st.lists(st.tuples(NAMES, SECONDS), max_size=3).map(tuple), "reason": TEXTS, "detail": TEXTS,
+    **dict.fromkeys(("gpu_models", "busy_models", "host_models", "disk_models", "exclude"), st.lists(NAMES, max_size=4).map(tuple)),
+    **dict.fromkeys(("request_id", "model", "worker_id", "target_worker_id", "hardware", "host"), NAMES),
+    **dict.fromkeys(("prompt_tokens", "max_tokens", "output_tokens"), st.integers(0, 100_000_000)),
+    **dict.fromkeys(("slots", "running", "waiting", "gpu_free_bytes", "epoch", "dispatch_high", "sequence", "queue_depth"), COUNTS),
+}  # fmt: skip
+
+
+def any_message(kind: type) -> st.SearchStrategy[Message]:
+    return st.builds(kind, **{name: BY_FIELD.get(name, SECONDS) for name in SCHEMAS[kind]})
+
+
+ENVELOPES = st.builds(
+    Envelope, st.text(st.characters(codec="ascii", exclude_categories=("C",)), min_size=1, max_size=63), COUNTS, COUNTS, st.floats(0, 4e9),
+    st.one_of([any_message(kind) for kind in MESSAGES]),
+)  # fmt: skip
+
+
+def envelope(message: Message, sequence: int = 1, wall_s: float = 100.0, incarnation: int = 1) -> Envelope:
+    return Envelope("worker-2", incarnation, sequence, wall_s, message)
