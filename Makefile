@@ -1,0 +1,195 @@
+# Everything one does with this project. `make help` lists it. Nothing here is needed to run it: python3 centralized_simulation.py --workers 5
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sllm/__init__.py)
+REVISION := $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+TAG ?= latest
+REGISTRY ?=
+IMAGE_PREFIX := $(if $(REGISTRY),$(REGISTRY)/,)
+ROLES := coordinator worker
+BUILD_ARGS := --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
+PLATFORMS ?= linux/amd64,linux/arm64
+
+COMPOSE ?= $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose)
+KIND_CLUSTER ?= kind
+NAMESPACE := sllm-system
+OVERLAY ?=
+REPLICAS ?= 3
+
+WORKERS ?= 5
+DURATION ?= 30
+SEEDS ?= 200
+ARGS ?=
+
+# $(call need,TOOL,HINT): stop with one line when a tool is missing.
+need = command -v $(1) >/dev/null || { echo "make $@: $(1) is missing: $(2)" >&2; exit 1; }
+need_docker = $(call need,docker,install a Docker engine with Compose v2); docker info >/dev/null 2>&1 || { echo "make $@: the Docker engine does not answer: is it running?" >&2; exit 1; }
+need_compose = $(need_docker); $(COMPOSE) version >/dev/null 2>&1 || { echo "make $@: Compose is missing: install Docker's plugin compose, or docker-compose" >&2; exit 1; }
+need_kubectl = $(call need,kubectl,install it and choose a cluster: kubectl config use-context)
+need_cluster = $(need_kubectl); kubectl get --raw /readyz >/dev/null 2>&1 || { echo "make $@: no cluster answers kubectl: choose one with KUBECONFIG or kubectl config use-context" >&2; exit 1; }
+need_file = [ -e $(1) ] || { echo "make $@: $(1) is missing from this checkout" >&2; exit 1; }
+
+##@ Run
+.PHONY: run
+run: ## a fleet on this machine: make run WORKERS=5 DURATION=30 ARGS="--virtual"
+	@$(call need,$(PYTHON),install Python 3.11)
+	$(PYTHON) centralized_simulation.py --workers $(WORKERS) --duration $(DURATION) $(ARGS)
+
+.PHONY: simulate
+simulate: ## random fleets with random faults and every checker on: make simulate SEEDS=200
+	@$(call need_file,experiments/simulate.py)
+	$(PYTHON) experiments/simulate.py --seeds $(SEEDS) $(ARGS)
+
+.PHONY: validate
+validate: ## hold the simulator against queueing theory
+	@$(call need_file,experiments/validate.py)
+	$(PYTHON) experiments/validate.py $(ARGS)
+
+.PHONY: parity
+parity: ## the same run live and in virtual time, side by side
+	@$(call need_file,experiments/parity.py)
+	$(PYTHON) experiments/parity.py $(ARGS)
+
+.PHONY: bench
+bench: $(READY) ## every benchmark of bench/, one after the other
+	@$(call need_file,bench)
+	@for file in bench/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+##@ Develop
+$(READY): requirements-dev.txt
+	@$(call need,$(PYTHON),install Python 3.11)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11; try make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments: install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	@touch $@
+
+.PHONY: venv
+venv: $(READY) ## make .venv with the pinned development tools
+
+.PHONY: test
+test: $(READY) ## all tests that need neither a Docker engine nor a cluster: make test ARGS="-k fleet"
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(READY) ## linter and types: ruff, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+
+.PHONY: clean
+clean: ## remove what the tools left behind, .venv too
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+##@ Docker
+.PHONY: build-docker
+build-docker: ## both images: make build-docker TAG=0.1.0 REGISTRY=registry.example.com/sllm
+	@$(need_docker)
+	@for role in $(ROLES); do echo "== $(IMAGE_PREFIX)sllm-$$role:$(TAG)"; docker build --quiet $(BUILD_ARGS) -f Dockerfile.$$role -t $(IMAGE_PREFIX)sllm-$$role:$(TAG) .; done
+
+.PHONY: build-multiarch
+build-multiarch: ## both images for amd64 and arm64, pushed: make build-multiarch REGISTRY=registry.example.com/sllm TAG=0.1.0
+	@$(need_docker); docker buildx version >/dev/null 2>&1 || { echo "make $@: docker buildx is missing: install Docker's plugin buildx" >&2; exit 1; }
+	@[ -n "$(REGISTRY)" ] || { echo "make $@: say where to push: REGISTRY=registry.example.com/sllm" >&2; exit 1; }
+	@for role in $(ROLES); do docker buildx build --platform $(PLATFORMS) $(BUILD_ARGS) -f Dockerfile.$$role -t $(IMAGE_PREFIX)sllm-$$role:$(TAG) --push .; done
+
+.PHONY: run-docker
+run-docker: ## coordinator and three workers with Compose; the live page is at http://127.0.0.1:8080/
+	@$(need_compose)
+	$(COMPOSE) up --build --detach --wait --wait-timeout 120 central-coordinator worker-1 worker-2 worker-3
+
+.PHONY: load-docker
+load-docker: ## load for the Compose fleet: make load-docker DURATION=30
+	@$(need_compose)
+	DURATION=$(DURATION) $(COMPOSE) run --rm --no-deps -T load-generator
+
+.PHONY: logs
+logs: ## follow the logs of the Compose fleet
+	@$(need_compose)
+	$(COMPOSE) logs --follow
+
+.PHONY: stop-docker
+stop-docker: ## stop the Compose fleet and remove it, its key too
+	@$(need_compose)
+	$(COMPOSE) --profile load down --volumes
+
+.PHONY: quick-docker
+quick-docker: run-docker load-docker ## up, some load, and what came of it
+	@$(COMPOSE) ps
+
+.PHONY: test-docker
+test-docker: $(READY) ## end-to-end tests on the Docker engine
+	@$(need_compose)
+	$(BIN)/python -m pytest tests/e2e -m docker $(ARGS)
+
+##@ Kubernetes
+.PHONY: load-kind
+load-kind: build-docker ## bring the images into kind: make load-kind KIND_CLUSTER=kind
+	@$(call need,kind,install kind (https://kind.sigs.k8s.io))
+	@for role in $(ROLES); do kind load docker-image sllm-$$role:$(TAG) --name $(KIND_CLUSTER); done
+
+.PHONY: k8s-base
+k8s-base: ## write k8s/base/all.yaml, which the overlays stand on, from the manifests of k8s/
+	@{ echo "# Written by make k8s-base from the files of k8s/: change those."; for file in k8s/*.yaml; do [ $$file = k8s/00-namespace.yaml ] || cat $$file; done; } > k8s/base/all.yaml
+
+# The finished key Job is deleted first: its template cannot be changed, and a new image would.
+.PHONY: deploy-k8s
+deploy-k8s: ## apply the manifests: make deploy-k8s [OVERLAY=dev|production]
+	@$(need_cluster)
+ifeq ($(OVERLAY),)
+	@if ! kubectl diff -f k8s/cluster-key.yaml >/dev/null 2>&1; then kubectl -n $(NAMESPACE) delete job cluster-key --ignore-not-found; fi
+	kubectl apply -f k8s/
+	@if kubectl api-versions | grep -qx policy/v1; then kubectl apply -f k8s/disruption-budgets/; else echo "this cluster is older than 1.21: no disruption budgets"; fi
+else
+	@$(call need_file,k8s/overlays/$(OVERLAY))
+	@if ! kubectl diff -k k8s/overlays/$(OVERLAY) >/dev/null 2>&1; then kubectl -n $(NAMESPACE) delete job cluster-key --ignore-not-found; fi
+	kubectl apply -k k8s/overlays/$(OVERLAY)
+endif
+	kubectl -n $(NAMESPACE) rollout status deployment/central-coordinator --timeout=180s
+	kubectl -n $(NAMESPACE) rollout status statefulset/worker --timeout=300s
+
+.PHONY: undeploy-k8s
+undeploy-k8s: ## remove everything, the namespace and its key too
+	@$(need_cluster)
+	kubectl delete namespace $(NAMESPACE) --ignore-not-found --timeout=180s
+
+.PHONY: scale-workers
+scale-workers: ## change the number of workers: make scale-workers REPLICAS=10
+	@$(need_cluster)
+	kubectl -n $(NAMESPACE) scale statefulset/worker --replicas=$(REPLICAS)
+	kubectl -n $(NAMESPACE) rollout status statefulset/worker --timeout=600s
+
+.PHONY: status-k8s
+status-k8s: ## what runs, and what the coordinator says of the fleet
+	@$(need_cluster)
+	@kubectl -n $(NAMESPACE) get deployment,statefulset,job,pod -o wide
+	@kubectl get --raw /api/v1/namespaces/$(NAMESPACE)/services/central-coordinator:http/proxy/state?limit=0 | $(PYTHON) -c 'import json, sys; s = json.load(sys.stdin); print("coordinator:", s["reason"], s["summary"])'
+
+.PHONY: load-k8s
+load-k8s: ## thirty seconds of load on the cluster, and what came of it
+	@$(need_cluster)
+	kubectl -n $(NAMESPACE) delete job load-generator --ignore-not-found
+	kubectl apply -f k8s/examples/load-generator.yaml
+	@kubectl -n $(NAMESPACE) wait --for=condition=complete --timeout=180s job/load-generator || bad=1; \
+	kubectl -n $(NAMESPACE) logs job/load-generator --tail=1; exit $${bad:-0}
+
+.PHONY: quick-k8s
+quick-k8s: deploy-k8s load-k8s status-k8s ## deploy, some load, and what came of it; build or load the images first
+
+.PHONY: test-k8s
+test-k8s: $(READY) ## end-to-end tests on kubectl's current cluster; its nodes must see this machine's images
+	@$(need_docker); $(need_cluster)
+	$(BIN)/python -m pytest tests/e2e -m k8s $(ARGS)
+
+##@ Help
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
