@@ -31,7 +31,7 @@ class Compose:
 
     def __init__(self) -> None:
         self.project = f"sllm-e2e-{os.getpid()}"
-        self.env = {"HTTP_PORT": "0", "SUBNET": "172.29.240.0/24", "LOG_FORMAT": "json", "LOG_LEVEL": "info"}
+        self.env = {"HTTP_PORT": "0", "SUBNET": f"172.29.{os.getpid() % 256}.0/24", "LOG_FORMAT": "json", "LOG_LEVEL": "info"}
 
     def command(self, *arguments: str) -> list[str]:
         return ["docker", "compose", "--project-name", self.project, *arguments]
