@@ -35,7 +35,7 @@ from sllm.messages import (
     ScheduleRequest,
     ScheduleResponse,
 )
-from sllm.node import Codec, Node
+from sllm.node import Codec, Node, new_tuple
 from sllm.timers import Timers
 
 ASKING, SENDING, SERVING, BACKING_OFF = "asking", "sending", "serving", "backing_off"
@@ -128,7 +128,7 @@ class Client(Node):
         if request_id in self._pending or request_id in self._finished or request_id in self._finished_before:
             raise ValueError(f"request id {request_id!r} was used before")
         pending = self._pending[request_id] = Pending(asked, now)
-        self.events.append(RequestSent(now, request_id, asked.model))
+        self.events.append(new_tuple(RequestSent, (now, request_id, asked.model)))
         if len(self._pending) == 1:
             self._heard_at = now  # nobody was asked while there was nothing to ask
         self._ask(request_id, pending, now)
@@ -143,21 +143,15 @@ class Client(Node):
 
     def _send_ask(self, request_id: str, pending: Pending, now: float) -> None:
         asked = pending.asked
-        self.send(
-            ScheduleRequest(request_id, asked.model, asked.prompt_tokens, asked.output_tokens, asked.priority, 0.0, pending.exclude),
-            self.coordinator,
-            now,
-        )
+        fields = request_id, asked.model, asked.prompt_tokens, asked.output_tokens, asked.priority, 0.0, pending.exclude
+        self.send(new_tuple(ScheduleRequest, fields), self.coordinator, now)
         self._wait_for_answer(request_id, pending, now)
 
     def _send_inference(self, request_id: str, pending: Pending, now: float) -> None:
         asked, placement = pending.asked, pending.placement
         assert placement is not None
-        self.send(
-            InferenceRequest(request_id, asked.model, asked.prompt_tokens, asked.output_tokens, placement.dispatch, placement.worker_id),
-            (placement.host, placement.port),
-            now,
-        )
+        fields = request_id, asked.model, asked.prompt_tokens, asked.output_tokens, placement.dispatch, placement.worker_id
+        self.send(new_tuple(InferenceRequest, fields), (placement.host, placement.port), now)
         self._wait_for_answer(request_id, pending, now)
 
     def _wait_for_answer(self, request_id: str, pending: Pending, now: float) -> None:
@@ -214,7 +208,7 @@ class Client(Node):
         pending = self._alive(first.request_id, envelope.sender_id, now)
         if pending is not None and pending.first_token_at is None:
             pending.first_token_at = now
-            self.events.append(FirstTokenReceived(now, first.request_id, now - pending.arrival_s))
+            self.events.append(new_tuple(FirstTokenReceived, (now, first.request_id, now - pending.arrival_s)))
 
     def _alive(self, request_id: str, sender_id: str, now: float) -> Pending | None:
         """The worker we wait for has spoken: it has the request, and need not be asked for a while."""
@@ -252,13 +246,12 @@ class Client(Node):
             ttft_s = pending.first_token_at - pending.arrival_s
         tokens = response.output_tokens
         self._end(response.request_id, worker_id)
-        self.events.append(
-            RequestCompleted(
-                now, response.request_id, asked.model, worker_id, placement.action, pending.arrival_s, ttft_s, e2e_s,
-                (e2e_s - ttft_s) / (tokens - 1) if tokens > 1 else 0.0,
-                response.queue_wait_s, response.load_s, asked.prompt_tokens, tokens, pending.placements, pending.retries,
-            )
+        facts = (
+            now, response.request_id, asked.model, worker_id, placement.action, pending.arrival_s, ttft_s, e2e_s,
+            (e2e_s - ttft_s) / (tokens - 1) if tokens > 1 else 0.0,
+            response.queue_wait_s, response.load_s, asked.prompt_tokens, tokens, pending.placements, pending.retries,
         )  # fmt: skip
+        self.events.append(new_tuple(RequestCompleted, facts))
 
     def _end(self, request_id: str, worker_id: str = "") -> None:
         """Forget a request, but for who completed it."""

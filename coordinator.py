@@ -37,7 +37,7 @@ from sllm.messages import (
     ScheduleRequest,
     ScheduleResponse,
 )
-from sllm.node import Codec, Node
+from sllm.node import Codec, Node, new_tuple
 from sllm.placement.base import FleetView, Placement, Policy, Query
 from sllm.placement.costs import make_costs
 from sllm.timers import Timers
@@ -171,10 +171,9 @@ class Coordinator(Node):
             self.send(outcome, addr, now)
             return
         response = self._dispatch(outcome, request, now)
-        self._decisions[key] = Decision(response, request.exclude, now)
-        self.events.append(
-            RequestRouted(now, request.request_id, request.model, response.worker_id, response.action, response.eta_s, decision_s)
-        )
+        self._decisions[key] = new_tuple(Decision, (response, request.exclude, now))
+        facts = now, request.request_id, request.model, response.worker_id, response.action, response.eta_s, decision_s
+        self.events.append(new_tuple(RequestRouted, facts))
         self.send(response, addr, now)
 
     def _decide(self, request: ScheduleRequest, now: float) -> Placement | ScheduleError:
@@ -189,7 +188,7 @@ class Coordinator(Node):
         exclude = request.exclude
         if exclude and all(row.worker_id in exclude for row in self.fleet.ready.rows[: len(exclude) + 1]):
             exclude = ()  # a worker that failed once (it may have restarted since) is better than none
-        query = Query(model, request.prompt_tokens, request.max_tokens, request.priority, exclude, now, self._rng)
+        query = new_tuple(Query, (model, request.prompt_tokens, request.max_tokens, request.priority, exclude, now, self._rng))
         placement = self.policy.place(query, self._view)
         if placement is None:
             return self._later(request, SATURATED, self._tick_s, "every worker's queue is full for this priority")
@@ -204,10 +203,12 @@ class Coordinator(Node):
     def _dispatch(self, placement: Placement, request: ScheduleRequest, now: float) -> ScheduleResponse:
         """Enter the placement into the ledger and word the answer."""
         row = placement.row
-        entry = Entry(request.request_id, placement.cost_s, request.model, placement.action == COLD_START, now)
+        entry = new_tuple(Entry, (request.request_id, placement.cost_s, request.model, placement.action == COLD_START, now))
         dispatch = self.fleet.dispatch(row, entry, self.incarnation)
         host, port = row.address
-        return ScheduleResponse(request.request_id, row.worker_id, host, port, placement.action, placement.eta_s, dispatch, placement.reason)
+        fields = request.request_id, row.worker_id, host, port, placement.action, placement.eta_s, dispatch, placement.reason
+        response: ScheduleResponse = new_tuple(ScheduleResponse, fields)
+        return response
 
     # --- time -----------------------------------------------------------------------------------------------------------------------
 

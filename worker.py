@@ -43,7 +43,7 @@ from sllm.messages import (
     LoadReport,
     ReportAck,
 )
-from sllm.node import Codec, Node
+from sllm.node import Codec, Node, new_tuple
 
 HEARTBEAT_S = 1.0  # between reports when they are sent at every change
 
@@ -68,8 +68,8 @@ class Worker(Node):
 
     __slots__ = (
         "_changed", "_done", "_drain_until", "_facts", "_heard_at", "_heard_epoch", "_initiators", "_interval_s", "_jobs", "_jobs_max", "_last_report",
-        "_next_report", "_present", "_receipts", "_report_always", "_rng", "_silent_s", "_snapshot", "_starting", "advertise", "catalog", "config",
-        "coordinator", "drained", "engine", "refused", "reports_sent", "served", "state",
+        "_next_drop", "_next_report", "_present", "_receipts", "_report_always", "_rng", "_silent_s", "_snapshot", "_starting", "_state_changed", "advertise",
+        "catalog", "config", "coordinator", "drained", "engine", "refused", "reports_sent", "served", "state",
     )  # fmt: skip
 
     def __init__(
@@ -105,10 +105,12 @@ class Worker(Node):
         self._interval_s = config.report_interval_s or HEARTBEAT_S
         self._report_always = config.report_interval_s == 0.0
         self._changed = False
+        self._state_changed = False  # since the last report
         self._last_report: LoadReport | None = None
         self._snapshot: EngineSnapshot | None = None  # that it was made from,
         self._facts: tuple[object, ...] = ()  # and what else is in it
         self._next_report = now
+        self._next_drop = now + config.response_keep_s
         self._drain_until: float | None = None
         self._heard_at = now  # when the coordinator was last heard, or last complained about
         self._silent_s = max(config.coordinator_silent_s, 3.0 * self._interval_s)
@@ -151,7 +153,7 @@ class Worker(Node):
                 return
         else:
             job.client = addr
-        self.send(InferenceAccepted(request.request_id, len(self._jobs)), addr, now)
+        self.send(new_tuple(InferenceAccepted, (request.request_id, len(self._jobs))), addr, now)
         self._after_change(now)
 
     def _submit(self, key: str, request: InferenceRequest, addr: Address, now: float) -> str:
@@ -168,7 +170,7 @@ class Worker(Node):
             return REFUSED_TOO_LARGE
         job = self._jobs[key] = Job(request.request_id, request.model, addr, now)
         self._changed = True
-        self.events.append(RequestAdmitted(now, self.node_id, request.request_id, request.model))
+        self.events.append(new_tuple(RequestAdmitted, (now, self.node_id, request.request_id, request.model)))
         if request.model not in self._present:
             self._present.add(request.model)
             self._initiators[request.model] = job
@@ -188,7 +190,7 @@ class Worker(Node):
             elif isinstance(note, FirstTokenOut):
                 job = self._jobs[note.request_id]
                 job.first_at = note.at
-                self.send(FirstToken(job.request_id, job.started_at - job.arrived_at), job.client, now)
+                self.send(new_tuple(FirstToken, (job.request_id, job.started_at - job.arrived_at)), job.client, now)
             elif isinstance(note, Finished):
                 self._finish(note, now)
             elif isinstance(note, Loaded):
@@ -201,20 +203,25 @@ class Worker(Node):
         """The last token of a request: answer, and keep the answer for a while."""
         job = self._jobs.pop(note.request_id)
         arrived_at = job.arrived_at
-        response = InferenceResponse(
-            job.request_id, COMPLETED, note.output_tokens,
-            job.started_at - arrived_at, job.first_at - arrived_at, note.at - arrived_at, job.load_s,
+        response: InferenceResponse = new_tuple(
+            InferenceResponse,
+            (
+                job.request_id, COMPLETED, note.output_tokens,
+                job.started_at - arrived_at, job.first_at - arrived_at, note.at - arrived_at, job.load_s,
+            ),
         )  # fmt: skip
         self._done[note.request_id] = (now, response)
         self.served += 1
         self.send(response, job.client, now)
-        self.events.append(RequestServed(note.at, self.node_id, job.request_id, job.model, note.output_tokens))
+        self.events.append(new_tuple(RequestServed, (note.at, self.node_id, job.request_id, job.model, note.output_tokens)))
 
     def _on_loaded(self, note: Loaded) -> None:
         initiator = self._initiators.pop(note.model, None)
         if initiator is not None:
             initiator.load_s = note.load_s
-        self._starting.discard(note.model)
+        if note.model in self._starting:
+            self._starting.remove(note.model)
+            self._update_state()
         self.events.append(ModelLoaded(note.at, self.node_id, note.model, TIER_NAMES[note.tier_from], note.load_s))
 
     def _on_evicted(self, note: Evicted) -> None:
@@ -243,25 +250,29 @@ class Worker(Node):
         if snap is not self._snapshot or facts != self._facts:  # an idle engine gives the same snapshot again: then the last report is still right
             self._snapshot, self._facts = snap, facts
             host, port = self.advertise
-            self._last_report = LoadReport(
-                self.state, host, port, self.config.hardware, snap.slots, snap.running, snap.waiting, snap.wait_s, snap.load_queue_s, snap.kv_used,
-                snap.gpu_free_bytes, snap.gpu, snap.busy_models, snap.loading, snap.host, snap.disk, snap.disk_complete,
-                receipts.epoch, receipts.high, receipts.seen, self._interval_s,
+            self._last_report = new_tuple(
+                LoadReport,
+                (
+                    self.state, host, port, self.config.hardware, snap.slots, snap.running, snap.waiting, snap.wait_s, snap.load_queue_s, snap.kv_used,
+                    snap.gpu_free_bytes, snap.gpu, snap.busy_models, snap.loading, snap.host, snap.disk, snap.disk_complete,
+                    receipts.epoch, receipts.high, receipts.seen, self._interval_s,
+                ),
             )  # fmt: skip
         assert self._last_report is not None
         self.send(self._last_report, self.coordinator, now)
         self.reports_sent += 1
-        self._changed = False
+        self._changed = self._state_changed = False
 
-    def _update_state(self) -> bool:
-        """STARTING until the demo models are there, DRAINING once told to stop; True if it changed."""
+    def _update_state(self) -> None:
+        """STARTING until the demo models are there, DRAINING once told to stop."""
         state = DRAINING if self._drain_until is not None else STARTING if self._starting else READY
-        changed, self.state = state != self.state, state
-        return changed
+        if state != self.state:
+            self.state = state
+            self._state_changed = True
 
     def _after_change(self, now: float) -> None:
         """A change of state is reported at once; others too when reports have no interval."""
-        if self._update_state() or (self._report_always and self._changed):
+        if self._state_changed or (self._report_always and self._changed):
             self._report(now)
 
     # --- time -----------------------------------------------------------------------------------------------------------------------
@@ -282,11 +293,11 @@ class Worker(Node):
             return
         self._advance(now)
         if now >= self._next_report:
-            self._update_state()
             self._report(now)
             self._plan_report(now)
             self._check_coordinator(now)
-            self._drop_old_responses(now)
+            if now >= self._next_drop:
+                self._drop_old_responses(now)
         else:
             self._after_change(now)
         if self._drain_until is not None and (not self._jobs or now >= self._drain_until):
@@ -308,7 +319,10 @@ class Worker(Node):
             self._heard_at = now
 
     def _drop_old_responses(self, now: float) -> None:
-        before = now - self.config.response_keep_s
+        """Not at every report: to walk past what was deleted before takes time."""
+        keep_s = self.config.response_keep_s
+        self._next_drop = now + keep_s / 8.0
+        before = now - keep_s
         done = self._done
         old = []
         for key, (at, _) in done.items():
@@ -324,6 +338,7 @@ class Worker(Node):
         """Take nothing new, finish what runs within the drain timeout, then send a last report."""
         if self._drain_until is None:
             self._drain_until = now + self.config.drain_timeout_s
+            self._update_state()
             self._after_change(now)
             if not self._jobs:
                 self._stop(now)

@@ -34,7 +34,8 @@ T = TypeVar("T")
 
 
 Entry = tuple[float, float, Host, Any, Any]
-"""(time, order, host, what, source): a datagram (`what` from the address `source`), a wake-up (None, None), or on the world's own host a call."""
+"""(time, order, host, what, source): a datagram (`what` from the address `source`), a wake-up (None, None), an arrival from outside (None, its feed), or
+on the world's own host a call."""
 
 
 class Spoiled:
@@ -144,16 +145,17 @@ class World:
         end: Entry = (max(until, self.now), INF, self._self, None, None)
         self._stop = None
         heappush(heap, end)
-        steps = delivered = 0
+        steps = sent = delivered = 0
         try:
             while True:
                 entry = pop_lane() if lane and lane[0] < heap[0] else heappop(heap)
                 now, _, host, what, source = entry
                 node = host.live
                 if node is None:
+                    network.sent += sent
                     network.delivered += delivered
                     self.steps += steps
-                    steps = delivered = 0
+                    steps = sent = delivered = 0
                     if what is None and host is self._self:  # the end of this run, of an interrupted one, or stop()
                         if entry is end or entry is self._stop:
                             break
@@ -170,6 +172,9 @@ class World:
                         node.receive_datagram(what, source, now)
                     else:
                         node.receive(what, source, now)
+                elif source is not None:
+                    self.now = now
+                    source.submit(now)
                 elif host.wake == now:
                     host.wake = INF
                     self.now = now
@@ -180,8 +185,8 @@ class World:
                 if outbox:
                     if latency_s >= 0.0:  # what _flush does, without the call
                         at, source = now + latency_s, host.address
-                        network.sent += len(outbox)
                         for message, address in outbox:
+                            sent += 1
                             target = route(address)
                             if target is not None:
                                 append((at, order(), target, message, source))
@@ -208,6 +213,7 @@ class World:
                         host.wake = deadline
                         heappush(heap, (deadline, order(), host, None, None))
         finally:
+            network.sent += sent
             network.delivered += delivered
             self.steps += steps
         if entry is end and until < INF:
@@ -218,7 +224,7 @@ class World:
         """Datagrams in the heap, the lane and in frozen hosts, counted one by one: to be held against the network's books."""
         waiting = sum(1 for host in self.hosts.values() for _, source in host.held if source is not None)
         spoiled = sum(1 for entry in self._heap if isinstance(entry[3], partial) and type(entry[3].args[1]) is Spoiled)
-        return len(self._lane) + sum(1 for entry in self._heap if entry[4] is not None) + spoiled + waiting
+        return len(self._lane) + sum(1 for entry in self._heap if entry[3] is not None and entry[4] is not None) + spoiled + waiting
 
     def stop(self) -> None:
         """End run() before anything else happens."""
@@ -232,6 +238,8 @@ class World:
             what()
         elif what is not None:
             self._arrive(host, what, source)
+        elif source is not None:
+            source.submit_to_odd_host()
         elif host.wake == self.now:
             host.wake = INF
             if host.node is not None and not host.frozen:
@@ -472,23 +480,26 @@ class _Feed:
         self._item: Any = None
 
     def schedule(self) -> None:
-        following = next(self._arrivals, None)
-        if following is not None:
-            at, self._item = following
-            self._world.call_at(at, self)
+        """Put the next arrival into the heap."""
+        for at, item in self._arrivals:
+            world = self._world
+            self._item = item
+            heappush(world._heap, (at if at > world.now else world.now, world._order(), self._host, None, self))
+            break
 
-    def __call__(self) -> None:
-        world, host, item = self._world, self._host, self._item
-        node = host.live
-        if node is not None:
-            self._submit(item, world.now)
-            world._settle(host, node)
-        elif host.node is None:
+    def submit(self, now: float) -> None:
+        """The arrival is due, and its host in good health."""
+        self._submit(self._item, now)
+        self.schedule()
+
+    def submit_to_odd_host(self) -> None:
+        host, world = self._host, self._world
+        if host.node is None:
             world.unsubmitted += 1
         elif host.frozen:
-            host.held.append((partial(self._submit_late, item), None))
+            host.held.append((partial(self._submit_late, self._item), None))
         else:
-            self._submit_late(item)
+            self._submit_late(self._item)
             world._settle(host, host.node)
         self.schedule()
 
