@@ -36,6 +36,7 @@ from sllm.messages import (
     ScheduleResponse,
 )
 from sllm.node import Codec, Node, new_tuple
+from sllm.recent import Recent
 from sllm.timers import Timers
 
 ASKING, SENDING, SERVING, BACKING_OFF = "asking", "sending", "serving", "backing_off"
@@ -82,7 +83,7 @@ class Client(Node):
     """A client of the fleet; one can carry many requests at a time."""
 
     __slots__ = (
-        "_finished", "_finished_before", "_heard_at", "_pending", "_poll_s", "_retry_initial_s", "_rng", "_timeout_s", "_timers", "config", "coordinator",
+        "_finished", "_heard_at", "_pending", "_poll_s", "_retry_initial_s", "_rng", "_timeout_s", "_timers", "config", "coordinator",
     )  # fmt: skip
 
     def __init__(
@@ -106,8 +107,7 @@ class Client(Node):
         self._poll_s = config.poll_s
         self._pending: dict[str, Pending] = {}
         self._timers: Timers[str] = Timers()
-        self._finished: dict[str, str] = {}  # request_id -> worker that completed it, "" if none did
-        self._finished_before: dict[str, str] = {}  # likewise, of those that ended before
+        self._finished: Recent[str, str] = Recent()  # request_id -> worker that completed it, "" if none did
         self._heard_at = now  # when the coordinator last answered, or was last complained about
         self.handlers = {
             ScheduleResponse: self._on_schedule_response,
@@ -125,7 +125,7 @@ class Client(Node):
     def submit(self, asked: Asked, now: float) -> None:
         """Take a request. Its id must be new to this client."""
         request_id = asked.request_id
-        if request_id in self._pending or request_id in self._finished or request_id in self._finished_before:
+        if request_id in self._pending or request_id in self._finished:
             raise ValueError(f"request id {request_id!r} was used before")
         pending = self._pending[request_id] = Pending(asked, now)
         self.events.append(new_tuple(RequestSent, (now, request_id, asked.model)))
@@ -226,8 +226,8 @@ class Client(Node):
         request_id, sender_id = response.request_id, envelope.sender_id
         pending = self._pending.get(request_id)
         if pending is None:
-            worker_id = self._finished.get(request_id, self._finished_before.get(request_id, sender_id))
-            if response.outcome == COMPLETED and worker_id != sender_id:
+            worker_id = self._finished.get(request_id)
+            if response.outcome == COMPLETED and worker_id not in (sender_id, None):
                 self.events.append(DuplicateResponse(now, request_id, sender_id))
         elif response.outcome == COMPLETED:
             self._complete(pending, response, sender_id, now)
@@ -257,10 +257,9 @@ class Client(Node):
         """Forget a request, but for who completed it."""
         del self._pending[request_id]
         self._timers.cancel(request_id)
-        if len(self._finished) >= FINISHED_MAX // 2:  # the older half goes as one: a dictionary's first key is slow to find after many deletions
-            self._finished_before = self._finished
-            self._finished = {}
-        self._finished[request_id] = worker_id
+        if len(self._finished.new) >= FINISHED_MAX // 2:
+            self._finished.turn()
+        self._finished.new[request_id] = worker_id
 
     # --- time -----------------------------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from sllm.messages import (
 from sllm.node import Codec, Node, new_tuple
 from sllm.placement.base import FleetView, Placement, Policy, Query
 from sllm.placement.costs import make_costs
+from sllm.recent import Recent
 from sllm.timers import Timers
 
 CHORES_MAX = 64  # silent rows looked at in one go; the rest wait for `CHORE_PAUSE_S`, so that no datagram waits for 100,000 of them
@@ -52,15 +53,14 @@ class Decision(NamedTuple):
 
     response: ScheduleResponse
     exclude: tuple[str, ...]
-    at: float
 
 
 class Coordinator(Node):
     """One coordinator. `stopwatch` (seconds, any origin) measures how long placements take; without it they count as 0."""
 
     __slots__ = (
-        "_ack_every", "_decisions", "_hold_until", "_next_chore", "_next_tick", "_ready_at", "_rng", "_silence", "_stopwatch", "_tick_s", "_view",
-        "catalog", "config", "degraded", "fleet", "policy", "ready", "reports_accepted", "reports_rejected",
+        "_ack_every", "_decisions", "_hold_until", "_next_chore", "_next_drop", "_next_tick", "_ready_at", "_rng", "_silence", "_stopwatch", "_tick_s",
+        "_view", "catalog", "config", "degraded", "fleet", "policy", "ready", "reports_accepted", "reports_rejected",
     )  # fmt: skip
 
     def __init__(
@@ -89,11 +89,12 @@ class Coordinator(Node):
         self._rng = rng
         self._stopwatch = stopwatch
         self._view = FleetView(self.fleet, make_costs(config.engine, config.service_mean_s), config.queue_threshold, config.memory_threshold)
-        self._decisions: dict[tuple[str, str], Decision] = {}
+        self._decisions: Recent[tuple[str, str], Decision] = Recent()
         self._silence: Timers[str] = Timers()
         self._tick_s = config.report_interval_s or 1.0
         self._ready_at = now + config.report_interval_s
         self._next_tick = now + self._tick_s
+        self._next_drop = now + config.decision_keep_s
         self._next_chore = inf  # when to go on with what the last tick left
         self._hold_until = now
         # A worker that hears nothing for `coordinator_silent_s` renews its socket: it must hear us at least twice in that time.
@@ -104,42 +105,42 @@ class Coordinator(Node):
 
     def _on_report(self, envelope: Envelope, addr: Address, now: float) -> None:
         """A report is applied only if its (incarnation, sequence) is newer than the last one applied."""
-        report = envelope.message
+        sender_id, incarnation, sequence, _, report = envelope
         assert type(report) is LoadReport
         fleet = self.fleet
-        row = fleet.rows.get(envelope.sender_id)
+        row = fleet.rows.get(sender_id)
         if row is None:
-            new = self._admit(envelope, report, now)
+            new = self._admit(sender_id, report, now)
             if new is None:
                 return
             row = new
-        elif envelope.incarnation < row.incarnation:
+        elif incarnation < row.incarnation:
             self.reports_rejected["old_incarnation"] += 1
             return
-        elif envelope.incarnation == row.incarnation and envelope.sequence <= row.sequence:
-            self.reports_rejected["replayed" if envelope.sequence == row.sequence else "out_of_order"] += 1
+        elif incarnation == row.incarnation and sequence <= row.sequence:
+            self.reports_rejected["replayed" if sequence == row.sequence else "out_of_order"] += 1
             return
-        restarted = envelope.incarnation > row.incarnation > 0
+        restarted = incarnation > row.incarnation > 0
         self.reports_accepted += 1
-        fleet.apply(row, envelope, report, self.incarnation, now)
+        fleet.apply(row, incarnation, sequence, report, self.incarnation, now)
         row.address = (report.host or addr[0], report.port or addr[1]) if report.host or report.port else addr
         if row.ledger.entries:
             fleet.expire_dispatches(row, now - self.config.dispatch_expiry_intervals * report.interval_s)
         if row.state != report.state:
             self._step(row, report.state, now, "restarted" if restarted else "reported")
             self._silence.set(row.worker_id, self._silence_deadline(row))
-        if envelope.sequence % self._ack_every == 0 or envelope.sequence == 1:
-            self.send(ReportAck(self.incarnation, envelope.sequence), addr, now)
+        if sequence % self._ack_every == 0 or sequence == 1:
+            self.send(ReportAck(self.incarnation, sequence), addr, now)
 
-    def _admit(self, envelope: Envelope, report: LoadReport, now: float) -> Row | None:
+    def _admit(self, worker_id: str, report: LoadReport, now: float) -> Row | None:
         """A worker never heard of: a new row, unless it names hardware that we cannot cost."""
         try:
             hardware = self.catalog.get_hardware(report.hardware)
         except UsageError:
             self.reports_rejected["unknown_hardware"] += 1
             return None
-        row = self.fleet.rows[envelope.sender_id] = Row(envelope.sender_id, hardware, report)
-        self._silence.set(row.worker_id, now + self.config.suspect_intervals * report.interval_s)
+        row = self.fleet.rows[worker_id] = Row(worker_id, hardware, report)
+        self._silence.set(worker_id, now + self.config.suspect_intervals * report.interval_s)
         return row
 
     def _step(self, row: Row, what: str, now: float, reason: str) -> None:
@@ -162,7 +163,7 @@ class Coordinator(Node):
                 return
             if row is not None:  # the client has given that placement up
                 self.fleet.release(row, before.response.dispatch.number)
-            del self._decisions[key]
+            self._decisions.discard(key)
         started = self._stopwatch() if self._stopwatch else 0.0
         outcome = self._decide(request, now)
         decision_s = self._stopwatch() - started if self._stopwatch else 0.0
@@ -171,7 +172,7 @@ class Coordinator(Node):
             self.send(outcome, addr, now)
             return
         response = self._dispatch(outcome, request, now)
-        self._decisions[key] = new_tuple(Decision, (response, request.exclude, now))
+        self._decisions.new[key] = new_tuple(Decision, (response, request.exclude))
         facts = now, request.request_id, request.model, response.worker_id, response.action, response.eta_s, decision_s
         self.events.append(new_tuple(RequestRouted, facts))
         self.send(response, addr, now)
@@ -227,7 +228,8 @@ class Coordinator(Node):
         elif now < self._next_chore:
             return
         self._check_silence(now)
-        self._drop_old_decisions(now)
+        if now >= self._next_drop:
+            self._drop_old_decisions(now)
         due = self._silence.next_deadline()
         self._next_chore = now + CHORE_PAUSE_S if due is not None and due <= now else inf
 
@@ -285,14 +287,5 @@ class Coordinator(Node):
         self.degraded = why
 
     def _drop_old_decisions(self, now: float) -> None:
-        """Answers are kept in order of time; drop those past their use. In one walk: to find a dictionary's first key again and again costs a step
-        for each that was deleted before it, which at 10,000 requests a second is all there is time for."""
-        before = now - self.config.decision_keep_s
-        decisions = self._decisions
-        old = []
-        for key, decision in decisions.items():
-            if decision.at >= before:
-                break
-            old.append(key)
-        for key in old:
-            del decisions[key]
+        self._next_drop = now + self.config.decision_keep_s
+        self._decisions.turn()

@@ -1,12 +1,14 @@
 """A worker: holds models, serves requests through its engine, and reports its load.
 
-    InferenceRequest -> InferenceAccepted, FirstToken, InferenceResponse; sent again, it is answered again, and the work is done once
+    InferenceRequest -> FirstToken, InferenceResponse; sent again, it is answered again, and the work is done once
+    ... and if the first token takes longer than the client would wait in silence, InferenceAccepted before it
     every interval   -> a LoadReport to the coordinator
     drain()          -> DRAINING: nothing new is taken, what runs is finished, a last report says STOPPED
 """
 
 from __future__ import annotations
 
+from collections import deque
 from random import Random
 
 from config import Config
@@ -44,14 +46,16 @@ from sllm.messages import (
     ReportAck,
 )
 from sllm.node import Codec, Node, new_tuple
+from sllm.recent import Recent
 
 HEARTBEAT_S = 1.0  # between reports when they are sent at every change
+ACCEPT_AFTER = 0.25  # of a client's first wait for an answer: a first token that comes by then says as well that the request has arrived
 
 
 class Job:
     """One request on this worker. Times are absolute seconds of the worker's clock."""
 
-    __slots__ = ("arrived_at", "client", "first_at", "load_s", "model", "request_id", "started_at")
+    __slots__ = ("accept_at", "answered", "arrived_at", "client", "first_at", "load_s", "model", "request_id", "started_at")
 
     def __init__(self, request_id: str, model: str, client: Address, now: float) -> None:
         self.request_id = request_id
@@ -61,15 +65,17 @@ class Job:
         self.started_at = now
         self.first_at = now
         self.load_s = 0.0
+        self.accept_at = now  # when the client must be told that it is here, if it does not know by then
+        self.answered = False  # the client knows
 
 
 class Worker(Node):
     """One worker. `advertise` is where clients reach it ("" and 0: where its reports come from)."""
 
     __slots__ = (
-        "_changed", "_done", "_drain_until", "_facts", "_heard_at", "_heard_epoch", "_initiators", "_interval_s", "_jobs", "_jobs_max", "_last_report",
-        "_next_drop", "_next_report", "_present", "_receipts", "_report_always", "_rng", "_silent_s", "_snapshot", "_starting", "_state_changed", "advertise",
-        "catalog", "config", "coordinator", "drained", "engine", "refused", "reports_sent", "served", "state",
+        "_accept_after_s", "_changed", "_done", "_drain_until", "_facts", "_heard_at", "_heard_epoch", "_initiators", "_interval_s", "_jobs", "_jobs_max",
+        "_last_report", "_next_drop", "_next_report", "_present", "_receipts", "_report_always", "_rng", "_silent_s", "_snapshot", "_starting",
+        "_state_changed", "_unanswered", "advertise", "catalog", "config", "coordinator", "drained", "engine", "refused", "reports_sent", "served", "state",
     )  # fmt: skip
 
     def __init__(
@@ -101,11 +107,12 @@ class Worker(Node):
         self._rng = rng
         self._receipts = Receipts()
         self._jobs: dict[str, Job] = {}
-        self._done: dict[str, tuple[float, InferenceResponse]] = {}  # in order of time
+        self._unanswered: deque[Job] = deque()  # in order of time; those answered meanwhile go when they come to the front
+        self._accept_after_s = ACCEPT_AFTER * config.retry_initial_s
+        self._done: Recent[str, InferenceResponse] = Recent()
         self._interval_s = config.report_interval_s or HEARTBEAT_S
         self._report_always = config.report_interval_s == 0.0
         self._changed = False
-        self._state_changed = False  # since the last report
         self._last_report: LoadReport | None = None
         self._snapshot: EngineSnapshot | None = None  # that it was made from,
         self._facts: tuple[object, ...] = ()  # and what else is in it
@@ -128,6 +135,7 @@ class Worker(Node):
                 engine.preload(now, name)
                 self.events.append(ModelLoadStarted(now, node_id, name))
         self._update_state()
+        self._state_changed = False  # since the last report, and the first is sent at once
 
     # --- requests -------------------------------------------------------------------------------------------------------------------
 
@@ -143,7 +151,7 @@ class Worker(Node):
         key = f"{envelope.sender_id}/{request.request_id}"
         done = self._done.get(key)
         if done is not None:
-            self.send(done[1], addr, now)
+            self.send(done, addr, now)
             return
         job = self._jobs.get(key)
         if job is None:
@@ -153,7 +161,7 @@ class Worker(Node):
                 return
         else:
             job.client = addr
-        self.send(new_tuple(InferenceAccepted, (request.request_id, len(self._jobs))), addr, now)
+            self._accept(job, now)
         self._after_change(now)
 
     def _submit(self, key: str, request: InferenceRequest, addr: Address, now: float) -> str:
@@ -169,6 +177,8 @@ class Worker(Node):
         except (RequestTooLarge, ModelTooLarge):
             return REFUSED_TOO_LARGE
         job = self._jobs[key] = Job(request.request_id, request.model, addr, now)
+        job.accept_at = now + self._accept_after_s
+        self._unanswered.append(job)
         self._changed = True
         self.events.append(new_tuple(RequestAdmitted, (now, self.node_id, request.request_id, request.model)))
         if request.model not in self._present:
@@ -177,6 +187,19 @@ class Worker(Node):
             self.events.append(ModelLoadStarted(now, self.node_id, request.model))
         self._advance(now)
         return ""
+
+    def _accept(self, job: Job, now: float) -> None:
+        """Tell the client that its request is here."""
+        job.answered = True
+        self.send(InferenceAccepted(job.request_id, len(self._jobs)), job.client, now)
+
+    def _accept_due(self, now: float) -> None:
+        """Those whose first token is not out yet, and whose clients would soon ask again."""
+        unanswered = self._unanswered
+        while unanswered and (unanswered[0].answered or unanswered[0].accept_at <= now):
+            job = unanswered.popleft()
+            if not job.answered:
+                self._accept(job, now)
 
     def _refuse(self, request: InferenceRequest, outcome: str, addr: Address, now: float) -> None:
         self.refused += 1
@@ -190,6 +213,7 @@ class Worker(Node):
             elif isinstance(note, FirstTokenOut):
                 job = self._jobs[note.request_id]
                 job.first_at = note.at
+                job.answered = True
                 self.send(new_tuple(FirstToken, (job.request_id, job.started_at - job.arrived_at)), job.client, now)
             elif isinstance(note, Finished):
                 self._finish(note, now)
@@ -210,7 +234,7 @@ class Worker(Node):
                 job.started_at - arrived_at, job.first_at - arrived_at, note.at - arrived_at, job.load_s,
             ),
         )  # fmt: skip
-        self._done[note.request_id] = (now, response)
+        self._done.new[note.request_id] = response
         self.served += 1
         self.send(response, job.client, now)
         self.events.append(new_tuple(RequestServed, (note.at, self.node_id, job.request_id, job.model, note.output_tokens)))
@@ -281,6 +305,8 @@ class Worker(Node):
         if self.drained:
             return None
         at = self._next_report
+        if self._unanswered and self._unanswered[0].accept_at < at:
+            at = self._unanswered[0].accept_at
         event_at = self.engine.next_event()
         if event_at is not None and event_at < at:
             at = event_at
@@ -292,10 +318,13 @@ class Worker(Node):
         if self.drained:
             return
         self._advance(now)
+        if self._unanswered:
+            self._accept_due(now)
         if now >= self._next_report:
             self._report(now)
             self._plan_report(now)
-            self._check_coordinator(now)
+            if now - self._heard_at >= self._silent_s:
+                self._complain(now)
             if now >= self._next_drop:
                 self._drop_old_responses(now)
         else:
@@ -312,25 +341,14 @@ class Worker(Node):
             if self._next_report <= now:  # we were held up: do not send those missed
                 self._next_report = now + self._interval_s
 
-    def _check_coordinator(self, now: float) -> None:
-        silent_s = now - self._heard_at
-        if silent_s >= self._silent_s:
-            self.events.append(CoordinatorSilent(now, self.node_id, silent_s))
-            self._heard_at = now
+    def _complain(self, now: float) -> None:
+        """The coordinator has been silent for too long."""
+        self.events.append(CoordinatorSilent(now, self.node_id, now - self._heard_at))
+        self._heard_at = now
 
     def _drop_old_responses(self, now: float) -> None:
-        """Not at every report: to walk past what was deleted before takes time."""
-        keep_s = self.config.response_keep_s
-        self._next_drop = now + keep_s / 8.0
-        before = now - keep_s
-        done = self._done
-        old = []
-        for key, (at, _) in done.items():
-            if at >= before:
-                break
-            old.append(key)
-        for key in old:
-            del done[key]
+        self._next_drop = now + self.config.response_keep_s
+        self._done.turn()
 
     # --- leaving --------------------------------------------------------------------------------------------------------------------
 
@@ -348,6 +366,7 @@ class Worker(Node):
         for job in self._jobs.values():
             self.send(InferenceResponse(job.request_id, REFUSED_DRAINING, 0, 0.0, 0.0, 0.0, 0.0), job.client, now)
         self._jobs.clear()
+        self._unanswered.clear()
         self.state = STOPPED
         self._report(now)
         self.drained = True

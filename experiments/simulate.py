@@ -146,7 +146,7 @@ def run_scenario(scenario: Scenario) -> tuple[dict[str, Any], str, str]:
     run = Simulation(scenario.config, wire=scenario.wire, schedule=scenario.schedule, link=scenario.link)
     results = run.complete()
     problem = "\n".join(results["invariants"]["violations"]) or check_books(results)
-    return results, problem, fingerprint(results, run.world.now, run.world.steps)
+    return results, problem, fingerprint(results, run.world.now, run.world.network.delivered)
 
 
 def check_books(results: dict[str, Any]) -> str:

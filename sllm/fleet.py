@@ -11,7 +11,7 @@ from random import Random
 
 from sllm.catalog import Hardware
 from sllm.dispatch import Entry, Ledger
-from sllm.messages import DRAINING, READY, STARTING, STOPPED, Address, Dispatch, Envelope, LoadReport
+from sllm.messages import DRAINING, READY, STARTING, STOPPED, Address, Dispatch, LoadReport
 
 SUSPECT = "SUSPECT"
 DEAD = "DEAD"
@@ -185,16 +185,16 @@ class Fleet:
 
     # --- reports --------------------------------------------------------------------------------------------------------------------
 
-    def apply(self, row: Row, envelope: Envelope, report: LoadReport, epoch: int, now: float) -> None:
-        """Put a newer report into its row."""
+    def apply(self, row: Row, incarnation: int, sequence: int, report: LoadReport, epoch: int, now: float) -> None:
+        """Put a newer report into its row; (incarnation, sequence) are the worker's, `epoch` is the coordinator's own life."""
         changed = report is not row.report  # a worker that has nothing new to say says the same object again, and a codec may know it again
-        if envelope.incarnation != row.incarnation:
-            row.incarnation = envelope.incarnation
+        if incarnation != row.incarnation:
+            row.incarnation = incarnation
             row.ledger.clear()
             changed = True
         else:
-            row.lost += envelope.sequence - row.sequence - 1
-        row.sequence = envelope.sequence
+            row.lost += sequence - row.sequence - 1
+        row.sequence = sequence
         row.heard_at = now
         row.report = report
         if row.ledger.entries and report.epoch == epoch:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import update_wrapper
+from types import FunctionType
 from typing import Any, Protocol
 
 from sllm.events import Event
@@ -57,6 +59,14 @@ class Node:
     __slots__ = (
         "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "node_id", "outbox", "rejected", "wall_offset_s",
     )  # fmt: skip
+
+    def __init_subclass__(cls) -> None:
+        """Give each role its own copy of the code that every message runs through: the interpreter specialises code for one class of `self` (PEP 659),
+        and where several roles shared it, every attribute would be looked up the long way."""
+        for name in ("receive", "send"):
+            function = getattr(cls, name)
+            copy = FunctionType(function.__code__.replace(), function.__globals__, name, function.__defaults__, function.__closure__)
+            setattr(cls, name, update_wrapper(copy, function))
 
     def __init__(self, node_id: str, incarnation: int, *, codec: Codec | None = None, wall_offset_s: float = 0.0) -> None:
         self.node_id = node_id

@@ -300,4 +300,4 @@ def test_old_answers_are_dropped() -> None:
         talk.say("a", report(), float(second))
         talk.say("c", ask(f"r{second}"), float(second))
         talk.run_to(float(second))
-    assert len(node._decisions) <= 7
+    assert len(node._decisions) <= 11

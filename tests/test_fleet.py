@@ -10,7 +10,7 @@ from roles import CATALOG, report
 
 from sllm.dispatch import Entry
 from sllm.fleet import DEPTH_MAX, Bag, Fleet, Row
-from sllm.messages import READY, Envelope
+from sllm.messages import READY
 
 NAMES = CATALOG.names[:4]
 HARDWARE = CATALOG.get_hardware("h100-80g")
@@ -65,7 +65,7 @@ def test_the_indexes_are_what_a_scan_would_find(steps: list[tuple[str, int, obje
             message = report(
                 gpu_models=gpu, host_models=host, loading=loading, running=running, waiting=waiting, epoch=EPOCH, dispatch_high=high, dispatch_seen=3
             )
-            fleet.apply(one, Envelope(one.worker_id, 1, one.sequence + 1, 0.0, message), message, EPOCH, float(now))
+            fleet.apply(one, 1, one.sequence + 1, message, EPOCH, float(now))
             fleet.step(one, READY)
         elif what == "dispatch" and one.state == READY:
             name, loads = detail  # type: ignore[misc]
@@ -82,7 +82,7 @@ def test_a_huge_number_in_a_report_costs_nothing() -> None:
     for name, running in (("a", 1 << 60), ("b", 1 << 61), ("c", 3)):
         one = row(fleet, name)
         message = report(running=running)
-        fleet.apply(one, Envelope(name, 1, 1, 0.0, message), message, EPOCH, 0.0)
+        fleet.apply(one, 1, 1, message, EPOCH, 0.0)
         fleet.step(one, READY)
         check(fleet)
     assert len(fleet._buckets) < 100_000

@@ -50,8 +50,9 @@ def outcomes(talk: Talk) -> list[str]:
 def test_a_request_from_load_to_last_token() -> None:
     _, talk = worker()
     talk.say("c", request(), 1.0)
+    talk.run_to(1.2)
     assert talk.heard(InferenceAccepted) == [InferenceAccepted("r0", 1)]
-    talk.run_to(10.0)
+    talk.run_to(9.0)
     sent = [envelope.message for envelope, _ in talk.node.outbox]
     (first,) = [m for m in sent if isinstance(m, FirstToken)]
     (response,) = [m for m in sent if isinstance(m, InferenceResponse)]
@@ -68,23 +69,39 @@ def test_a_request_sent_again_is_answered_again_and_served_once() -> None:
     _, talk = worker()
     for _ in range(3):
         talk.say("c", request(), 1.0)
-    assert len(talk.heard(InferenceAccepted)) == 3
+    assert len(talk.heard(InferenceAccepted)) == 2  # the first time, it hears soon enough
     talk.run_to(10.0)
     talk.heard(InferenceResponse)
     talk.say("c", request(), 11.0, addr=("moved", 1))
     assert outcomes(talk) == [COMPLETED]
     assert len(talk.told(RequestServed)) == 1
     talk.say("d", request(), 11.0)  # the same id from another client is another request
-    assert len(talk.heard(InferenceAccepted)) == 1
+    assert len(talk.told(RequestAdmitted)) == 1
+
+
+def test_a_request_is_accepted_aloud_only_if_its_first_token_takes_long() -> None:
+    node, talk = worker(retry_initial_s=0.4)
+    node.engine.preload(0.0, MODEL)
+    talk.run_to(5.0)
+    talk.say("c", request(), 6.0)
+    talk.run_to(6.09)
+    assert [type(envelope.message) for envelope, _ in node.outbox if not isinstance(envelope.message, LoadReport)] == [FirstToken]
+    node.outbox.clear()
+    talk.say("c", request("r1", 2, prompt_tokens=60_000), 7.0)
+    talk.run_to(7.11)
+    assert [message.request_id for message in talk.heard(InferenceAccepted)] == ["r1"]
+    talk.run_to(8.0)
+    assert talk.heard(InferenceAccepted) == []
 
 
 def test_answers_are_not_kept_forever() -> None:
     _, talk = worker(response_keep_s=30.0)
     talk.say("c", request(), 1.0)
-    talk.run_to(60.0)
+    talk.run_to(100.0)
     talk.heard(InferenceResponse)
-    talk.say("c", request(), 61.0)
-    assert len(talk.heard(InferenceAccepted)) == 1
+    talk.told(RequestAdmitted)
+    talk.say("c", request(), 101.0)
+    assert len(talk.told(RequestAdmitted)) == 1
 
 
 @pytest.mark.parametrize(

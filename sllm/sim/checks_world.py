@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from sllm.events import RequestSent
 from sllm.node import GUARDED_MAX, Node
+from sllm.recent import Recent
 from sllm.sim.checking import Checker, Context, Cursor, register
 from sllm.sim.world import Observer
 
@@ -65,7 +66,7 @@ class BoundedMemory(Checker):
     PER_REQUEST = 4
     EVERY = 20  # inspections: growth is slow, and looking at every table is not cheap
     KEEP_S = 600.0  # nothing about a request is kept longer than this, but in tables with a cap of their own:
-    CAPS: ClassVar[dict[str, int]] = {"_guard": GUARDED_MAX, "_finished": 50_000, "_finished_before": 50_000}
+    CAPS: ClassVar[dict[str, int]] = {"_guard": GUARDED_MAX, "_finished": 50_000}
 
     NESTED: ClassVar[frozenset[str]] = frozenset({"_guard"})  # dictionaries of dictionaries: each of those is looked at
 
@@ -105,8 +106,10 @@ class BoundedMemory(Checker):
     def _look(self, name: str, owner: Any, limit: int) -> None:
         for attribute in _attributes(type(owner)) or getattr(owner, "__dict__", {}):
             value = getattr(owner, attribute, None)
-            if isinstance(value, (dict, list, set, deque)):
-                tables = [value, *value.values()] if isinstance(value, dict) and attribute in self.NESTED else [value]
+            if isinstance(value, (dict, list, set, deque, Recent)):
+                tables: list[Any] = [value.new, value.old] if isinstance(value, Recent) else [value]
+                if isinstance(value, dict) and attribute in self.NESTED:
+                    tables += value.values()
                 entries = max(map(len, tables))
                 if entries > max(limit, self.CAPS.get(attribute, 0)):
                     self.fail(f"{name}: {type(owner).__name__}.{attribute} has {entries} entries, more than the {limit} that can be accounted for")

@@ -59,7 +59,6 @@ class World:
         self.network = network
         self.wire = wire
         self.now = 0.0
-        self.steps = 0  # entries done, up to the last call or the end of run()
         self.hosts: dict[str, Host] = {}
         self.lifecycle: list[Callable[[str, Host], None]] = []
         self.recent: deque[Event] = deque(maxlen=RECENT_EVENTS)
@@ -88,7 +87,7 @@ class World:
         """Put a node on a new host at `address`. `make_node` makes its next lives; without one it cannot restart."""
         if address[0] in self.hosts:
             raise ValueError(f"a host named {address[0]!r} is there already")
-        host = Host(address, node, make_node)
+        host = Host(address, node, make_node, wire=self.wire)
         self.hosts[host.name] = host
         self._routes[address] = host
         self.touch(host)
@@ -139,13 +138,13 @@ class World:
 
     def run(self, until: float = INF) -> float:
         """Let everything up to and including `until` happen; returns the time reached. Can be called again to go on."""
-        heap, lane, pop_lane, network, wire = self._heap, self._lane, self._lane.popleft, self.network, self.wire
+        heap, lane, pop_lane, network = self._heap, self._lane, self._lane.popleft, self.network
         route, order, append, latency_s = self._routes.get, self._order, lane.append, self._lane_latency_s
         audiences, remember = self._audiences, self.recent.extend
         end: Entry = (max(until, self.now), INF, self._self, None, None)
         self._stop = None
         heappush(heap, end)
-        steps = sent = delivered = 0
+        sent = delivered = 0
         try:
             while True:
                 entry = pop_lane() if lane and lane[0] < heap[0] else heappop(heap)
@@ -154,8 +153,7 @@ class World:
                 if node is None:
                     network.sent += sent
                     network.delivered += delivered
-                    self.steps += steps
-                    steps = sent = delivered = 0
+                    sent = delivered = 0
                     if what is None and host is self._self:  # the end of this run, of an interrupted one, or stop()
                         if entry is end or entry is self._stop:
                             break
@@ -164,24 +162,20 @@ class World:
                     self._odd(host, what, source)
                     latency_s = self._lane_latency_s  # it may have opened or closed the lane
                     continue
-                steps += 1
                 if what is not None:
                     delivered += 1
                     self.now = now
-                    if wire:
-                        node.receive_datagram(what, source, now)
-                    else:
-                        node.receive(what, source, now)
+                    host.hear(what, source, now)
                 elif source is not None:
                     self.now = now
                     source.submit(now)
                 elif host.wake == now:
                     host.wake = INF
                     self.now = now
-                    node.handle_timer(now)
+                    host.handle_timer(now)
                 else:
                     continue  # a void wake-up
-                outbox = node.outbox
+                outbox = host.outbox
                 if outbox:
                     if latency_s >= 0.0:  # what _flush does, without the call
                         at, source = now + latency_s, host.address
@@ -195,7 +189,7 @@ class World:
                         outbox.clear()
                     else:
                         self._flush(host, node)
-                events = node.events
+                events = host.events
                 if events:  # what _tell_events does, without the call
                     remember(events)
                     for event in events:
@@ -205,7 +199,7 @@ class World:
                         for observer in observers:
                             observer(node, event)
                     events.clear()
-                deadline = node.next_deadline()
+                deadline = host.next_deadline()
                 if deadline is not None and deadline < host.wake:
                     if deadline <= now:
                         self._arm(host, deadline)
@@ -215,7 +209,6 @@ class World:
         finally:
             network.sent += sent
             network.delivered += delivered
-            self.steps += steps
         if entry is end and until < INF:
             self.now = end[0]
         return self.now
@@ -343,14 +336,11 @@ class World:
             what()
         else:
             self.network.delivered += 1
-            self.steps += 1
             now = host.read_clock(node, self.now)
             if type(what) is Spoiled:
                 self.hear_spoiled(node, partial(_refuse_spoiled, node, what, source, now))
-            elif self.wire:
-                node.receive_datagram(what, source, now)
             else:
-                node.receive(what, source, now)
+                host.hear(what, source, now)
         self._settle(host, node)
 
     def _network_changed(self) -> None:
@@ -420,7 +410,7 @@ class World:
         (frozen, if it was) and may come back as a zombie with its old incarnation."""
         if host.node is None:
             raise ValueError(f"{host.name} is down: there is no node to come back")
-        ghost = Host((f"{host.name}~{host.life}", host.address[1]), host.node)
+        ghost = Host((f"{host.name}~{host.life}", host.address[1]), host.node, wire=self.wire)
         ghost.frozen, ghost.held, host.held = host.frozen, host.held, []
         ghost.wall_jump_s, ghost.clock_rate = host.wall_jump_s, host.clock_rate
         ghost.clock_base_s, ghost.node_base_s = host.clock_base_s, host.node_base_s
