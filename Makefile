@@ -37,6 +37,10 @@ need_kubectl = $(call need,kubectl,install it and choose a cluster: kubectl conf
 need_cluster = $(need_kubectl); kubectl get --raw /readyz >/dev/null 2>&1 || { echo "make $@: no cluster answers kubectl: choose one with KUBECONFIG or kubectl config use-context" >&2; exit 1; }
 need_file = [ -e $(1) ] || { echo "make $@: $(1) is missing from this checkout" >&2; exit 1; }
 
+# Why pods have no node yet; nothing when all have one. A cluster that makes nodes on demand needs minutes for it, so this is no failure yet.
+PENDING := {range .items[*]}{.metadata.name}: {.status.conditions[?(@.type=="PodScheduled")].message}{"\n"}{end}
+say_pending = kubectl -n $(NAMESPACE) get pods --field-selector=status.phase=Pending -o 'jsonpath=$(PENDING)' | sed -n 's/\(.*\): \(.*nodes.*\)/make $@: \1 waits for a node: \2/p' >&2
+
 ##@ Run
 .PHONY: run
 run: ## a fleet on this machine: make run WORKERS=5 DURATION=30 ARGS="--virtual"
@@ -165,7 +169,7 @@ undeploy-k8s: ## remove everything, the namespace and its key too
 scale-workers: ## change the number of workers: make scale-workers REPLICAS=10
 	@$(need_cluster)
 	kubectl -n $(NAMESPACE) scale statefulset/worker --replicas=$(REPLICAS)
-	kubectl -n $(NAMESPACE) rollout status statefulset/worker --timeout=600s
+	@kubectl -n $(NAMESPACE) rollout status statefulset/worker --timeout=60s || { $(say_pending); kubectl -n $(NAMESPACE) rollout status statefulset/worker --timeout=540s; }
 
 .PHONY: status-k8s
 status-k8s: ## what runs, and what the coordinator says of the fleet

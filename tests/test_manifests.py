@@ -137,6 +137,14 @@ def test_every_pod_meets_the_restricted_standard() -> None:
             assert set(container["resources"]) == {"requests", "limits"}, name
 
 
+def test_what_pods_ask_for_by_default() -> None:
+    asked = {}
+    for kind, name in (("Deployment", "central-coordinator"), ("StatefulSet", "worker")):
+        (container,) = one(kind, name)["spec"]["template"]["spec"]["containers"]
+        asked[name] = container["resources"]["requests"]
+    assert asked == {"central-coordinator": {"cpu": "100m", "memory": "128Mi"}, "worker": {"cpu": "200m", "memory": "256Mi"}}
+
+
 def test_only_the_key_job_has_a_token_and_may_only_create_secrets() -> None:
     for name, pod in pods(*APPLIED):
         assert pod["automountServiceAccountToken"] is (name == "Job/cluster-key"), name
