@@ -41,13 +41,17 @@ class Rejected(Exception):
         self.reason = reason
 
 
+Judge = Callable[[type, str, int, int, float, float], str]
+"""(message type, sender id, incarnation, sequence, wall_s, now) of an authentic datagram -> why it is refused, or ""."""
+
+
 class Codec(Protocol):
     """Bytes for an envelope, and back."""
 
     def encode(self, envelope: Envelope) -> bytes: ...
 
-    def decode(self, data: bytes | memoryview) -> Envelope:
-        """Raises Rejected."""
+    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
+        """Raises Rejected. `judge` is asked once the datagram is known to be authentic, before its body is looked at."""
 
 
 class Node:
@@ -63,7 +67,7 @@ class Node:
     def __init_subclass__(cls) -> None:
         """Give each role its own copy of the code that every message runs through: the interpreter specialises code for one class of `self` (PEP 659),
         and where several roles shared it, every attribute would be looked up the long way."""
-        for name in ("receive", "send"):
+        for name in ("receive", "judge", "send"):
             function = getattr(cls, name)
             copy = FunctionType(function.__code__.replace(), function.__globals__, name, function.__defaults__, function.__closure__)
             setattr(cls, name, update_wrapper(copy, function))
@@ -86,55 +90,58 @@ class Node:
         """Hear bytes from the network. Whatever they are, nothing is raised: what is not accepted is counted in `rejected` by reason."""
         assert self.codec is not None, "a node without a codec hears envelopes only"
         try:
-            envelope = self.codec.decode(data)
+            envelope = self.codec.decode(data, self.judge, now)
         except Rejected as rejection:
             self.rejected[rejection.reason] += 1
             return
-        self.receive(envelope, addr, now)
+        self.handlers[type(envelope[4])](envelope, addr, now)
 
     def receive(self, envelope: Envelope, addr: Address, now: float) -> None:
-        """Hear an authentic envelope: refuse it if it is stale, repeated or not for this role, else handle it."""
+        """Hear an authentic envelope."""
         sender_id, incarnation, sequence, wall_s, message = envelope
         kind = type(message)
-        handler = self.handlers.get(kind)
-        if handler is None:
-            self.rejected["unexpected"] += 1
-        elif not -FRESH_WITHIN_S <= now + self.wall_offset_s - wall_s <= FRESH_WITHIN_S:
-            self.rejected["stale_time"] += 1
-        elif kind is LoadReport:  # reports are ordered by the fleet table, more strictly
-            handler(envelope, addr, now)
+        reason = self.judge(kind, sender_id, incarnation, sequence, wall_s, now)
+        if reason:
+            self.rejected[reason] += 1
         else:
-            senders = self._guard.get(kind)
-            known = senders.get(sender_id) if senders is not None else None
-            if known is not None and sequence == known[1] + 1 and incarnation == known[0] and not known[2]:
-                known[1] = sequence  # the usual case: the next number, and none missing below
-                handler(envelope, addr, now)
-            elif self._is_new(kind, sender_id, known, incarnation, sequence):
-                handler(envelope, addr, now)
+            self.handlers[kind](envelope, addr, now)
 
-    def _is_new(self, kind: type, sender_id: str, known: list[int] | None, incarnation: int, sequence: int) -> bool:
-        """Note (incarnation, sequence); False, and counted, if it came before or is too old to tell."""
+    def judge(self, kind: type, sender_id: str, incarnation: int, sequence: int, wall_s: float, now: float) -> str:
+        """Why something authentic is refused: it is not for this role, stale or repeated. "" if it is not; then its number is taken."""
+        if kind not in self.handlers:
+            return "unexpected"
+        if not -FRESH_WITHIN_S <= now + self.wall_offset_s - wall_s <= FRESH_WITHIN_S:
+            return "stale_time"
+        if kind is LoadReport:  # reports are ordered by the fleet table, more strictly
+            return ""
+        senders = self._guard.get(kind)
+        known = senders.get(sender_id) if senders is not None else None
+        if known is not None and sequence == known[1] + 1 and incarnation == known[0] and not known[2]:
+            known[1] = sequence  # the usual case: the next number, and none missing below
+            return ""
+        return self._judge_order(kind, sender_id, known, incarnation, sequence)
+
+    def _judge_order(self, kind: type, sender_id: str, known: list[int] | None, incarnation: int, sequence: int) -> str:
+        """Note (incarnation, sequence), unless it came before or is too old to tell."""
         if known is None or incarnation > known[0]:
             senders = self._guard.setdefault(kind, {})
             if known is None and len(senders) >= GUARDED_MAX:
                 del senders[next(iter(senders))]
             senders[sender_id] = [incarnation, sequence, _NONE_SEEN >> max(0, REPLAY_WINDOW + 1 - sequence)]
-            return True
+            return ""
         life, high, missing = known
         if incarnation < life:
-            self.rejected["old_incarnation"] += 1
-            return False
+            return "old_incarnation"
         ahead = sequence - high
         if ahead > 0:
             known[1] = sequence
             known[2] = (missing << ahead | (1 << (ahead - 1)) - 1) & _NONE_SEEN if ahead <= REPLAY_WINDOW else _NONE_SEEN
-            return True
+            return ""
         bit = -ahead - 1
         if bit < 0 or bit >= REPLAY_WINDOW or not missing >> bit & 1:
-            self.rejected["replayed"] += 1
-            return False
+            return "replayed"
         known[2] = missing ^ 1 << bit
-        return True
+        return ""
 
     def handle_timer(self, now: float) -> None:
         """Do what is due at `now`."""

@@ -15,8 +15,9 @@ Layout, integers big-endian:
     32+n          body: a pickle (protocol 5) of a plain tuple of atoms and tuples, without memo references
     end-16  16    tag: BLAKE2b-128, keyed, over all before it
 
-Checked in this order, each failure a reason of its own (REASONS): size, magic and version, key id, tag, message type and sender, opcodes of the pickle,
-the unpickling itself, exact types and ranges. Freshness (time and sequence) is `sllm.node`'s, because it holds for envelopes that travel as objects too.
+Checked in this order, each failure a reason of its own (REASONS): size, magic and version, key id, tag, message type and sender, freshness, opcodes of the
+pickle, the unpickling itself, exact types and ranges. Freshness (time and sequence) is `sllm.node`'s, because it holds for envelopes that travel as objects
+too: the node judges once the tag has been checked.
 
 The last three are slow in Python, so there is a short cut: for each message type one regular expression, made from its schema, that spells the opcodes of
 the bodies that are usual (plain opcodes, right types, values well within their ranges). What it accepts, the three checks accept too; whatever else comes
@@ -38,7 +39,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from sllm import messages
 from sllm.messages import Dispatch, Envelope, LoadReport, Message
-from sllm.node import Codec, Rejected, new_tuple
+from sllm.node import Codec, Judge, Rejected, new_tuple
 
 MAGIC = b"sLLM"
 PICKLE_VERSION = 1
@@ -403,8 +404,8 @@ class PickleCodec(Codec):
 
     # --- in ---------------------------------------------------------------------------------------------------------------------------
 
-    def decode(self, data: bytes | memoryview) -> Envelope:
-        """The envelope. Rejected, with the first of REASONS that holds."""
+    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
+        """The envelope. Rejected, with the first of REASONS that holds, or with the judge's reason."""
         if not _LEAST_BYTES <= len(data) <= DATAGRAM_MAX_BYTES:
             raise Rejected("size")
         data = bytes(data)
@@ -418,6 +419,14 @@ class PickleCodec(Codec):
         sender_size, incarnation, sequence, wall_s = _AFTER_PREFIX.unpack_from(data, _PREFIX_BYTES)
         begin = HEADER.size + sender_size
         sender, body = data[HEADER.size : begin], data[begin:-TAG_BYTES]
+        try:
+            sender_id = sender.decode()
+        except UnicodeDecodeError:
+            raise Rejected("sender") from None
+        if not 0 < sender_size <= SENDER_MAX_BYTES:
+            raise Rejected("sender")
+        if judge is not None and (reason := judge(plan.message, sender_id, incarnation, sequence, wall_s, now)):
+            raise Rejected(reason)
         if plan.message is not LoadReport:
             message = self._open(plan, body)
         else:
@@ -427,12 +436,6 @@ class PickleCodec(Codec):
             else:
                 message = self._open(plan, body)
                 self._remember(sender, digest, message)
-        try:
-            sender_id = sender.decode()
-        except UnicodeDecodeError:
-            raise Rejected("sender") from None
-        if not 0 < sender_size <= SENDER_MAX_BYTES:
-            raise Rejected("sender")
         envelope: Envelope = new_tuple(Envelope, (sender_id, incarnation, sequence, wall_s, message))
         return envelope
 

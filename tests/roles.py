@@ -10,7 +10,7 @@ from config import Config
 from coordinator import Coordinator
 from sllm.catalog import Catalog
 from sllm.messages import READY, Address, Envelope, LoadReport, Message, ScheduleRequest
-from sllm.node import Node
+from sllm.node import Judge, Node, Rejected
 from sllm.placement.registry import make_policy
 
 M = TypeVar("M")
@@ -29,6 +29,14 @@ def report(**changes: Any) -> LoadReport:
         READY, "", 8000, "h100-80g", 256, 0, 0, 0.0, 0.0, 0.0, 50_000_000_000, (MODEL,), (), (), (MODEL,), (), True, 0, 0, 0, 1.0
     )  # fmt: skip
     return idle._replace(**changes)
+
+
+def judged(envelope: Envelope, judge: Judge | None, now: float) -> Envelope:
+    """What a codec does between the header and the body."""
+    reason = judge(type(envelope.message), envelope.sender_id, envelope.incarnation, envelope.sequence, envelope.wall_s, now) if judge else ""
+    if reason:
+        raise Rejected(reason)
+    return envelope
 
 
 class Talk:

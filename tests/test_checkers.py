@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from roles import judged
 from simulated import Fleet
 from test_world import Registry, bad_network
 
@@ -16,7 +17,7 @@ from sllm.dispatch import Ledger
 from sllm.events import RequestCompleted, RequestSent, WorkerStateChanged
 from sllm.fleet import Fleet as Table
 from sllm.messages import READY, Address, Envelope, InferenceRequest, LoadReport, ScheduleError
-from sllm.node import Node
+from sllm.node import Judge, Node
 from sllm.sim.checkers import REGISTRY, Checkers, InvariantViolation
 from sllm.sim.checks_world import BoundedMemory
 from sllm.sim.faults import load_schedule
@@ -130,11 +131,11 @@ class LoadsTwice(Worker):
 class BelievesAnything(Registry):
     """A wrong tag is forgiven: the datagram is taken for a new one of its sender."""
 
-    def decode(self, data: bytes | memoryview) -> Envelope:
+    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
         body = bytes(data[:20])
         number = int(body) if body.strip().isdigit() and int(body) < len(self.known) else 0
         envelope = self.known[number]
-        return envelope if super_tag(self, data) else envelope._replace(sequence=envelope.sequence + 1)
+        return judged(envelope if super_tag(self, data) else envelope._replace(sequence=envelope.sequence + 1), judge, now)
 
 
 def super_tag(codec: Registry, data: bytes | memoryview) -> bool:

@@ -11,11 +11,12 @@ import socket
 import threading
 
 import pytest
+from roles import judged
 
 from sllm.errors import UsageError
 from sllm.events import CoordinatorReady, Event
 from sllm.messages import Address, Envelope, ReportAck
-from sllm.node import Node, Rejected
+from sllm.node import Judge, Node, Rejected
 from sllm.runtime import sockets, udp
 from sllm.runtime.clock import STEP_MAX_S, Clock
 from sllm.runtime.udp import UdpDriver
@@ -27,12 +28,13 @@ class TextCodec:
     def encode(self, envelope: Envelope) -> bytes:
         return f"{envelope.sender_id} {envelope.incarnation} {envelope.sequence} {envelope.wall_s!r}".encode()
 
-    def decode(self, data: bytes | memoryview) -> Envelope:
+    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
         try:
             sender, incarnation, sequence, wall_s = bytes(data).decode().split()
-            return Envelope(sender, int(incarnation), int(sequence), float(wall_s), ReportAck(1, int(sequence)))
+            envelope = Envelope(sender, int(incarnation), int(sequence), float(wall_s), ReportAck(1, int(sequence)))
         except ValueError:
             raise Rejected("malformed") from None
+        return judged(envelope, judge, now)
 
 
 class Echo(Node):

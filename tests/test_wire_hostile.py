@@ -7,6 +7,7 @@ import os
 import pickle
 import pickletools
 import struct
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from wire_samples import CODEC, ENVELOPES, SAMPLES, envelope
 
 from sllm import wire
 from sllm.messages import Envelope, ReportAck
-from sllm.node import Rejected
+from sllm.node import Node, Rejected
 from sllm.wire import HEADER, TAG_BYTES
 
 
@@ -89,6 +90,19 @@ def test_it_is_refused(name: str) -> None:
         CODEC.decode(signed(HOSTILE[name]))
     assert caught.value.reason in ("opcode", "pickle", "schema")
     assert not os.path.exists("/tmp/sllm-was-here")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_stale_repeated_or_not_for_us_is_refused_before_its_body_is_looked_at(name: str) -> None:
+    node = Node("ear", 1, codec=CODEC)
+    hear = partial(node.receive_datagram, signed(HOSTILE[name]), ("x", 1))
+    hear(100.0)
+    node.handlers[ReportAck] = lambda envelope, addr, now: None
+    hear(1000.0)
+    assert node.rejected == {"unexpected": 1, "stale_time": 1}
+    hear(100.0)
+    hear(100.0)
+    assert node.rejected["replayed"] == 1
 
 
 def test_the_samples_themselves_would_pass() -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from roles import judged
 from simulated import Fleet
 
 from sllm.events import CoordinatorReady, ExpiryResumed, RequestSent
 from sllm.messages import READY, Address, Envelope, LoadReport, ReportAck, ScheduleRequest
-from sllm.node import Node, Rejected
+from sllm.node import Judge, Node, Rejected
 from sllm.runtime.keys import ephemeral_keyring
 from sllm.sim.faults import load_schedule
 from sllm.sim.host import flip_bit
@@ -368,11 +369,11 @@ class Registry:
         body = str(len(self.known) - 1).encode().rjust(20)
         return body + hashlib.blake2b(body, digest_size=16).digest()
 
-    def decode(self, data: bytes | memoryview) -> Envelope:
+    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
         body, tag = bytes(data[:20]), bytes(data[20:])
         if hashlib.blake2b(body, digest_size=16).digest() != tag:
             raise Rejected("tag")
-        return self.known[int(body)]
+        return judged(self.known[int(body)], judge, now)
 
 
 def bad_network() -> Network:
