@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from config import Config
@@ -24,10 +25,12 @@ def make_report(rng: Random, names: tuple[str, ...], sequence: int, held: tuple[
     )  # fmt: skip
 
 
-def make_coordinator(workers: int, models: int = CATALOG_MODELS, policy: str = "startup_time") -> tuple[Coordinator, list[Envelope]]:
+def make_coordinator(
+    workers: int, models: int = CATALOG_MODELS, policy: str = "startup_time", stopwatch: Callable[[], float] | None = None
+) -> tuple[Coordinator, list[Envelope]]:
     """A coordinator at time 1.0 that has heard each worker once, and the last envelope of each."""
     catalog = Catalog.demo(models)
-    node = Coordinator(Config(hardware="h100-80g"), catalog, make_policy(policy), Random(1), 1, now=0.0)
+    node = Coordinator(Config(hardware="h100-80g"), catalog, make_policy(policy), Random(1), 1, stopwatch=stopwatch, now=0.0)
     rng = Random(2)
     envelopes = []
     for i in range(workers):
