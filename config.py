@@ -74,7 +74,7 @@ class Config:
     queue_threshold: int = setting(10, "QUEUE_THRESHOLD", "requests waiting on a worker above which it gets no more of normal priority", unit="requests", low=1, high=100_000_000, flag="--queue-threshold", group="coordinator")
     memory_threshold: float = setting(0.9, "MEMORY_THRESHOLD", "used part of a worker's KV cache above which it is a last resort", above=0.0, high=1.0, group="coordinator")
     policy: str = setting("startup_time", "POLICY", "placement policy: NAME[:key=value,...]", flag="--policy", group="run")
-    decision_keep_s: float = setting(10.0, "DECISION_KEEP", "an answer is kept for so long, so that a request asked again gets the same one", unit="s", above=0.0, group="coordinator")
+    decision_keep_s: float = setting(10.0, "DECISION_KEEP", "an answer is kept at least so long, so that a request asked again gets the same one", unit="s", above=0.0, group="coordinator")
 
     # --- workers ----------------------------------------------------------------------------------------------------------------------
     model_catalog: str = setting("", "MODEL_CATALOG", "TOML file of models and hardware; empty: the built-in demonstration catalogue", flag="--catalog", group="run")
@@ -87,7 +87,7 @@ class Config:
     slots: int = setting(0, "SLOTS", "requests a worker serves at once; 0: the hardware's batch limit, 1 for the queue engine", unit="requests", low=0, high=100000, flag="--slots", group="run")
     keep_alive_s: float = setting(0.0, "KEEP_ALIVE", "an idle model leaves the GPU after so long; 0: only under memory pressure", unit="s", low=0.0, flag="--keep-alive", group="run")
     queue_max: int = setting(1000, "QUEUE_MAX", "requests a worker lets wait before it refuses", unit="requests", low=1, high=10_000_000, group="worker")
-    response_keep_s: float = setting(120.0, "RESPONSE_KEEP", "a worker keeps a finished response for so long, to answer a poll", unit="s", above=0.0, group="worker")
+    response_keep_s: float = setting(120.0, "RESPONSE_KEEP", "a worker keeps a finished response at least so long, to answer a poll", unit="s", above=0.0, group="worker")
     drain_timeout_s: float = setting(30.0, "DRAIN_TIMEOUT", "time a stopping worker has to finish what it runs", unit="s", low=0.0, high=3600.0, group="worker")
     coordinator_silent_s: float = setting(10.0, "COORDINATOR_SILENT", "no answer for so long: resolve the coordinator's name again and open a new socket", unit="s", above=0.0, group="common")
 
