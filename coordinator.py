@@ -45,6 +45,8 @@ from sllm.timers import Timers
 
 CHORES_MAX = 64  # silent rows looked at in one go; the rest wait for `CHORE_PAUSE_S`, so that no datagram waits for 100,000 of them
 CHORE_PAUSE_S = 0.001
+CROWD = 10  # requests turned away in a tick for each READY worker; more are told to come back later, so that those who wait are not a load of their own
+RETRY_AFTER_MAX_S = 30.0  # before jitter
 HOLD_AFTER_STALL_INTERVALS = 3.0  # after a stall of our own, reports get so long to come in before anybody is called silent
 
 
@@ -60,7 +62,7 @@ class Coordinator(Node):
 
     __slots__ = (
         "_ack_every", "_decisions", "_hold_until", "_next_chore", "_next_drop", "_next_tick", "_ready_at", "_rng", "_silence", "_stopwatch", "_tick_s",
-        "_view", "catalog", "config", "degraded", "fleet", "policy", "ready", "reports_accepted", "reports_rejected",
+        "_turned_away", "_turned_away_before", "_view", "catalog", "config", "degraded", "fleet", "policy", "ready", "reports_accepted", "reports_rejected",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +99,8 @@ class Coordinator(Node):
         self._next_drop = now + config.decision_keep_s
         self._next_chore = inf  # when to go on with what the last tick left
         self._hold_until = now
+        self._turned_away = 0  # requests, in this tick: every worker's queue was full
+        self._turned_away_before = 0  # in the last one
         # A worker that hears nothing for `coordinator_silent_s` renews its socket: it must hear us at least twice in that time.
         self._ack_every = max(1, min(config.ack_every, int(config.coordinator_silent_s / 2.0 / self._tick_s)))
         self.handlers = {LoadReport: self._on_report, ScheduleRequest: self._on_schedule_request}
@@ -192,7 +196,10 @@ class Coordinator(Node):
         query = new_tuple(Query, (model, request.prompt_tokens, request.max_tokens, request.priority, exclude, now, self._rng))
         placement = self.policy.place(query, self._view)
         if placement is None:
-            return self._later(request, SATURATED, self._tick_s, "every worker's queue is full for this priority")
+            self._turned_away += 1
+            crowd = max(self._turned_away, self._turned_away_before) / (CROWD * len(self.fleet.ready))
+            after_s = min(self._tick_s * max(1.0, crowd), max(RETRY_AFTER_MAX_S, self._tick_s))
+            return self._later(request, SATURATED, after_s, "every worker's queue is full for this priority")
         if 0.0 < request.deadline_s < placement.eta_s:
             return ScheduleError(request.request_id, DEADLINE_UNMEETABLE, 0.0, f"the best estimate is {placement.eta_s:.3f} s")
         return placement
@@ -225,6 +232,7 @@ class Coordinator(Node):
             if now - self._next_tick > self.config.stall_s:
                 self._hold_until = now + HOLD_AFTER_STALL_INTERVALS * self._tick_s
             self._next_tick = now + self._tick_s
+            self._turned_away_before, self._turned_away = self._turned_away, 0
         elif now < self._next_chore:
             return
         self._check_silence(now)

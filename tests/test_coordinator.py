@@ -285,6 +285,31 @@ def test_a_restarted_worker_has_nothing_in_flight() -> None:
     assert talk.heard(ScheduleResponse)[-1].dispatch.number == 2  # numbers go on growing
 
 
+def test_the_more_are_turned_away_the_later_they_are_told_to_come_back() -> None:
+    """Ten a tick for each worker may come back after a tick; a thousand must not ask every second."""
+    _, talk = coordinator(queue_threshold=1)
+    talk.say("a", report(waiting=5), 1.0)
+    waits = []
+    for number in range(1000):
+        talk.say("c", ask(f"r{number}"), 1.5)
+        (error,) = talk.heard(ScheduleError)
+        assert error.code == SATURATED
+        waits.append(error.retry_after_s)
+    assert all(1.0 <= wait_s <= 2.0 for wait_s in waits[:10])
+    assert all(10.0 <= wait_s <= 20.0 for wait_s in waits[99:101])
+    assert all(30.0 <= wait_s <= 60.0 for wait_s in waits[300:]), "bounded"
+    talk.say("a", report(waiting=5), 2.0)
+    talk.run_to(2.0)
+    talk.say("c", ask("again"), 2.1)
+    (error,) = talk.heard(ScheduleError)
+    assert error.retry_after_s >= 30.0, "the crowd of the last tick is not forgotten at once"
+    talk.say("a", report(waiting=5), 4.0)
+    talk.run_to(4.0)
+    talk.say("c", ask("later"), 4.1)
+    (error,) = talk.heard(ScheduleError)
+    assert 1.0 <= error.retry_after_s <= 2.0
+
+
 def test_a_stopped_worker_gets_nothing() -> None:
     node, talk = coordinator()
     talk.say("a", report(), 1.0)
