@@ -24,7 +24,8 @@ from bench._fleet import make_report, show
 from sllm.catalog import Catalog
 from sllm.messages import Dispatch, Envelope, InferenceRequest, LoadReport, ScheduleRequest
 from sllm.node import Rejected
-from sllm.wire import DATAGRAM_MAX_BYTES, HEADER, MAGIC, MESSAGES, PICKLE_VERSION, TAG_BYTES, Keyring, PickleCodec
+from sllm.schema import MESSAGES
+from sllm.wire import DATAGRAM_MAX_BYTES, HEADER, MAGIC, PICKLE_VERSION, TAG_BYTES, Keyring, PickleCodec
 
 COUNT = 1000  # datagrams of each sort
 HOSTILE_COUNT = 200

@@ -1,7 +1,8 @@
 """What is said between coordinator, workers and clients.
 
 Every message is an immutable tuple of atoms and tuples, so that it can travel as an object in virtual time and as bytes on a
-network with the same meaning. `sllm.wire` knows how it is packed; field types and ranges are declared here, once, in `SCHEMAS`.
+network with the same meaning. `sllm.wire` knows how it is packed, `sllm.schema` which values a
+field may have.
 
 Units: seconds for every `_s`, bytes for every `_bytes`, tokens for every `_tokens`. Ages and waits are relative, so that no message
 depends on the clocks of two machines agreeing.

@@ -1,18 +1,16 @@
-"""The README's tables say what the configuration says, word for word. `python3 tests/test_readme.py` prints them."""
+"""The README's tables say what the configuration says, word for word. `PYTHONPATH=. python3 tests/test_readme.py` prints them."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from config import Config
 from sllm.cli import OUTPUTS, SWITCHES, flag_fields
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def described(field: dataclasses.Field[Any]) -> str:

@@ -12,7 +12,8 @@ from wire_samples import CODEC, ENVELOPES, KEY, OTHER_KEY, SAMPLES, envelope
 
 from sllm.messages import Envelope, LoadReport, Message, ReportAck
 from sllm.node import Rejected
-from sllm.wire import CODECS, DATAGRAM_MAX_BYTES, HEADER, MESSAGES, PICKLE_VERSION, SCHEMAS, TAG_BYTES, Keyring, PickleCodec
+from sllm.schema import MESSAGES, SCHEMAS
+from sllm.wire import CODECS, DATAGRAM_MAX_BYTES, HEADER, PICKLE_VERSION, TAG_BYTES, Keyring, PickleCodec
 
 EVERY = pytest.mark.parametrize("message", SAMPLES.values(), ids=lambda m: type(m).__name__)
 

@@ -16,7 +16,8 @@ from wire_samples import CODEC, ENVELOPES, SAMPLES, envelope
 from sllm import wire
 from sllm.messages import Dispatch, Envelope, InferenceRequest, LoadReport, Message, ReportAck, ScheduleError, ScheduleResponse
 from sllm.node import Node, Rejected
-from sllm.wire import DATAGRAM_MAX_BYTES, HEADER, MESSAGES, SCHEMAS, TAG_BYTES, PickleCodec, check_body, usual
+from sllm.schema import MESSAGES, SCHEMAS
+from sllm.wire import DATAGRAM_MAX_BYTES, HEADER, TAG_BYTES, PickleCodec, check_body, usual
 
 KINDS_OF_FIELDS = [(message, name) for message in MESSAGES for name in SCHEMAS[message]]
 

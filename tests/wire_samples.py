@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from sllm import messages
 from sllm.messages import Dispatch, Envelope, Message
-from sllm.wire import MESSAGES, SCHEMAS, Keyring, PickleCodec
+from sllm.schema import MESSAGES, SCHEMAS
+from sllm.wire import Keyring, PickleCodec
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 CODEC = PickleCodec(Keyring(1, {1: KEY}))
