@@ -1,10 +1,11 @@
 """A load generator as a process: waits for the coordinator, sends the workload its environment describes, prints what came of it.
 
-Exit status 0 when every request was completed, 1 when any failed, was rejected or was left.
+Exit status 0 when every request was completed, 1 when any failed, was rejected or was left, or when the coordinator's name never got an address.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -16,8 +17,10 @@ from typing import Any
 from client import Client
 from config import Config
 from sllm.assemble import build_catalog, default_rate
+from sllm.errors import UsageError
 from sllm.events import Event
 from sllm.messages import Address
+from sllm.report.csv import RequestsCsv
 from sllm.results import Recorder, summarize
 from sllm.runtime.bridge import Answer
 from sllm.runtime.http import Page
@@ -30,6 +33,9 @@ from sllm.workload import Request, Workload, WorkloadSpec, generate
 RECEIVE_BUFFER_BYTES = 4 << 20
 PROGRESS_S = 5.0
 DURATION_S = 30.0  # of synthetic arrivals, unless said otherwise
+UNRESOLVED_S = 60.0  # a coordinator's name that has had no address for so long is a wrong one: better an end than a Job that waits for ever
+# What a simulation does with these, a load generator cannot: it sees its own requests and no fleet. Rather one clear line than a wish ignored.
+REFUSED = ("RESULTS_JSON", "REPORT_HTML", "RECORD", "FAULTS", "VIRTUAL", "WIRE")
 
 
 class ClientPart:
@@ -37,10 +43,11 @@ class ClientPart:
 
     page: Page | None = None
 
-    def __init__(self, service: Service, node: Client, workload: Workload) -> None:
+    def __init__(self, service: Service, node: Client, workload: Workload, requests_csv: RequestsCsv | None = None) -> None:
         self.node = node
         self.metrics = ClientMetrics(service.started_wall_s)
         self.recorder = Recorder()
+        self._requests_csv = requests_csv
         self._service = service
         self._requests: Iterator[Request] = iter(workload)
         self._begin_s: float | None = None  # when requests began to come
@@ -78,12 +85,17 @@ class ClientPart:
 
     def observe(self, event: Event) -> None:
         self.recorder.observe(event)
+        if self._requests_csv is not None:
+            self._requests_csv.observe(event)
 
     def tick(self) -> None:
         now = self._service.clock.now
-        if self._begin_s is None and self._service.resolved and not self._exhausted:
-            self._begin_s = now  # a coordinator that does not answer yet is asked again by each request: none is lost
-            self._submit_due()
+        if self._begin_s is None and not self._exhausted:
+            if self._service.resolved:
+                self._begin_s = now  # a coordinator that does not answer yet is asked again by each request: none is lost
+                self._submit_due()
+            else:
+                self._exhausted = now >= UNRESOLVED_S
         if now - self._printed_at >= PROGRESS_S:
             self._printed_at = now
             self.print_progress()
@@ -127,7 +139,9 @@ class ClientPart:
         if self._begin_s is not None:
             figures["elapsed_s"] = round(self._service.clock.now - self._begin_s, 3)
         good = seen.sent > 0 and seen.completed == seen.sent
-        verdict = "all requests completed" if good else "not all requests were completed"
+        verdict = "all requests completed" if good else "not all requests were completed" if seen.sent else "no request was sent"
+        if not self._service.resolved:
+            verdict += f": COORDINATOR_HOST={self.node.config.coordinator_host!r} has no address"
         log.log(logging.INFO if good else logging.ERROR, "%s", verdict, extra={"event": "Results", "fields": figures})
         return 0 if good else 1
 
@@ -138,10 +152,24 @@ def _spec(config: Config) -> WorkloadSpec:
     return WorkloadSpec(rate, config.arrivals, config.cv, trace=config.trace, duration_s=duration_s, zipf=config.zipf, models=config.models)
 
 
+def _refuse(config: Config, environ: Mapping[str, str]) -> None:
+    """UsageError for what only a simulation can do."""
+    asked = {name: environ.get(name, "").strip() for name in REFUSED}
+    if config.speedup != 1.0:
+        asked["SPEEDUP"] = f"{config.speedup:g}"
+    for name, value in asked.items():
+        if value not in ("", "0"):
+            raise UsageError(f"{name}={value!r}: is for centralized_simulation.py; a load generator has its last log line, and REQUESTS_CSV")
+
+
 def serve(config: Config, environ: Mapping[str, str]) -> int:
     """Send the workload and wait for every answer."""
-    names = build_catalog(config).names
-    with generate(_spec(config), names, config.seed) as workload, Service("client", config, environ) as service:
+    _refuse(config, environ)
+    names, path = build_catalog(config).names, environ.get("REQUESTS_CSV", "").strip()
+    with contextlib.ExitStack() as stack:
+        workload = stack.enter_context(generate(_spec(config), names, config.seed))
+        requests_csv = stack.enter_context(RequestsCsv(path, "REQUESTS_CSV")) if path else None
+        service = stack.enter_context(Service("client", config, environ))
 
         def make(address: Address) -> ClientPart:
             # The id must differ between clients that run at once: workers tell requests apart by it.
@@ -150,7 +178,7 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
                 config, config.get_coordinator_address(), stream(config.seed, "client"), service.incarnation, node_id=name, codec=service.codec,
                 wall_offset_s=service.clock.wall_offset_s, now=service.clock.now,
             )  # fmt: skip
-            return ClientPart(service, node, workload)
+            return ClientPart(service, node, workload, requests_csv)
 
         part = service.listen(make, 0, "", uplink=True, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
         assert isinstance(part, ClientPart)

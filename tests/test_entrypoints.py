@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import os
@@ -32,14 +33,15 @@ QUICK = {
 class Process:
     """An entry point of this project, and the log lines it has printed."""
 
-    def __init__(self, role: str, home: Path, *arguments: str, **settings: str) -> None:
-        environ = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": "", **QUICK, **settings}
+    def __init__(self, role: str, home: Path, *arguments: str, code: str = "", **settings: str) -> None:
+        """`code` is run in the entry point's place: to change a constant of its first."""
+        environ = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": str(ROOT) if code else "", **QUICK, **settings}
         self.role = role
         self.lines: list[str] = []
         self._changed = threading.Condition()
         self._ended = False
         self.process = subprocess.Popen(
-            [sys.executable, "-u", str(ROOT / f"entrypoint_{role}.py"), *arguments],
+            [sys.executable, "-u", *(("-c", code) if code else (str(ROOT / f"entrypoint_{role}.py"),)), *arguments],
             env=environ, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -94,8 +96,8 @@ class Bench:
         self.home = home
         self.started: list[Process] = []
 
-    def start(self, role: str, *arguments: str, **settings: str) -> Process:
-        process = Process(role, self.home, *arguments, **settings)
+    def start(self, role: str, *arguments: str, code: str = "", **settings: str) -> Process:
+        process = Process(role, self.home, *arguments, code=code, **settings)
         self.started.append(process)
         return process
 
@@ -196,6 +198,7 @@ def test_health_metrics_and_state_over_http(bench: Bench) -> None:
     state = json.loads(body)
     assert (status, state["role"], state["total"], state["ready"]) == (200, "coordinator", 1, True)
     assert state["workers"][0]["worker_id"] == "worker-0"
+    assert state["keys"] == {"signs": 1, "accepted": [1]}
     assert get(f"{base}/state?limit=x") == (400, "limit='x': must be a whole number, at most 1000\n")
     assert "<title>sllm fleet" in get(f"{base}/")[1]
     worker_base = worker.up()["http"]
@@ -290,6 +293,28 @@ def test_a_drain_has_a_bound(bench: Bench) -> None:
     assert closing(client)["in_flight"] > 0
 
 
+def test_a_client_writes_its_requests_down(bench: Bench, tmp_path: Path) -> None:
+    _, _, port = bench.fleet(1)
+    path = tmp_path / "requests.csv"
+    client = bench.start("client", COORDINATOR_PORT=port, DURATION="0.5", REQUESTS_CSV=str(path), VIRTUAL="0")
+    assert client.exit_status() == 0
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == closing(client)["completed"] > 0
+    assert {(row["outcome"], row["worker_id"]) for row in rows} == {("completed", "worker-0")}
+    assert [path.name for path in tmp_path.glob("*.part")] == []
+
+
+def test_a_client_gives_up_on_a_name_that_never_resolves(bench: Bench) -> None:
+    code = "import entrypoint_client as e, sys; e.UNRESOLVED_S = 0.5; sys.exit(e.main([]))"
+    client = bench.start("client", code=code, COORDINATOR_HOST="nowhere.invalid")
+    assert client.exit_status() == 1
+    figures = closing(client)
+    assert figures["sent"] == 0
+    assert figures["level"] == "error"
+    assert figures["message"] == "no request was sent: COORDINATOR_HOST='nowhere.invalid' has no address"
+
+
 def test_a_client_whose_requests_fail_says_so(bench: Bench) -> None:
     _, port = bench.coordinator()
     client = bench.start("client", COORDINATOR_PORT=port, DURATION="0.1", REQUEST_TIMEOUT="0.5")
@@ -312,6 +337,9 @@ def test_a_client_whose_requests_fail_says_so(bench: Bench) -> None:
         ("coordinator", {"BIND_HOST": "203.0.113.7"}, r"coordinator: cannot listen on 203\.0\.113\.7:9000 \(COORDINATOR_PORT\): not an address .*"),
         ("client", {"TRACE": "/nowhere/trace.csv"}, r"client: .*/nowhere/trace\.csv.*"),
         ("client", {"DEPLOYMENT_MODE": "docker"}, r"client: CLUSTER_KEY_FILE is not set.*"),
+        ("client", {"REQUESTS_CSV": "/nowhere/requests.csv"}, r"client: REQUESTS_CSV /nowhere/requests\.csv: cannot write: No such file or directory"),
+        *(("client", {name: value}, rf"client: {name}='{value}': is for centralized_simulation\.py; .*") for name, value in
+          {"RESULTS_JSON": "out", "REPORT_HTML": "out", "RECORD": "out", "FAULTS": "in", "VIRTUAL": "1", "WIRE": "1", "SPEEDUP": "60"}.items()),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(
@@ -369,13 +397,7 @@ def test_keys_are_taken_over_without_a_restart(bench: Bench, tmp_path: Path) -> 
     key.write_text("1 " + "ab" * 32 + "\n")
     key.chmod(0o600)
     code = "import sllm.runtime.service as s, sys; s.KEYS_S = 0.05; import entrypoint_coordinator as e; sys.exit(e.main([]))"
-    process = Process.__new__(Process)
-    process.role, process.lines, process._changed, process._ended = "coordinator", [], threading.Condition(), False
-    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), **QUICK, "COORDINATOR_PORT": "0", "CLUSTER_KEY_FILE": str(key)}
-    process.process = subprocess.Popen([sys.executable, "-u", "-c", code], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process._thread = threading.Thread(target=process._read, daemon=True)
-    process._thread.start()
-    bench.started.append(process)
+    process = bench.start("coordinator", code=code, COORDINATOR_PORT="0", CLUSTER_KEY_FILE=str(key))
     process.up()
     broken = tmp_path / "new.key"
     broken.write_text("nonsense\n")
@@ -388,7 +410,8 @@ def test_keys_are_taken_over_without_a_restart(bench: Bench, tmp_path: Path) -> 
     good.chmod(0o600)
     os.utime(good, ns=(2, 2))
     good.replace(key)
-    process.wait_for(lambda line: line["message"] == "the cluster's keys have changed and were taken over")
+    taken = process.wait_for(lambda line: line["message"] == "the cluster's keys have changed and were taken over")
+    assert taken["keys"] == {"signs": 2, "accepted": [1, 2]}
     assert not any("cd" * 32 in line or "ab" * 32 in line for line in process.lines)
     process.signal(signal.SIGTERM)
     assert process.exit_status() == 0

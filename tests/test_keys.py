@@ -15,7 +15,7 @@ from wire_samples import SAMPLES, envelope
 from sllm.errors import UsageError
 from sllm.messages import ReportAck
 from sllm.runtime import keys
-from sllm.runtime.keys import add_key, create_key_file, ephemeral_keyring, key_path, load_keyring, read_keyring, rotate
+from sllm.runtime.keys import add_key, create_key_file, drop, ephemeral_keyring, key_path, load_keyring, read_keyring, rotate
 from sllm.wire import PickleCodec
 
 ROOT = Path(__file__).parent.parent
@@ -115,20 +115,37 @@ def test_keys_rotate_without_downtime(tmp_path: Path) -> None:
     stages.append(codec(path))
     assert rotate(path) == 2
     stages.append(codec(path))
-    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("1 ")))
+    drop(path, 1)
     stages.append(codec(path))
+    assert stages[-1].keyring.ids == (2,)
     for before, after in itertools.pairwise(stages):
         assert understands(before, after)
         assert understands(after, before)
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_only_a_key_that_does_not_sign_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.key"
+    create_key_file(path)
+    add_key(path)
+    before = path.read_text()
+    with pytest.raises(UsageError, match="key 1 signs"):
+        drop(path, 1)
+    with pytest.raises(UsageError, match="has no key 3"):
+        drop(path, 3)
+    assert path.read_text() == before
+    drop(path, 2)
+    assert codec(path).keyring.ids == (1,)
+    assert path.read_text().startswith("# "), "comments stay"
+
+
 def test_the_command_never_shows_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "cluster.key"
     assert [keys.main([str(path)]), keys.main([str(path)]), keys.main([str(path), "--add"]), keys.main([str(path), "--rotate"])] == [0, 0, 0, 0]
+    assert [keys.main([str(path), "--drop", "1"]), keys.main([str(path), "--drop", "2"])] == [0, 2]
     assert keys.main([str(tmp_path / "nowhere"), "--add"]) == 2
     out, err = capsys.readouterr()
-    assert out.splitlines() == [f"{path}: made", f"{path}: is there already", f"{path}: added key 2", f"{path}: key 2 signs"]
+    assert out.splitlines() == [f"{path}: made", f"{path}: is there already", f"{path}: added key 2", f"{path}: key 2 signs", f"{path}: dropped key 1"]
     assert "nowhere" in err
     assert not re.search("[0-9a-f]{32}", out + err)
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from config import Config
+from sllm.cli import OUTPUTS, SWITCHES
+from sllm.runtime.launch import variables_of
 
 yaml = pytest.importorskip("yaml", reason="needs PyYAML: make venv")
 
@@ -243,7 +245,14 @@ def test_compose_services_are_confined_and_wait_for_health() -> None:
 
 def test_the_deployment_guide_names_every_variable_and_every_target() -> None:
     guide = (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8")
-    missing = sorted(name for name in VARIABLES if f"`{name}`" not in guide)
+    missing = sorted(name for name in VARIABLES | {env for _, env, *_ in (*OUTPUTS, *SWITCHES)} if f"`{name}`" not in guide)
     assert missing == []
     targets = re.findall(r"^([a-z][a-z0-9-]*):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     assert [target for target in targets if target not in LOCAL and f"make {target}" not in guide] == []
+
+
+def test_the_deployment_guide_says_who_reads_a_variable() -> None:
+    guide = (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8")
+    readers = {name: who.split(", ") for name, who in re.findall(r"^\| `(\w+)` \|[^|]*\|[^|]*\| ([a-z, ]+) \|", guide, re.M)}
+    for role in ("coordinator", "worker", "client"):
+        assert {name for name, who in readers.items() if role in who or "all" in who} == set(variables_of(role)), role

@@ -7,6 +7,7 @@ mounted Secret is one: then its file `cluster.key` counts.
     python3 -m sllm.runtime.keys FILE            makes FILE with a new key if it is missing
     python3 -m sllm.runtime.keys FILE --add      adds a new key, accepted from now on
     python3 -m sllm.runtime.keys FILE --rotate   makes the last key of the file the one that signs
+    python3 -m sllm.runtime.keys FILE --drop 1   removes key 1, which must not be the one that signs
 """
 
 from __future__ import annotations
@@ -138,12 +139,25 @@ def rotate(path: Path) -> int:
     return int(line.split()[0])
 
 
+def drop(path: Path, key_id: int) -> None:
+    """Remove a key that does not sign. UsageError for the one that does, or if there is none of that id."""
+    lines = _read(path).splitlines()
+    keys = {int(match[1]): index for index, line in enumerate(lines) if (match := _LINE.fullmatch(line))}
+    if key_id not in keys:
+        raise UsageError(f"cluster key {path}: has no key {key_id}")
+    if keys[key_id] == min(keys.values()):
+        raise UsageError(f"cluster key {path}: key {key_id} signs; let another sign first (--rotate)")
+    del lines[keys[key_id]]
+    _rewrite(path, lines)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status. It never prints a key."""
     parser = argparse.ArgumentParser(prog="python3 -m sllm.runtime.keys", description="Makes and rotates cluster keys; never prints one.")
     parser.add_argument("file", type=Path, help="the key file")
     parser.add_argument("--add", action="store_true", help="add a new key, accepted but not signing yet")
     parser.add_argument("--rotate", action="store_true", help="let the last key of the file sign")
+    parser.add_argument("--drop", type=int, metavar="ID", help="remove key ID; the one that signs stays")
     arguments = parser.parse_args(argv)
     path: Path = arguments.file
     try:
@@ -151,7 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{path}: added key {add_key(path)}")
         if arguments.rotate:
             print(f"{path}: key {rotate(path)} signs")
-        if not arguments.add and not arguments.rotate:
+        if arguments.drop is not None:
+            drop(path, arguments.drop)
+            print(f"{path}: dropped key {arguments.drop}")
+        if not arguments.add and not arguments.rotate and arguments.drop is None:
             print(f"{path}: {'made' if create_key_file(path) else 'is there already'}")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

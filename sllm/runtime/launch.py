@@ -49,11 +49,7 @@ def launch(
 
 
 def _parse(role: str, description: str, argv: Sequence[str]) -> argparse.Namespace:
-    variables = "\n".join(
-        f"  {field.metadata['env']:<26} {field.metadata['meaning']}"
-        for field in Config.__dataclass_fields__.values()
-        if field.metadata["group"] in ("common", role) or (field.metadata["group"] == "run" and field.metadata["env"] in _RUN_VARIABLES[role])
-    )
+    variables = "\n".join(f"  {name:<26} {meaning}" for name, meaning in variables_of(role).items())
     parser = _Parser(
         prog=f"entrypoint_{role}.py", description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"It is configured by environment variables:\n{variables}\n\n{_EXITS}",
@@ -67,15 +63,21 @@ def _parse(role: str, description: str, argv: Sequence[str]) -> argparse.Namespa
     return parser.parse_args(argv)
 
 
-_RUN_VARIABLES = {
-    "coordinator": frozenset({"SEED", "REPORT_INTERVAL", "POLICY", "MODEL_CATALOG", "ENGINE", "SERVICE_MEAN", "MODELS", "HARDWARE"}),
-    "worker": frozenset(
-        {"SEED", "REPORT_INTERVAL", "MODEL_CATALOG", "MODELS", "HARDWARE", "ENGINE", "SERVICE", "SERVICE_MEAN", "SLOTS", "KEEP_ALIVE"}
-    ),
-    "client": frozenset(
-        {"SEED", "MODEL_CATALOG", "MODELS", "HARDWARE", "ENGINE", "SLOTS", "SERVICE_MEAN", "WORKERS", "DURATION", "RATE", "ARRIVALS", "CV", "TRACE", "ZIPF"}
-    ),
+# The variables a role goes by that are not of its own group in `config`. DEMO_MODELS may make the demonstration catalogue larger, for all alike.
+_CATALOG = frozenset({"SEED", "MODEL_CATALOG", "MODELS", "DEMO_MODELS", "HARDWARE", "ENGINE", "SERVICE_MEAN"})
+_ALSO = {
+    "coordinator": _CATALOG | {"REPORT_INTERVAL", "POLICY"},
+    "worker": _CATALOG | {"REPORT_INTERVAL", "SERVICE", "SERVICE_LOAD", "SLOTS", "KEEP_ALIVE", "RETRY_INITIAL"},
+    "client": _CATALOG | {"SLOTS", "WORKERS", "DURATION", "RATE", "ARRIVALS", "CV", "TRACE", "ZIPF", "DRAIN_TIMEOUT"},
 }
+_OUTPUTS = {"client": {"REQUESTS_CSV": "write one row for each request here"}}
+
+
+def variables_of(role: str) -> dict[str, str]:
+    """The environment variables that an entry point goes by, and what they mean."""
+    rules = [field.metadata for field in Config.__dataclass_fields__.values()]
+    mine = {rule["env"]: rule["meaning"] for rule in rules if rule["group"] in ("common", role) or rule["env"] in _ALSO[role]}
+    return mine | _OUTPUTS.get(role, {})
 
 
 def healthcheck(config: Config, path: str) -> int:

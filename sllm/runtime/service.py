@@ -85,8 +85,8 @@ class Service:
         self.role = role
         self.config = config
         self.environ = environ
+        self._keys_as_of = self._keys_stamp()  # before they are read: a file that changes in between is read again
         self.codec = PickleCodec(load_keyring(config))
-        self._keys_as_of = self._keys_stamp()
         self.stopping = False
         self._signals: list[int] = []
         self._signal_in, self._signal_out = socket.socketpair()
@@ -259,7 +259,12 @@ class Service:
             return
         assert self.part is not None
         self.codec = self.part.node.codec = codec
-        self.log.info("the cluster's keys have changed and were taken over")
+        self.log.info("the cluster's keys have changed and were taken over", extra={"fields": {"keys": self._keys()}})
+
+    def _keys(self) -> dict[str, Any]:
+        """Which keys are in use, by their ids: whoever rotates them waits until every process says so."""
+        ring = self.codec.keyring
+        return {"signs": ring.signer, "accepted": sorted(ring.ids)}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """In the main thread, between any two of its steps. The first signal is seen to by the loop; a second does not wait for it."""
@@ -320,6 +325,7 @@ class Service:
             "uptime_s": round(self.clock.elapsed_wall_s, 3),
             "ready": ready,
             "reason": reason,
+            "keys": self._keys(),
             **part.page_state(state, query),
         }
 

@@ -21,6 +21,13 @@ REPORT_INTERVAL_S = 1.0
 WORKLOAD = {"SEED": "853", "RATE": "5", "DURATION": "5", "WORKERS": "3", "MODELS": "2", "DEMO_MODELS": "2", "LOG_FORMAT": "json", "LOG_LEVEL": "debug"}
 LOAD = {"SEED": "699", "RATE": "6", "DURATION": "10", "MODELS": "2", "LOG_FORMAT": "json", "LOG_LEVEL": "info"}  # 65 requests, under 20 s
 
+STEADY = {**LOAD, "RATE": "3", "DURATION": "240", "DRAIN_TIMEOUT": "120"}  # goes on until it is told to stop, then waits for what is in flight
+STOP = ("python3", "-c", "import os; os.kill(1, 15)")  # to be run in its container
+# A new cluster key, step by step: what the key command is told, and the keys that every process must have taken over before the next step.
+ROTATION = (
+    ("--add", {"signs": 1, "accepted": [1, 2]}), ("--rotate", {"signs": 2, "accepted": [1, 2]}), ("--drop 1", {"signs": 2, "accepted": [2]}),
+)  # fmt: skip
+
 T = TypeVar("T")
 
 
@@ -63,6 +70,11 @@ def json_lines(text: str) -> list[dict[str, Any]]:
         assert {"time", "level", "message"} <= entry.keys(), line
         lines.append(entry)
     return lines
+
+
+def keys_taken_over(log: str) -> dict[str, Any] | None:
+    """The keys that a process last said it had taken over."""
+    return next((line["keys"] for line in reversed(json_lines(log)) if "keys" in line), None)
 
 
 class Served(NamedTuple):

@@ -14,7 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployments import LOAD, REPORT_INTERVAL_S, ROOT, WORKLOAD, Fleet, Outcome, json_lines, local_run, run, wait_for, works
+from deployments import (
+    LOAD,
+    REPORT_INTERVAL_S,
+    ROOT,
+    ROTATION,
+    STEADY,
+    STOP,
+    WORKLOAD,
+    Fleet,
+    Outcome,
+    json_lines,
+    keys_taken_over,
+    local_run,
+    run,
+    wait_for,
+    works,
+)  # fmt: skip
 
 WORKERS = ("worker-1", "worker-2", "worker-3")
 SERVICES = ("central-coordinator", *WORKERS)
@@ -31,6 +47,7 @@ class Compose:
 
     def __init__(self) -> None:
         self.project = f"sllm-e2e-{os.getpid()}"
+        self.generator = f"{self.project}-load"
         self.env = {"HTTP_PORT": "0", "SUBNET": f"172.29.{os.getpid() % 256}.0/24", "LOG_FORMAT": "json", "LOG_LEVEL": "info"}
 
     def command(self, *arguments: str) -> list[str]:
@@ -75,8 +92,8 @@ class Compose:
         log = folder / "load.jsonl"
         with log.open("w") as file:
             process = subprocess.Popen(
-                self.command("--progress", "quiet", "run", "--rm", "--no-deps", "-T", *options, "load-generator"), cwd=ROOT, env={**os.environ, **self.env},
-                stdout=file, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+                self.command("--progress", "quiet", "run", "--rm", "--no-deps", "-T", "--name", self.generator, *options, "load-generator"),
+                cwd=ROOT, env={**os.environ, **self.env}, stdout=file, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
             )  # fmt: skip
             try:
                 yield log
@@ -208,6 +225,25 @@ def test_stopping_a_worker_finishes_what_it_runs(compose: Compose, tmp_path: Pat
     assert "WorkerDrained" in events
     states = [line["new"] for line in json_lines(compose.logs("central-coordinator")) if line.get("worker_id") == "worker-3" and "new" in line]
     assert "DRAINING" in states
+
+
+def test_a_new_key_under_load_loses_nothing(compose: Compose, tmp_path: Path) -> None:
+    """The steps of the deployment guide. Nobody may hear a word he does not believe on the way."""
+    compose.run("up", "--detach")
+    compose.all_ready()
+    with compose.load(tmp_path, STEADY) as log:
+        wait_for("load", lambda: compose.fleet().state["summary"]["running"] > 0)
+        for step, keys in ROTATION:
+            compose.run("run", "--rm", "--no-deps", "--entrypoint", f"python3 -m sllm.runtime.keys /keys/cluster.key {step}", "cluster-key")
+            for service in SERVICES:
+                wait_for(f"{service} to have keys {keys}", lambda service=service, keys=keys: keys_taken_over(compose.logs(service)) == keys)
+            wait_for(f"the load generator to have keys {keys}", lambda keys=keys: keys_taken_over(log.read_text()) == keys)
+        run("docker", "exec", compose.generator, *STOP)
+    Outcome.of(log.read_text()).assert_nothing_lost()
+    state = compose.fleet().state
+    assert state["keys"] == ROTATION[-1][1]
+    assert state["datagrams"]["rejected"] == {}
+    assert compose.fleet().ready == set(WORKERS)
 
 
 def test_metrics_are_there(compose: Compose) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from deployments import LOAD, ROOT, WORKLOAD, Fleet, Outcome, json_lines, local_run, run, wait_for, works
+from deployments import LOAD, ROOT, ROTATION, STEADY, STOP, WORKLOAD, Fleet, Outcome, json_lines, keys_taken_over, local_run, run, wait_for, works
 
 NAMESPACE = "sllm-system"
 
@@ -212,6 +214,29 @@ def test_a_rolling_restart_under_load(applied: str, tmp_path: Path) -> None:
     kubectl("rollout", "status", "statefulset/worker", "--timeout=120s")
     after = ready_fleet(3).workers
     assert all(after[f"worker-{number}"]["incarnation"] > before[f"worker-{number}"] for number in range(3))  # those that left are listed for a while
+
+
+def test_a_new_key_under_load_loses_nothing(applied: str, tmp_path: Path) -> None:
+    """The steps of the deployment guide. Nobody may hear a word he does not believe on the way."""
+    key = tmp_path / "cluster.key"
+    ready_fleet(3)
+    key.write_bytes(base64.b64decode(get("secret", "cluster-key")["data"]["cluster.key"]))
+    with load(tmp_path, **STEADY) as job:
+        wait_for("load", lambda: fleet().state["summary"]["running"] > 0)
+        everybody = [*pods("central-coordinator"), *pods("worker"), f"job/{job.name}"]
+        for step, keys in ROTATION:
+            run(sys.executable, "-m", "sllm.runtime.keys", str(key), *step.split())
+            secret = kubectl("create", "secret", "generic", "cluster-key", f"--from-file={key}", "--dry-run=client", "--output=json")
+            (tmp_path / "secret.json").write_text(secret)
+            kubectl("replace", "--filename", str(tmp_path / "secret.json"))
+            kubectl("annotate", "pods", "--selector=app.kubernetes.io/part-of=sllm", "--overwrite", f"sllm/keys={step.lstrip('-').replace(' ', '-')}")
+            for one in everybody:
+                wait_for(f"{one} to have keys {keys}", lambda one=one, keys=keys: keys_taken_over(kubectl("logs", one)) == keys, 150.0)
+        kubectl("exec", f"job/{job.name}", "--", *STOP)
+        job.outcome().assert_nothing_lost()
+    state = ready_fleet(3).state
+    assert state["keys"] == ROTATION[-1][1]
+    assert state["datagrams"]["rejected"] == {}
 
 
 def test_status_says_what_the_coordinator_sees(applied: str) -> None:
