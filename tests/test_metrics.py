@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from collections import Counter as Tally
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -160,6 +162,19 @@ def test_promtool_agrees() -> None:
     for made in [*make_all(), busy_coordinator()]:
         checked = subprocess.run(["promtool", "check", "metrics"], input=made.render(), text=True, capture_output=True, check=False)
         assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_takes_the_alerts_of_the_guide(tmp_path: Path) -> None:
+    guide = (Path(__file__).parent.parent / "DEPLOYMENT.md").read_text(encoding="utf-8")
+    table = guide.split("| alert | expression | why |")[1].split("\n\n")[0]
+    expressions = [row.split("`")[1] for row in table.splitlines() if "`" in row]
+    assert len(expressions) >= 8
+    rules = [{"alert": f"a{number}", "expr": expression} for number, expression in enumerate(expressions)]
+    file = tmp_path / "rules.json"  # JSON is YAML
+    file.write_text(json.dumps({"groups": [{"name": "guide", "rules": rules}]}))
+    checked = subprocess.run(["promtool", "check", "rules", str(file)], text=True, capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e4), st.text(max_size=8)), max_size=50))
