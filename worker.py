@@ -307,8 +307,8 @@ class Worker(Node):
         at = self._next_report
         if self._unanswered and self._unanswered[0].accept_at < at:
             at = self._unanswered[0].accept_at
-        event_at = self.engine.next_event()
-        if event_at is not None and event_at < at:
+        event_at = self.engine.next_at
+        if event_at < at:
             at = event_at
         if self._drain_until is not None and self._drain_until < at:
             at = self._drain_until

@@ -19,7 +19,7 @@ LLAMA = "llama-3.1-8b"
 def drain(engine: LlmEngine, until: float = inf) -> list[Any]:
     """Everything that happens by itself up to `until`."""
     notes: list[Any] = []
-    while (at := engine.next_event()) is not None and at <= until:
+    while (at := engine.next_at) <= until and at < inf:
         notes += engine.advance(at)
     return notes
 
@@ -229,7 +229,7 @@ def test_only_memory_pressure_evicts_and_the_least_recently_used_goes() -> None:
     assert not times(drain(engine), Evicted)
     engine.preload(50.0, "m3")
     assert engine.advance(50.0) == [Evicted(50.0, "m1", HOST)]
-    assert engine.next_event() == 54.0
+    assert engine.next_at == 54.0
     assert engine.snapshot(54.0).gpu == ("m0", "m2", "m3")
 
 
@@ -279,7 +279,7 @@ def test_keep_alive_evicts_after_idleness_only() -> None:
     engine.submit(3.0, "r", "m0", 1, 10)
     notes = drain(engine)
     assert notes[-1] == Evicted(18.0, "m0", HOST)
-    assert engine.next_event() is None
+    assert engine.next_at == inf
     assert engine.snapshot(18.0).gpu == ()
 
 
@@ -288,7 +288,7 @@ def test_keep_alive_may_be_for_ever(never: float | None) -> None:
     engine = LlmEngine(*small(100), keep_alive_s=never)
     engine.preload(0.0, "m0")
     assert not times(drain(engine), Evicted)
-    assert engine.next_event() is None
+    assert engine.next_at == inf
 
 
 def test_pinned_models_stay() -> None:

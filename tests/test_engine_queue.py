@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from math import exp, sqrt
+from math import exp, inf, sqrt
 from random import Random
 from statistics import fmean, pstdev, stdev
 from typing import Any
@@ -29,7 +29,7 @@ def drive(engine: QueueEngine, rate: float, customers: int, rng: Random) -> tupl
         engine.submit(now, str(i), "m", 1, 1)
         notes += engine.advance(now)
     last = now
-    while (at := engine.next_event()) is not None:
+    while (at := engine.next_at) < inf:
         notes += engine.advance(at)
     waits = [note.at - arrived[note.request_id] for note in notes if isinstance(note, Started)]
     return waits, notes, last
@@ -115,7 +115,7 @@ def test_slots_serve_in_the_order_of_arrival() -> None:
     assert [note.output_tokens for note in notes if isinstance(note, Finished)] == [7] * 5
     assert all(a.at <= b.at for a, b in pairwise(notes))
     assert engine.busy_s(10.0) == pytest.approx(2.5)
-    assert engine.next_event() is None
+    assert engine.next_at == inf
 
 
 def test_models_load_one_after_the_other_and_leave_when_unused() -> None:

@@ -1,6 +1,6 @@
 """What every engine is: a state machine without a clock that serves requests, loads models and says what happened and when.
 
-A role hands work in with `submit`, asks `next_event` when to come back, and takes what happened out with `advance`. However much time a call to
+A role hands work in with `submit`, asks `next_at` when to come back, and takes what happened out with `advance`. However much time a call to
 `advance` covers, each notification carries its own exact time.
 """
 
@@ -105,8 +105,9 @@ class Engine(Protocol):
         """Everything that happened up to and including `now` and was not told yet, in order."""
         ...
 
-    def next_event(self) -> float | None:
-        """When the next thing will happen by itself, absolute; None: nothing will."""
+    @property
+    def next_at(self) -> float:
+        """When the next thing will happen by itself, absolute; infinite: nothing will."""
         ...
 
     def snapshot(self, now: float) -> EngineSnapshot: ...

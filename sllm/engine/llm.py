@@ -44,7 +44,7 @@ class LlmEngine(GpuResidency):
 
     __slots__ = (
         "_active", "_begin", "_boundary_at", "_busy_s", "_busy_since", "_first_s", "_fresh", "_fresh_tokens", "_growth_s",
-        "_idle_snapshot", "_next", "_prefill_tokens_max", "_round", "_rounds", "_running", "_slots", "_submitted_at", "_waiting",
+        "_idle_snapshot", "_prefill_tokens_max", "_round", "_rounds", "_running", "_slots", "_submitted_at", "_waiting", "next_at",
     )  # fmt: skip
 
     def __init__(
@@ -60,7 +60,7 @@ class LlmEngine(GpuResidency):
         self._slots = slots or hardware.slots
         self._prefill_tokens_max = prefill_tokens_max
         self._submitted_at = -inf  # the last time
-        self._next = inf  # when the next thing happens by itself
+        self.next_at = inf  # when the next thing will happen by itself, absolute; infinite: nothing will
         self._waiting = 0
         self._running: list[tuple[int, int, Request]] = []  # heap of (number of the last round, seq, request)
         self._active: list[ModelState] = []  # with a batch
@@ -163,16 +163,12 @@ class LlmEngine(GpuResidency):
 
     def advance(self, now: float) -> list[Notification]:
         """Everything that happened up to and including `now` and was not told yet, in order."""
-        if self._next <= now:
+        if self.next_at <= now:
             self._run(now)
         notes = self._notes
         if notes:
             self._notes = []
         return notes
-
-    def next_event(self) -> float | None:
-        """When the next thing will happen by itself, absolute; None: nothing will."""
-        return self._next if self._next < inf else None
 
     def busy_s(self, now: float) -> float:
         """Seconds since the start with at least one request running."""
@@ -181,7 +177,7 @@ class LlmEngine(GpuResidency):
 
     def snapshot(self, now: float) -> EngineSnapshot:
         """What a load report needs; cheap, and cached while the engine is idle."""
-        if self._next <= now:
+        if self.next_at <= now:
             self._run(now)
         if self._idle_snapshot is not None:
             return self._idle_snapshot
@@ -215,7 +211,7 @@ class LlmEngine(GpuResidency):
 
     def _run(self, now: float) -> None:
         """Do everything that is due by `now`. At one instant rounds come first, then the end of a load, then of keep-alive."""
-        while (at := self._next) <= now:
+        while (at := self.next_at) <= now:
             self._idle_snapshot = None
             if self._boundary_at <= at:
                 self._end_segment(at)
@@ -231,7 +227,7 @@ class LlmEngine(GpuResidency):
             at = self._load_end
         if self._idle and (expiry := self._keep_alive_end()) < at:
             at = expiry
-        self._next = at
+        self.next_at = at
 
     def _touched(self) -> None:
         self._idle_snapshot = None

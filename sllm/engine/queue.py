@@ -145,11 +145,6 @@ class QueueEngine:
             self._notes = []
         return notes
 
-    def next_event(self) -> float | None:
-        """When the next thing will happen by itself, absolute; None: nothing will."""
-        at = self._next()
-        return at if at < inf else None
-
     def snapshot(self, now: float) -> EngineSnapshot:
         """What a load report needs. The wait is estimated from the number ahead and the mean, not from the times drawn."""
         self._run(now)
@@ -184,7 +179,9 @@ class QueueEngine:
 
     # --- time -----------------------------------------------------------------------------------------------------------------------
 
-    def _next(self) -> float:
+    @property
+    def next_at(self) -> float:
+        """When the next thing will happen by itself, absolute; infinite: nothing will."""
         at = self._load_end
         if self._running and self._running[0][0] < at:
             at = self._running[0][0]
@@ -194,7 +191,7 @@ class QueueEngine:
 
     def _run(self, now: float) -> None:
         """Do everything that is due by `now`: first the end of a load, then ends of service, then of keep-alive."""
-        while (at := self._next()) <= now:
+        while (at := self.next_at) <= now:
             if self._load_end <= at:
                 self._finish_load(at)
             elif self._running and self._running[0][0] <= at:

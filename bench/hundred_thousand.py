@@ -1,0 +1,111 @@
+"""100,000 workers report once a second to one coordinator over UDP: is anything lost, and how long does a report wait?
+
+A process of its own plays the workers: it signs and sends their reports, evenly spread over each second, from one socket. The coordinator is the real
+one on the real driver. A tenth of the reports have new figures; the rest say the same again, as those of workers at rest do. Baseline: the seconds of the run;
+the coordinator keeps up if it needs less than one second of CPU time for each.
+Usage: python3 bench/hundred_thousand.py [--workers 100000] [--seconds 20]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import socket
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from random import Random
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench._fleet import CATALOG_MODELS, HELD_MODELS, make_report, show
+from config import Config
+from coordinator import Coordinator
+from sllm.catalog import Catalog
+from sllm.messages import Envelope
+from sllm.placement.registry import make_policy
+from sllm.runtime.clock import Clock
+from sllm.runtime.keys import ephemeral_keyring
+from sllm.runtime.udp import UdpDriver
+from sllm.wire import Keyring, PickleCodec
+
+CHANGING = 0.1  # of the reports
+START_S = 5.0  # over which the workers say that they are there
+SLICE_S = 0.005  # of sending
+RECEIVE_BUFFER_BYTES = 8 << 20
+BUFFER_BYTES = 1 << 16
+
+
+def play_workers(told: Connection, workers: int, seconds: int, keyring: Keyring) -> None:
+    """Report for each worker once while starting, then once a second; tells how many were sent, and how late the last slice was."""
+    codec = PickleCodec(keyring)
+    names = Catalog.demo(CATALOG_MODELS).names
+    rng = Random(2)
+    reports = [make_report(rng, names, 1, tuple(sorted(rng.sample(names, HELD_MODELS)))) for _ in range(workers)]
+    gc.collect()
+    gc.freeze()
+    sent = 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect(told.recv())
+        began = time.monotonic()
+        for second in range(seconds + 1):
+            from_s, over_s = (0.0, START_S) if second == 0 else (START_S + second - 1, 1.0)
+            done = 0
+            while done < workers:
+                part = min(workers, int((time.monotonic() - began - from_s) / over_s * workers) + 1) - done
+                if part <= 0:
+                    time.sleep(SLICE_S)
+                    continue
+                wall_s = time.time()
+                for number in range(done, done + part):
+                    if second and rng.random() < CHANGING:
+                        reports[number] = make_report(rng, names, second, reports[number].gpu_models)
+                    sock.send(codec.encode(Envelope(f"worker-{number}", 1, second + 1, wall_s, reports[number])))
+                done += part
+                sent += part
+        late_s = time.monotonic() - began - START_S - seconds
+    told.send((sent, late_s))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--workers", type=int, default=100_000)
+    parser.add_argument("--seconds", type=int, default=20)
+    arguments = parser.parse_args()
+    keyring = ephemeral_keyring()
+    clock = Clock()
+    node = Coordinator(
+        Config(hardware="h100-80g"), Catalog.demo(CATALOG_MODELS), make_policy("startup_time"), Random(1), time.time_ns(),
+        codec=PickleCodec(keyring), wall_offset_s=clock.wall_offset_s, now=clock.now,
+    )  # fmt: skip
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=play_workers, args=(theirs, arguments.workers, arguments.seconds, keyring), daemon=True)
+    process.start()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+    with UdpDriver(clock, lambda node, event: None) as driver:
+        host = driver.add(node, ("127.0.0.1", 0), count_drops=True, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
+        ours.send(host.address)
+        while len(node.fleet) < arguments.workers and process.is_alive():
+            driver.step()
+        began, began_cpu = time.monotonic(), time.process_time()
+        while not ours.poll():
+            driver.step()
+        took_s, cpu_s = time.monotonic() - began, time.process_time() - began_cpu
+        sent, late_s = ours.recv()
+        until = time.monotonic() + 1.0
+        while node.reports_accepted < sent and time.monotonic() < until:
+            driver.step(0.01)
+    process.join()
+    states = {state: count for state, count in node.fleet.states.items() if count}
+    print(f"  {sent:,} reports sent, {node.reports_accepted:,} accepted, {host.kernel_drops:,} dropped by the kernel; refused: {dict(node.rejected)}")
+    print(f"  receive buffer {host.receive_buffer_bytes >> 20} MiB; the sender was {max(0.0, late_s):.2f} s late at its end; states {states}")
+    kept = show("reports lost", sent - node.reports_accepted, "reports", 0.0)
+    kept &= show("CPU time of the coordinator for each second", cpu_s / took_s, "s", 1.0)
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
