@@ -287,6 +287,10 @@ def test_a_browser_shows_a_small_fleet(small: Shown, tmp_path: Path) -> None:
     assert "<title>5 of 5 ready" in dom
     assert re.search(r'id="status"[^>]*class="good"[^>]*>ready<', dom)
     assert text_of(dom, "v-workers").split()[0] == "5"
+    assert re.search(r'id="b-workers"><i class="READY"', dom)
+    assert [re.search(rf'id="p-{name}">([^<]*)<', dom)[1] for name in ("slots", "kv")] == ["22 %", "18 %"]
+    placed = re.search(r'id="placements">(.*?)</tbody>', dom)[1]
+    assert re.findall(r"<td>([^<]*)</td><td[^>]*>([^<]*)<", placed) == [("model is there", "1,237"), ("cold start", "137"), ("migration", "0")]
     for i in range(5):
         assert f">worker-{i}</td>" in dom
     assert "every queue full" in dom
