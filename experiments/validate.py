@@ -28,10 +28,10 @@ from experiments.claims import Claim, claims
 from experiments.harness import ROOT, cores, replace_section, spread
 
 DOCUMENT = ROOT / "docs" / "validation.md"
-SEEDS = 12
+SEEDS = 20
 FEW_SEEDS = 10
 LONG = ("mm10", "mh1", "two", "stale2", "herd", "stale2n", "stalernd", "ledger", "ledger2", "lru", "below", "above")  # claims that need long runs
-SCALE = 0.5  # of the lengths that claims state: about six minutes of one core
+SCALE = 1.0  # of the lengths that claims state: about a quarter of an hour of one core
 QUICK_SCALE = 0.15
 AGAIN_FIRST = 1001  # seeds of second runs
 ROUNDING = 1e-9  # relative: a run without any chance in it has an interval of no width
