@@ -136,9 +136,10 @@ test-docker: $(READY) ## end-to-end tests on the Docker engine
 
 ##@ Kubernetes
 .PHONY: load-kind
-load-kind: build-docker ## bring the images into kind: make load-kind KIND_CLUSTER=kind
+load-kind: ## build the images and bring them into kind: make load-kind KIND_CLUSTER=kind
 	@$(call need,kind,install kind (https://kind.sigs.k8s.io))
-	@for role in $(ROLES); do kind load docker-image sllm-$$role:$(TAG) --name $(KIND_CLUSTER); done
+	@$(MAKE) build-docker
+	@for role in $(ROLES); do kind load docker-image $(IMAGE_PREFIX)sllm-$$role:$(TAG) --name $(KIND_CLUSTER); done
 
 .PHONY: k8s-base
 k8s-base: ## write k8s/base/all.yaml, which the overlays stand on, from the manifests of k8s/
