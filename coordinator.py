@@ -41,10 +41,11 @@ from sllm.node import Codec, Node, new_tuple
 from sllm.placement.base import FleetView, Placement, Policy, Query
 from sllm.placement.costs import make_costs
 from sllm.recent import Recent
-from sllm.timers import Timers
+from sllm.timers import Wheel
 
 CHORES_MAX = 64  # silent rows looked at in one go; the rest wait for `CHORE_PAUSE_S`, so that no datagram waits for 100,000 of them
 CHORE_PAUSE_S = 0.001
+SILENCE_STEPS = 8  # of the wheel in which silence comes due, in a tick
 CROWD = 10  # requests turned away in a tick for each READY worker; more are told to come back later, so that those who wait are not a load of their own
 RETRY_AFTER_MAX_S = 30.0  # before jitter
 HOLD_AFTER_STALL_INTERVALS = 3.0  # after a stall of our own, reports get so long to come in before anybody is called silent
@@ -92,8 +93,8 @@ class Coordinator(Node):
         self._stopwatch = stopwatch
         self._view = FleetView(self.fleet, make_costs(config.engine, config.service_mean_s), config.queue_threshold, config.memory_threshold)
         self._decisions: Recent[tuple[str, str], Decision] = Recent()
-        self._silence: Timers[str] = Timers()
         self._tick_s = config.report_interval_s or 1.0
+        self._silence: Wheel[Row] = Wheel(self._tick_s / SILENCE_STEPS)
         self._ready_at = now + config.report_interval_s
         self._next_tick = now + self._tick_s
         self._next_drop = now + config.decision_keep_s
@@ -132,8 +133,8 @@ class Coordinator(Node):
             fleet.expire_dispatches(row, now - self.config.dispatch_expiry_intervals * report.interval_s)
         if row.state != report.state:
             self._step(row, report.state, now, "restarted" if restarted else "reported")
-            self._silence.set(row.worker_id, self._silence_deadline(row))
-        if sequence % self._ack_every == 0 or sequence == 1:
+            self._silence.set(row, self._silence_deadline(row))
+        if (sequence + incarnation) % self._ack_every == 0 or sequence == 1:  # a fleet that started together is not acknowledged all at once
             self.send(ReportAck(self.incarnation, sequence), addr, now)
 
     def _admit(self, worker_id: str, report: LoadReport, now: float) -> Row | None:
@@ -144,7 +145,7 @@ class Coordinator(Node):
             self.reports_rejected["unknown_hardware"] += 1
             return None
         row = self.fleet.rows[worker_id] = Row(worker_id, hardware, report)
-        self._silence.set(worker_id, now + self.config.suspect_intervals * report.interval_s)
+        self._silence.set(row, now + self.config.suspect_intervals * report.interval_s)
         return row
 
     def _step(self, row: Row, what: str, now: float, reason: str) -> None:
@@ -238,36 +239,27 @@ class Coordinator(Node):
         self._check_silence(now)
         if now >= self._next_drop:
             self._drop_old_decisions(now)
-        due = self._silence.next_deadline()
-        self._next_chore = now + CHORE_PAUSE_S if due is not None and due <= now else inf
+        self._next_chore = now + CHORE_PAUSE_S if self._silence.has_due(now) else inf
 
     def _check_silence(self, now: float) -> None:
-        """Move silent workers on, some at a time. A worker's timer is looked at only when it comes due, so a report need not touch it."""
+        """Move silent workers on, some at a time. A worker is looked at only when it would be silent if nothing came, so a report need not touch the wheel."""
         overdue: list[Row] = []
-        silence = self._silence
-        for _ in range(CHORES_MAX):
-            worker_id = silence.first_due(now)
-            if worker_id is None:
-                break
-            row = self.fleet.rows[worker_id]
+        for row in self._silence.take(now, CHORES_MAX):
             due = self._silence_deadline(row)
             if due > now:
-                silence.set(worker_id, due)
+                self._silence.set(row, due)
             elif row.state == DEAD:
-                silence.cancel(worker_id)
                 self.fleet.forget(row)
             else:
-                silence.set(worker_id, now + self._tick_s)
                 overdue.append(row)
         self._hold_or_resume(overdue, now)
         for row in overdue:
-            if now < self._hold_until:
-                continue
-            if row.state != SUSPECT:
-                self._step(row, SILENT, now, f"silent for {now - row.heard_at:.1f} s")
-            elif not self.degraded:
-                self._step(row, EXPIRED, now, f"silent for {now - row.heard_at:.1f} s")
-            self._silence.set(row.worker_id, max(self._silence_deadline(row), now + self._tick_s))
+            if now >= self._hold_until:
+                if row.state != SUSPECT:
+                    self._step(row, SILENT, now, f"silent for {now - row.heard_at:.1f} s")
+                elif not self.degraded:
+                    self._step(row, EXPIRED, now, f"silent for {now - row.heard_at:.1f} s")
+            self._silence.set(row, max(self._silence_deadline(row), now + self._tick_s))
 
     def _silence_deadline(self, row: Row) -> float:
         """When the row's silence means something next."""

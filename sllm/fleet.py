@@ -12,6 +12,7 @@ from random import Random
 from sllm.catalog import Hardware
 from sllm.dispatch import Entry, Ledger
 from sllm.messages import DRAINING, READY, STARTING, STOPPED, Address, Dispatch, LoadReport
+from sllm.timers import NEVER
 
 SUSPECT = "SUSPECT"
 DEAD = "DEAD"
@@ -82,7 +83,7 @@ class Row:
     """One worker as the coordinator knows it. Times are absolute seconds of the coordinator's clock."""
 
     __slots__ = (
-        "address", "depth", "hardware", "heard_at", "hosted", "incarnation", "ledger", "lost", "report", "sequence", "state", "warm", "worker_id",
+        "address", "depth", "due", "hardware", "heard_at", "hosted", "incarnation", "ledger", "lost", "report", "sequence", "state", "warm", "worker_id",
     )  # fmt: skip
 
     def __init__(self, worker_id: str, hardware: Hardware, report: LoadReport) -> None:
@@ -94,6 +95,7 @@ class Row:
         self.incarnation = 0
         self.sequence = 0
         self.heard_at = 0.0
+        self.due = NEVER  # when to look whether it is silent: the coordinator's wheel
         self.lost = 0  # reports whose numbers were skipped
         self.ledger = Ledger()
         self.depth = -1  # running + waiting + in flight; the bucket it stands in, -1: none

@@ -1,20 +1,22 @@
-"""Deadlines by key: the timers inside a role, and those of many roles inside a driver.
-
-Moving a deadline later, by far the most common change, costs one dictionary store: its heap entry is left where it is and moved only when it
-surfaces.
-"""
+"""Deadlines: exact ones by key, for the timers inside a role and those of many roles inside a driver; and coarse ones for very many things."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable
 from heapq import heappop, heappush, heapreplace
-from typing import Generic, TypeVar
+from math import ceil
+from typing import Generic, Protocol, TypeVar
 
 K = TypeVar("K", bound=Hashable)
+NEVER = -1
 
 
 class Timers(Generic[K]):
-    """Absolute deadlines in seconds, one for each key. Equal deadlines come due in the order in which they were set."""
+    """Absolute deadlines in seconds, one for each key. Equal deadlines come due in the order in which they were set.
+
+    Moving a deadline later, by far the most common change, costs one dictionary store: its heap entry is left where it is and moved only when it surfaces.
+    """
 
     __slots__ = ("_count", "_due", "_heap")
 
@@ -54,12 +56,6 @@ class Timers(Generic[K]):
                 heapreplace(heap, (actual, self._count, key))
         return None
 
-    def first_due(self, now: float) -> K | None:
-        """The key that came due first, left where it is, for whoever sets it anew (or cancels it) at once: taking out and putting back would make a large
-        dictionary resize now and then, which takes milliseconds. None when nothing is due."""
-        at = self.next_deadline()
-        return self._heap[0][2] if at is not None and at <= now else None
-
     def pop_due(self, now: float) -> K | None:
         """Take out one key whose deadline is not after `now`; None when there is none."""
         at = self.next_deadline()
@@ -68,3 +64,57 @@ class Timers(Generic[K]):
         key = heappop(self._heap)[2]
         del self._due[key]
         return key
+
+
+class Due(Protocol):
+    """What can be put into a wheel."""
+
+    due: int  # its slot in the wheel it is in; NEVER: in none
+
+
+D = TypeVar("D", bound=Due)
+
+
+class Wheel(Generic[D]):
+    """Deadlines in steps of `step_s`, each a slot with what comes due by then (the timing wheel of Varghese and Lauck, SOSP 1987).
+
+    A thing is in one slot at a time and keeps its number, so it costs a place in a queue and no more: setting and taking it are O(1) with 100,000 others, where
+    a heap would have to find its way among them.
+    """
+
+    __slots__ = ("_order", "_slots", "step_s")
+
+    def __init__(self, step_s: float) -> None:
+        self.step_s = step_s
+        self._slots: dict[int, deque[D]] = {}
+        self._order: list[int] = []  # heap of the slots in use
+
+    def set(self, thing: D, at: float) -> None:
+        """`thing` comes due in the step that ends at or just after `at`, or before that if it was set so before: whoever takes it looks again."""
+        slot = ceil(at / self.step_s)
+        if thing.due != NEVER and thing.due <= slot:
+            return
+        thing.due = slot
+        queue = self._slots.get(slot)
+        if queue is None:
+            queue = self._slots[slot] = deque()
+            heappush(self._order, slot)
+        queue.append(thing)
+
+    def has_due(self, now: float) -> bool:
+        """There may be something to take."""
+        return bool(self._order) and self._order[0] * self.step_s <= now
+
+    def take(self, now: float, most: int) -> list[D]:
+        """Take out what is due, in the order of its steps, at most so much; what is to come due again must be set again."""
+        taken: list[D] = []
+        while self.has_due(now) and len(taken) < most:
+            slot = self._order[0]
+            queue = self._slots[slot]
+            thing = queue.popleft()
+            if thing.due == slot:  # else it was set to an earlier one since
+                thing.due = NEVER
+                taken.append(thing)
+            if not queue:
+                del self._slots[heappop(self._order)]
+        return taken

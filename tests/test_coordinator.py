@@ -113,7 +113,16 @@ def test_it_acknowledges_now_and_then() -> None:
     _, talk = coordinator(ack_every=4)
     for second in range(1, 10):
         talk.say("w", report(), float(second))
-    assert [ack.sequence for ack in talk.heard(ReportAck)] == [1, 4, 8]
+    assert [ack.sequence for ack in talk.heard(ReportAck)] == [1, 3, 7]
+
+
+def test_a_fleet_that_started_together_is_not_acknowledged_all_at_once() -> None:
+    """Their numbers are the same at any moment, their incarnations (nanoseconds) are not."""
+    _, talk = coordinator(ack_every=4)
+    for sequence in range(1, 9):
+        for number in range(40):
+            talk.say(f"w{number}", report(), 1.0 + sequence, incarnation=1000 + number, sequence=sequence)
+        assert len(talk.heard(ReportAck)) == (40 if sequence == 1 else 10)
 
 
 def test_unknown_hardware_is_counted() -> None:

@@ -1,9 +1,11 @@
 """Deadlines by key, against the obvious implementation."""
 
+from math import inf
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllm.timers import Timers
+from sllm.timers import NEVER, Timers, Wheel
 
 
 def test_nothing_set_means_no_deadline() -> None:
@@ -51,3 +53,43 @@ def test_it_agrees_with_a_plain_dictionary(steps: list[tuple[str, int, int]]) ->
                 del plain[popped]
         assert timers.next_deadline() == (min(plain.values()) if plain else None)
         assert len(timers) == len(plain)
+
+
+class Thing:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.due = NEVER
+
+
+def test_a_wheel_gives_back_what_is_due_in_the_order_of_its_steps() -> None:
+    wheel: Wheel[Thing] = Wheel(0.5)
+    one, two, three = Thing("one"), Thing("two"), Thing("three")
+    wheel.set(three, 3.0)
+    wheel.set(one, 0.9)
+    wheel.set(two, 1.0)
+    assert not wheel.has_due(0.99)
+    assert wheel.take(0.99, 9) == []
+    assert [thing.name for thing in wheel.take(1.0, 1)] == ["one"]
+    assert [thing.name for thing in wheel.take(2.9, 9)] == ["two"]
+    assert [thing.name for thing in wheel.take(3.0, 9)] == ["three"]
+    assert not wheel.has_due(1e9)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0.0, 20.0), st.floats(0.0, 3.0)), max_size=60))
+def test_a_wheel_never_forgets_and_never_gives_twice(moves: list[tuple[int, float, float]]) -> None:
+    """Each thing set comes out once, not before its step and at the first look after the earliest time it was set to."""
+    wheel: Wheel[Thing] = Wheel(0.25)
+    things = [Thing() for _ in range(6)]
+    wanted: dict[Thing, float] = {}
+    now = 0.0
+    for index, at, pause in moves:
+        wheel.set(things[index], now + at)
+        wanted[things[index]] = min(now + at, wanted.get(things[index], inf))
+        now += pause
+        taken = wheel.take(now, 100)
+        assert len(set(taken)) == len(taken)
+        for thing in taken:
+            assert wanted.pop(thing) <= now
+        assert all(at > now - wheel.step_s for at in wanted.values())
+    assert set(wheel.take(1e9, 100)) == set(wanted)
+    assert wheel.take(1e9, 100) == []
