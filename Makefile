@@ -172,11 +172,13 @@ scale-workers: ## change the number of workers: make scale-workers REPLICAS=10
 	kubectl -n $(NAMESPACE) scale statefulset/worker --replicas=$(REPLICAS)
 	@kubectl -n $(NAMESPACE) rollout status statefulset/worker --timeout=60s || { $(say_pending); kubectl -n $(NAMESPACE) rollout status statefulset/worker --timeout=540s; }
 
+# Asked from inside its pod: where network policies are enforced, the API server's proxy does not get there from another node.
+ASK_STATE := import json, urllib.request as r; s = json.load(r.urlopen("http://127.0.0.1:8080/state?limit=0")); print("coordinator:", s["reason"], s["summary"])
 .PHONY: status-k8s
 status-k8s: ## what runs, and what the coordinator says of the fleet
 	@$(need_cluster)
 	@kubectl -n $(NAMESPACE) get deployment,statefulset,job,pod -o wide
-	@kubectl get --raw /api/v1/namespaces/$(NAMESPACE)/services/central-coordinator:http/proxy/state?limit=0 | $(PYTHON) -c 'import json, sys; s = json.load(sys.stdin); print("coordinator:", s["reason"], s["summary"])'
+	@kubectl -n $(NAMESPACE) exec deployment/central-coordinator -- python3 -c '$(ASK_STATE)'
 
 .PHONY: load-k8s
 load-k8s: ## thirty seconds of load on the cluster, and what came of it
