@@ -73,7 +73,7 @@ class Worker(Node):
     """One worker. `advertise` is where clients reach it ("" and 0: where its reports come from)."""
 
     __slots__ = (
-        "_accept_after_s", "_changed", "_done", "_drain_until", "_facts", "_heard_at", "_heard_epoch", "_initiators", "_interval_s", "_jobs", "_jobs_max",
+        "_accept_after_s", "_changed", "_done", "_drain_until", "_heard_at", "_heard_epoch", "_initiators", "_interval_s", "_jobs", "_jobs_max",
         "_last_report", "_next_drop", "_next_report", "_present", "_receipts", "_report_always", "_rng", "_silent_s", "_snapshot", "_starting",
         "_state_changed", "_unanswered", "advertise", "catalog", "config", "coordinator", "drained", "engine", "refused", "reports_sent", "served", "state",
     )  # fmt: skip
@@ -113,9 +113,8 @@ class Worker(Node):
         self._interval_s = config.report_interval_s or HEARTBEAT_S
         self._report_always = config.report_interval_s == 0.0
         self._changed = False
-        self._last_report: LoadReport | None = None
-        self._snapshot: EngineSnapshot | None = None  # that it was made from,
-        self._facts: tuple[object, ...] = ()  # and what else is in it
+        self._last_report: LoadReport | None = None  # None: something in it has changed beside the engine
+        self._snapshot: EngineSnapshot | None = None  # that it was made from
         self._next_report = now
         self._next_drop = now + config.response_keep_s
         self._drain_until: float | None = None
@@ -148,6 +147,7 @@ class Worker(Node):
             self._refuse(request, REFUSED_MISDIRECTED, addr, now)
             return
         self._receipts.note(request.dispatch.epoch, request.dispatch.number)
+        self._last_report = None
         key = f"{envelope.sender_id}/{request.request_id}"
         done = self._done.get(key)
         if done is not None:
@@ -269,12 +269,12 @@ class Worker(Node):
 
     def _report(self, now: float) -> None:
         snap = self.engine.snapshot(now)
-        receipts = self._receipts
-        facts = (self.state, self.advertise, receipts.epoch, receipts.high, receipts.seen)
-        if snap is not self._snapshot or facts != self._facts:  # an idle engine gives the same snapshot again: then the last report is still right
-            self._snapshot, self._facts = snap, facts
+        report = self._last_report
+        if report is None or snap is not self._snapshot:  # an idle engine gives the same snapshot again: then the last report is still right
+            self._snapshot = snap
+            receipts = self._receipts
             host, port = self.advertise
-            self._last_report = new_tuple(
+            report = self._last_report = new_tuple(
                 LoadReport,
                 (
                     self.state, host, port, self.config.hardware, snap.slots, snap.running, snap.waiting, snap.wait_s, snap.load_queue_s, snap.kv_used,
@@ -282,8 +282,7 @@ class Worker(Node):
                     receipts.epoch, receipts.high, receipts.seen, self._interval_s,
                 ),
             )  # fmt: skip
-        assert self._last_report is not None
-        self.send(self._last_report, self.coordinator, now)
+        self.send(report, self.coordinator, now)
         self.reports_sent += 1
         self._changed = self._state_changed = False
 
@@ -293,6 +292,7 @@ class Worker(Node):
         if state != self.state:
             self.state = state
             self._state_changed = True
+            self._last_report = None
 
     def _after_change(self, now: float) -> None:
         """A change of state is reported at once; others too when reports have no interval."""
@@ -368,6 +368,7 @@ class Worker(Node):
         self._jobs.clear()
         self._unanswered.clear()
         self.state = STOPPED
+        self._last_report = None
         self._report(now)
         self.drained = True
         self.events.append(WorkerDrained(now, self.node_id))

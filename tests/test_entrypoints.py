@@ -392,12 +392,23 @@ def test_help_version_and_configuration(bench: Bench, role: str) -> None:
     assert not list(bench.home.rglob("*.key"))  # none of this makes a key
 
 
+LOOKS_OFTEN = "import sllm.runtime.service as s, sys; s.KEYS_S = 0.05; import entrypoint_coordinator as e; sys.exit(e.main([]))"
+
+
+def test_a_key_made_on_first_use_has_not_changed(bench: Bench) -> None:
+    process = bench.start("coordinator", code=LOOKS_OFTEN, COORDINATOR_PORT="0")
+    process.wait_event("CoordinatorReady")  # after a report interval: four looks
+    process.signal(signal.SIGTERM)
+    assert process.exit_status() == 0
+    assert (bench.home / ".cache/sllm/cluster.key").exists()
+    assert not any("keys" in line for line in process.told)
+
+
 def test_keys_are_taken_over_without_a_restart(bench: Bench, tmp_path: Path) -> None:
     key = tmp_path / "cluster.key"
     key.write_text("1 " + "ab" * 32 + "\n")
     key.chmod(0o600)
-    code = "import sllm.runtime.service as s, sys; s.KEYS_S = 0.05; import entrypoint_coordinator as e; sys.exit(e.main([]))"
-    process = bench.start("coordinator", code=code, COORDINATOR_PORT="0", CLUSTER_KEY_FILE=str(key))
+    process = bench.start("coordinator", code=LOOKS_OFTEN, COORDINATOR_PORT="0", CLUSTER_KEY_FILE=str(key))
     process.up()
     broken = tmp_path / "new.key"
     broken.write_text("nonsense\n")

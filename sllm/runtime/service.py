@@ -85,8 +85,9 @@ class Service:
         self.role = role
         self.config = config
         self.environ = environ
-        self._keys_as_of = self._keys_stamp()  # before they are read: a file that changes in between is read again
+        stamp = self._keys_stamp()  # before they are read: a file that changes in between is read again
         self.codec = PickleCodec(load_keyring(config))
+        self._keys_as_of = stamp or self._keys_stamp()  # 0: it has just been made, by reading
         self.stopping = False
         self._signals: list[int] = []
         self._signal_in, self._signal_out = socket.socketpair()
