@@ -47,7 +47,7 @@ def play_workers(told: Connection, workers: int, seconds: int, keyring: Keyring)
     names = Catalog.demo(CATALOG_MODELS).names
     rng = Random(2)
     reports = [make_report(rng, names, 1, tuple(sorted(rng.sample(names, HELD_MODELS)))) for _ in range(workers)]
-    born_ns = time.time_ns()
+    born_ns = [time.time_ns() - rng.randrange(10**9) for _ in range(workers)]
     began_wall_s = time.time() + workers * (START_S + seconds) * SIGNING_S
     rounds = []
     for second in range(START_S + seconds):
@@ -56,7 +56,7 @@ def play_workers(told: Connection, workers: int, seconds: int, keyring: Keyring)
             if rng.random() < CHANGING:
                 reports[number] = make_report(rng, names, second, reports[number].gpu_models)
         wall_s = began_wall_s + second
-        rounds.append([codec.encode(Envelope(f"worker-{n}", born_ns + n, second - n % START_S + 1, wall_s, reports[n])) for n in present])
+        rounds.append([codec.encode(Envelope(f"worker-{n}", born_ns[n], second - n % START_S + 1, wall_s, reports[n])) for n in present])
     gc.collect()
     gc.freeze()
     told.send("ready")
