@@ -1,7 +1,10 @@
 """Virtual time: requests a second of wall time with everything on (client, coordinator, workers, engines, recorder, checkers).
 
-Plays the Azure conversation trace over 10 workers if it lies in ../shared/traces, else synthetic requests at its rate. Baseline: a plain heapq loop of
-M/M/10 in the same run, which tells how fast the machine is; the ratio is how many of its customers cost as much as one request.
+Plays a trace over 10 workers: the budget was set for the Azure LLM inference trace 2023, conversation; without one, synthetic requests at its rate.
+Usage: python3 bench/virtual_time.py [AzureLLMInferenceTrace_conv.csv]
+
+Baseline: a plain heapq loop of M/M/10 in the same run, which tells how fast the machine is; the ratio is how many of its customers cost as much as one
+request.
 """
 
 from __future__ import annotations
@@ -21,8 +24,6 @@ from centralized_simulation import conduct
 from simulation import VirtualRun
 from sllm.cli import parse
 
-ROOT = Path(__file__).resolve().parent.parent
-TRACE = ROOT.parent / "shared" / "traces" / "AzureLLMInferenceTrace_conv.csv"
 CUSTOMERS = 200_000
 SERVERS, RHO = 10, 0.9
 
@@ -56,9 +57,9 @@ def heapq_customers_per_s() -> float:
     return CUSTOMERS / (perf_counter() - began)
 
 
-def requests_per_s(flags: str) -> tuple[int, float]:
+def requests_per_s(flags: list[str]) -> tuple[int, float]:
     """Run it; (requests, requests a second of wall time as the results say)."""
-    config, options = parse(["--virtual", "--quiet", *flags.split()], {}, "bench", "")
+    config, options = parse(["--virtual", "--quiet", *flags], {}, "bench", "")
     run = VirtualRun(config, options, io.StringIO())
     try:
         conduct(run)
@@ -70,8 +71,9 @@ def requests_per_s(flags: str) -> tuple[int, float]:
 
 
 def main() -> int:
-    flags = f"--workers 10 --trace {TRACE}" if TRACE.exists() else "--workers 10 --rate 5.53 --duration 3500"
-    print("the Azure conversation trace" if TRACE.exists() else "synthetic requests: ../shared/traces is not there")
+    trace = sys.argv[1] if len(sys.argv) > 1 else ""
+    flags = ["--workers", "10", *(("--trace", trace) if trace else ("--rate", "5.53", "--duration", "3500"))]
+    print(f"trace {trace}" if trace else "synthetic requests")
     customers, best = 0.0, 0.0
     for _ in range(3):
         customers = max(customers, heapq_customers_per_s())

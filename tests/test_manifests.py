@@ -140,11 +140,13 @@ def test_every_pod_meets_the_restricted_standard() -> None:
 
 
 def test_what_pods_ask_for_by_default() -> None:
+    """Ten workers and a coordinator fit a node of two cores."""
     asked = {}
     for kind, name in (("Deployment", "central-coordinator"), ("StatefulSet", "worker")):
         (container,) = one(kind, name)["spec"]["template"]["spec"]["containers"]
-        asked[name] = container["resources"]["requests"]
-    assert asked == {"central-coordinator": {"cpu": "100m", "memory": "128Mi"}, "worker": {"cpu": "200m", "memory": "256Mi"}}
+        asked[name] = container["resources"]
+    assert asked["central-coordinator"]["requests"] == {"cpu": "100m", "memory": "128Mi"}
+    assert asked["worker"] == {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "200m", "memory": "256Mi"}}
 
 
 def test_only_the_key_job_has_a_token_and_may_only_create_secrets() -> None:

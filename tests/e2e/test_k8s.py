@@ -190,7 +190,6 @@ def test_deleting_the_coordinator(applied: str, tmp_path: Path) -> None:
 
 
 def test_scaling_up_and_down_under_load(applied: str, tmp_path: Path) -> None:
-    run("make", "deploy-k8s", "OVERLAY=small")  # with it ten workers fit a node of two cores; three restarts, one after the other
     run("make", "scale-workers", "REPLICAS=10")
     ready_fleet(10)
     with load(tmp_path) as job:
