@@ -141,7 +141,7 @@ class Worker(Node):
     def _on_inference_request(self, envelope: Envelope, addr: Address, now: float) -> None:
         request = envelope.message
         assert type(request) is InferenceRequest
-        if self.engine.next_at <= now and not self.drained:
+        if not self.drained:
             self._advance(now)
         if request.worker_id != self.node_id:
             self._refuse(request, REFUSED_MISDIRECTED, addr, now)
@@ -317,8 +317,7 @@ class Worker(Node):
     def handle_timer(self, now: float) -> None:
         if self.drained:
             return
-        if self.engine.next_at <= now:
-            self._advance(now)
+        self._advance(now)
         if self._unanswered:
             self._accept_due(now)
         if now >= self._next_report:
@@ -356,7 +355,6 @@ class Worker(Node):
     def drain(self, now: float) -> None:
         """Take nothing new, finish what runs within the drain timeout, then send a last report."""
         if self._drain_until is None:
-            self._advance(now)
             self._drain_until = now + self.config.drain_timeout_s
             self._update_state()
             self._after_change(now)
