@@ -1,6 +1,6 @@
 """The client: asks for a placement, sends the request there, and sees it through without doing work twice.
 
-    ASKING  --ScheduleResponse-->  SENDING  --InferenceAccepted-->  SERVING  --InferenceResponse-->  completed
+    ASKING  --ScheduleResponse-->  SENDING  --InferenceAccepted or FirstToken-->  SERVING  --InferenceResponse-->  completed
        ^--- ScheduleError with a retry-after: BACKING_OFF ---'  |                    |
        '------ the worker stays silent or refuses: it is excluded, the coordinator asked again ------'
 

@@ -135,7 +135,7 @@ class InferenceRequest(NamedTuple):
 
 
 class InferenceAccepted(NamedTuple):
-    """Worker to client: queued or running; also the answer to a poll."""
+    """Worker to client: queued or running. Sent when no first token has said so soon enough, and in answer to a request that comes again."""
 
     request_id: str
     queue_depth: int

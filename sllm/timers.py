@@ -78,8 +78,8 @@ D = TypeVar("D", bound=Due)
 class Wheel(Generic[D]):
     """Deadlines in steps of `step_s`, each a slot with what comes due by then (the timing wheel of Varghese and Lauck, SOSP 1987).
 
-    A thing is in one slot at a time and keeps its number, so it costs a place in a queue and no more: setting and taking it are O(1) with 100,000 others, where
-    a heap would have to find its way among them.
+    A thing comes due in one slot and keeps its number, so it costs a place in a queue and no more: setting and taking it are O(1) with 100,000 others, where
+    a heap would have to find its way among them. One set to an earlier slot leaves its place in the later one behind, which is void when it comes up.
     """
 
     __slots__ = ("_order", "_slots", "step_s")
