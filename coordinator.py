@@ -137,6 +137,12 @@ class Coordinator(Node):
         if (sequence + incarnation) % self._ack_every == 0 or sequence == 1:  # a fleet that started together is not acknowledged all at once
             self.send(ReportAck(self.incarnation, sequence), addr, now)
 
+    def refuse_stale(self, kind: type) -> str:
+        reason = super().refuse_stale(kind)
+        if kind is LoadReport:
+            self.reports_rejected[reason] += 1
+        return reason
+
     def _admit(self, worker_id: str, report: LoadReport, now: float) -> Row | None:
         """A worker never heard of: a new row, unless it names hardware that we cannot cost."""
         try:

@@ -129,13 +129,13 @@ class System:
         """Seconds each worker was busy, all its lives together."""
         return [sum(node.engine.busy_s(now) for node in lives) for lives in self.workers.values()]
 
-    def report_figures(self, copies: int = 0) -> ReportFigures:
-        """The books of the reports; `copies` the network made count as sent."""
+    def report_figures(self, copies: int = 0, lost: int | None = None) -> ReportFigures:
+        """The books of the reports; `copies` the network made count as sent. `lost` is what it lost; None: nobody knows but by what was not heard."""
         rejected: Counter[str] = Counter()
         for coordinator in self.coordinators:
             rejected.update(coordinator.reports_rejected)
         sent = sum(worker.reports_sent for worker in self.all_workers) + copies
-        return ReportFigures(sent, sum(c.reports_accepted for c in self.coordinators), rejected)
+        return ReportFigures(sent, sum(c.reports_accepted for c in self.coordinators), rejected, lost)
 
 
 class Run(ABC):
@@ -184,9 +184,9 @@ class Run(ABC):
     @abstractmethod
     def checkers(self) -> Checkers: ...
 
-    def copies(self) -> int:
-        """Reports the network delivered twice."""
-        return 0
+    def report_figures(self) -> ReportFigures:
+        """The books of the reports."""
+        return self.system.report_figures()
 
     def arrivals(self) -> Iterator[tuple[float, Request]]:
         """When each request comes, on the run's clock, and the request."""
@@ -246,7 +246,7 @@ class Run(ABC):
         return self.recorder.results(
             info,
             FleetFigures(self.ready_workers, busy_s, window_s),
-            self.system.report_figures(self.copies()),
+            self.report_figures(),
             Invariants(self.checkers().checked, self.violations),
             self.system.in_flight,
         )
@@ -281,8 +281,10 @@ class VirtualRun(Run):
     def checkers(self) -> Checkers:
         return self._checkers
 
-    def copies(self) -> int:
-        return self.world.network.duplicated_reports
+    def report_figures(self) -> ReportFigures:
+        """What is still on its way when the books close will not be heard any more: it is lost."""
+        network = self.world.network
+        return self.system.report_figures(network.duplicated_reports, network.lost_reports + self.world.reports_pending())
 
     def conduct(self) -> None:
         world, system = self.world, self.system

@@ -111,7 +111,7 @@ class Node:
         if kind not in self.handlers:
             return "unexpected"
         if not -FRESH_WITHIN_S <= now + self.wall_offset_s - wall_s <= FRESH_WITHIN_S:
-            return "stale_time"
+            return self.refuse_stale(kind)
         if kind is LoadReport:  # reports are ordered by the fleet table, more strictly
             return ""
         senders = self._guard.get(kind)
@@ -120,6 +120,10 @@ class Node:
             known[1] = sequence  # the usual case: the next number, and none missing below
             return ""
         return self._judge_order(kind, sender_id, known, incarnation, sequence)
+
+    def refuse_stale(self, kind: type) -> str:
+        """Why a message of this kind, stamped too far from our wall clock, is refused. A role that keeps books of a kind enters it there too."""
+        return "stale_time"
 
     def _judge_order(self, kind: type, sender_id: str, known: list[int] | None, incarnation: int, sequence: int) -> str:
         """Note (incarnation, sequence), unless it came before or is too old to tell."""

@@ -72,7 +72,7 @@ class ReportFigures(NamedTuple):
     sent: int
     accepted: int
     rejected: Mapping[str, int] = {}  # by reason
-    lost: int | None = None  # None: all that were neither accepted nor rejected
+    lost: int | None = None  # None: nobody counted them; all that were neither accepted nor rejected
 
 
 class Invariants(NamedTuple):

@@ -26,6 +26,7 @@ from sllm.messages import (
     STARTING,
     STOPPED,
     UNKNOWN_MODEL,
+    Envelope,
     ReportAck,
     ScheduleError,
     ScheduleResponse,
@@ -94,6 +95,16 @@ def test_every_transition(old: str, what: str) -> None:
         assert new == (SUSPECT if old in (STARTING, READY, DRAINING) else old)
     else:
         assert new == (DEAD if old == SUSPECT else old)
+
+
+def test_a_report_from_another_time_is_refused_and_in_the_books_of_reports() -> None:
+    node, _ = coordinator()
+    for message in (report(), ask()):
+        for wall_s in (1.0, 100.0):
+            node.receive(Envelope("w", 1, 1, wall_s, message), ("w", 8000), 1.0)
+    assert node.rejected == {"stale_time": 2}
+    assert node.reports_rejected == {"stale_time": 1}
+    assert node.reports_accepted == 1
 
 
 def test_a_report_that_is_not_newer_changes_nothing() -> None:

@@ -8,6 +8,7 @@ from statistics import mean, median
 from typing import Any
 
 import pytest
+from roles import report
 
 from sllm.messages import Envelope, ReportAck, ScheduleRequest
 from sllm.sim.network import CUT, QUEUE, RANDOM, Latency, Link, Network, estimated_bytes
@@ -76,6 +77,21 @@ def test_loss_duplication_reordering_and_corruption_come_as_often_as_they_say() 
     assert mean(flipped) == pytest.approx(0.5, abs=0.05), "any bit is as likely"
     assert max(at for at, _ in copies) <= 2.1
     assert net.sent + net.duplicated == len(copies) + sum(net.lost.values()) == net.in_flight + sum(net.lost.values())
+
+
+def test_load_reports_are_counted_beside_the_rest() -> None:
+    net = network(loss=0.5, duplicate=0.5)
+    copies = [copy for _ in range(N) for copy in net.carry("w", "c", Envelope("w", 1, 1, 0.0, report()), 1.0)]
+    assert net.lost_reports == net.lost[RANDOM] == net.lost.total()
+    assert net.duplicated_reports == net.duplicated == len(copies) - (N - net.lost_reports) > 0
+    arrivals(net)
+    net.cut(None, None)
+    arrivals(net, 1)
+    assert net.lost_reports < net.lost.total(), "an acknowledgement is none"
+    assert net.duplicated_reports < net.duplicated
+    before = net.lost_reports
+    assert list(net.carry("w", "c", Envelope("w", 1, 2, 0.0, report()), 1.0)) == []
+    assert net.lost_reports == before + 1
 
 
 def test_a_cut_is_one_way_and_ends() -> None:

@@ -16,6 +16,7 @@ from sllm.events import RequestCompleted
 from sllm.fleet import Fleet
 from sllm.messages import READY, Address, Envelope, ScheduleError
 from sllm.placement.registry import policies
+from sllm.sim.network import Network
 from worker import Worker
 
 SEEDS = range(1, 51)
@@ -131,6 +132,30 @@ def count_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Coordinator, "_on_report", on_report)
 
 
+def drop_reports(patch: pytest.MonkeyPatch) -> None:
+    """Now and then a report is neither applied nor refused."""
+    original: Callable[..., None] = Coordinator._on_report
+
+    def on_report(self: Coordinator, envelope: Envelope, addr: Address, now: float) -> None:
+        if envelope.sequence % 50 != 25:
+            original(self, envelope, addr, now)
+
+    patch.setattr(Coordinator, "_on_report", on_report)
+
+
+def count_copies_twice(patch: pytest.MonkeyPatch) -> None:
+    """A report that the network delivers twice is in its books three times."""
+    original: Callable[..., Any] = Network.carry
+
+    def carry(self: Network, source: str, target: str, envelope: Envelope, now: float) -> Any:
+        before = self.duplicated_reports
+        copies = original(self, source, target, envelope, now)
+        self.duplicated_reports += self.duplicated_reports - before
+        return copies
+
+    patch.setattr(Network, "carry", carry)
+
+
 BUGS: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("in-flight", leak_cost),
     ("member-order", accept_replays),
@@ -139,6 +164,8 @@ BUGS: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
     ("conservation", forget_when_turned_away),
     ("single-flight", load_twice),
     ("report-books", count_twice),
+    ("report-books", drop_reports),
+    ("report-books", count_copies_twice),
 ]
 
 

@@ -175,5 +175,5 @@ def test_a_bad_datagram_changes_nothing_but_a_counter() -> None:
     after = (row.sequence, row.incarnation, row.heard_at, row.report, node.reports_accepted, len(node.outbox), len(node.events))
     assert after == before
     assert node.rejected == {"tag": 1, "size": 2, "opcode": 1, "stale_time": 1}
-    assert node.reports_rejected == {"replayed": 1}
+    assert node.reports_rejected == {"replayed": 1, "stale_time": 1}, "the one refused for its time was known for a report"
     assert list(node.fleet.rows) == ["worker-2"]

@@ -383,7 +383,8 @@ def bad_network() -> Network:
 def fingerprint(fleet: Fleet) -> tuple[Any, ...]:
     network = fleet.network
     nodes = {name: dict(host.node.rejected) if host.node else None for name, host in fleet.world.hosts.items()}
-    return fleet.trace, nodes, network.sent, network.delivered, dict(network.lost), network.duplicated, network.corrupted, fleet.world.now
+    reports = network.duplicated_reports, network.lost_reports, fleet.world.reports_pending()
+    return fleet.trace, nodes, network.sent, network.delivered, dict(network.lost), network.duplicated, network.corrupted, reports, fleet.world.now
 
 
 @pytest.mark.parametrize("scenario", ["", "churn", "flaky-network"])
@@ -419,6 +420,7 @@ def test_objects_and_bytes_give_the_same_run(codecs: Callable[[], Callable[[], A
     as_objects, as_bytes = run(None), run(codecs())
     assert as_objects == as_bytes
     assert plain or as_objects[6] > 0, "some were corrupted"
+    assert plain or min(as_objects[7][:2]) > 0, "reports were copied and lost"
 
 
 def test_the_hash_seed_makes_no_difference() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from sllm.events import RequestRouted, WorkerStateChanged
 from sllm.messages import READY
 from sllm.node import Node
-from sllm.sim.checking import ROUNDING_S, Checker, Context, Cursor, coordinators, every_row, register
+from sllm.sim.checking import ROUNDING_S, Checker, Context, Cursor, every_row, register
 from sllm.sim.host import Host
 from sllm.sim.world import Observer
 
@@ -123,44 +123,3 @@ class InFlight(Checker):
                 self.fail(f"at rest {len(row.ledger.entries)} dispatches are in flight to {row.worker_id}")
             if at_rest and row.state == READY and row.report.running + row.report.waiting:
                 self.fail(f"at rest {row.worker_id} is said to run {row.report.running} requests and to have {row.report.waiting} waiting")
-
-
-@register
-class ReportBooks(Checker):
-    """Reports sent = accepted + rejected + lost: no more are heard than were sent or duplicated, no more missing than can have been lost."""
-
-    name = "report-books"
-
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self._past = (0, 0, 0)  # figures of lives that are over
-
-    def on_life(self, what: str, host: Host) -> None:
-        if what == "crash" and host.node is not None:
-            self._past = _sum(self._past, _figures(host.node))
-
-    def finish(self, at_rest: bool) -> None:
-        world = self.context.world
-        if world is None:
-            return
-        sent, heard, refused = self._past
-        for node in self.context.nodes():
-            sent, heard, refused = _sum((sent, heard, refused), _figures(node))
-        network = world.network
-        if heard > sent + network.duplicated:
-            self.fail(f"{heard} reports were heard, {sent} sent and {network.duplicated} datagrams duplicated")
-        missing_max = sum(network.lost.values()) + refused + network.in_flight
-        if coordinators(self.context) and sent - heard > missing_max:
-            self.fail(f"{sent} reports were sent, {heard} heard, but only {missing_max} datagrams were lost, refused or are on their way")
-        self.checked += sent
-
-
-def _figures(node: Any) -> tuple[int, int, int]:
-    """Of one life: (reports sent, reports heard, datagrams refused before they were known for reports)."""
-    if hasattr(node, "reports_accepted"):
-        return 0, node.reports_accepted + sum(node.reports_rejected.values()), sum(node.rejected.values())
-    return getattr(node, "reports_sent", 0), 0, 0
-
-
-def _sum(one: tuple[int, int, int], other: tuple[int, int, int]) -> tuple[int, int, int]:
-    return one[0] + other[0], one[1] + other[1], one[2] + other[2]

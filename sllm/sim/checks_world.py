@@ -1,8 +1,8 @@
-"""Checkers of the network's books, of corrupted datagrams and of memory."""
+"""Checkers of the books of datagrams and of load reports, of corrupted datagrams and of memory."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -10,6 +10,8 @@ from sllm.events import RequestSent
 from sllm.node import GUARDED_MAX, Node
 from sllm.recent import Recent
 from sllm.sim.checking import Checker, Context, Cursor, register
+from sllm.sim.host import Host
+from sllm.sim.network import UNROUTABLE
 from sllm.sim.world import Observer
 
 
@@ -29,6 +31,59 @@ class NetworkBooks(Checker):
         world = self.context.world
         if world is not None and world.network.in_flight != world.datagrams_pending():
             self.fail(f"the books say {world.network.in_flight} datagrams are on their way, there are {world.datagrams_pending()}")
+
+
+@register
+class ReportBooks(Checker):
+    """Load reports sent by every life of every worker, and copies = accepted + rejected + lost + on their way; and no coordinator accepts one twice."""
+
+    name = "report-books"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._past: Counter[str] = Counter()  # of lives that are over
+
+    def on_life(self, what: str, host: Host) -> None:
+        if what == "crash" and host.node is not None:
+            self._accepted_once(host.node, self._books()["sent"])
+            self._past.update(_report_books(host.node))
+
+    def finish(self, at_rest: bool) -> None:
+        world = self.context.world
+        if world is None:
+            return
+        books, network = self._books(), world.network
+        for node in self.context.nodes():
+            self._accepted_once(node, books["sent"])
+        pending = world.reports_pending()
+        missing = books["sent"] + network.duplicated_reports - books["accepted"] - books["rejected"] - network.lost_reports - pending
+        if not 0 <= missing <= network.lost[UNROUTABLE]:  # the kinds of those nobody looks at
+            self.fail(
+                f"{books['sent']} reports were sent and {network.duplicated_reports} copied, but {books['accepted']} accepted, {books['rejected']} rejected, "
+                f"{network.lost_reports} lost, and {pending} are on their way"
+            )
+        self.checked += books["sent"]
+
+    def _books(self) -> Counter[str]:
+        """Of all lives so far."""
+        books = self._past.copy()
+        for node in self.context.nodes():
+            books.update(_report_books(node))
+        return books
+
+    def _accepted_once(self, node: Any, sent: int) -> None:
+        """Those accepted and those known to have been missed are different reports."""
+        if hasattr(node, "reports_accepted"):
+            missed = sum(row.lost for row in node.fleet.rows.values())
+            if node.reports_accepted + missed > sent:
+                self.fail(f"{node.node_id} accepted {node.reports_accepted} reports and missed {missed}, but only {sent} were sent")
+
+
+def _report_books(node: Any) -> dict[str, int]:
+    """Of one life."""
+    if hasattr(node, "reports_accepted"):
+        return {"accepted": node.reports_accepted, "rejected": sum(node.reports_rejected.values())}
+    return {"sent": getattr(node, "reports_sent", 0)}
 
 
 @register

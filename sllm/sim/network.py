@@ -3,7 +3,8 @@
 A `Network` decides, the world carries out. All draws come from one random stream and in the order in which messages are sent, whether they travel
 as objects or as bytes, so that both give the same run. A quality that is zero draws nothing.
 
-Books: sent + duplicated = delivered + lost (by cause) + in flight, always.
+Books: sent + duplicated = delivered + lost (by cause) + in flight, always. Load reports that are duplicated or lost are counted beside, for books of their
+own.
 """
 
 from __future__ import annotations
@@ -111,9 +112,9 @@ class Network:
         self.delivered = 0
         self.duplicated = 0
         self.duplicated_reports = 0  # of those, load reports
-        self.duplicated_reports = 0  # of those, load reports
         self.corrupted = 0
         self.lost: Counter[str] = Counter()
+        self.lost_reports = 0  # of those, load reports, but for unroutable ones; and those that came with a wrong bit: nobody can tell what they were
         self._rules: list[Rule] = []
         self._resolved: dict[tuple[str, str], Link | None] = {}
         self._busy_until: dict[tuple[str, str], float] = {}
@@ -182,29 +183,34 @@ class Network:
     def carry(self, source: str, target: str, envelope: Envelope, now: float) -> Iterable[Copy]:
         """Count one datagram as sent and say when its copies arrive: none if it is lost, two if it is duplicated."""
         self.sent += 1
-        if self.instant_reports and type(envelope[4]) is LoadReport:
+        is_report = type(envelope[4]) is LoadReport
+        if self.instant_reports and is_report:
             return ((now, -1.0),)
         link = self.link_between(source, target)
         if link is None:
-            self.lost[CUT] += 1
+            self.lose(CUT, is_report)
             return ()
         rng = self.rng
         if link.loss and rng.random() < link.loss:
-            self.lost[RANDOM] += 1
+            self.lose(RANDOM, is_report)
             return ()
         leaves = now
         if link.bandwidth_bytes_per_s:
             leaves = self._through_queue(source, target, envelope, now, link)
             if leaves < 0.0:
-                self.lost[QUEUE] += 1
+                self.lose(QUEUE, is_report)
                 return ()
         first = self._arrival(link, leaves)
         if link.duplicate and rng.random() < link.duplicate:
             self.duplicated += 1
-            self.duplicated_reports += type(envelope[4]) is LoadReport
-            self.duplicated_reports += type(envelope[4]) is LoadReport
+            self.duplicated_reports += is_report
             return first, self._arrival(link, leaves)
         return (first,)
+
+    def lose(self, cause: str, is_report: bool) -> None:
+        """Count one datagram as lost."""
+        self.lost[cause] += 1
+        self.lost_reports += is_report
 
     def _arrival(self, link: Link, leaves: float) -> Copy:
         rng = self.rng

@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from heapq import heappop, heappush
-from itertools import count
+from itertools import chain, count
 from typing import Any, TypeVar
 
 from sllm.events import Event
 from sllm.messages import Address, LoadReport
 from sllm.node import Node
+from sllm.sim.datagram import PackedReport, Spoiled, is_report
 from sllm.sim.host import INF, Host, MakeNode, flip_bit
 from sllm.sim.network import DOWN, OVERFLOW, UNROUTABLE, Network
 from sllm.streams import stream
@@ -36,15 +37,6 @@ T = TypeVar("T")
 Entry = tuple[float, float, Host, Any, Any]
 """(time, order, host, what, source): a datagram (`what` from the address `source`), a wake-up (None, None), an arrival from outside (None, its feed), or
 on the world's own host a call."""
-
-
-class Spoiled:
-    """A datagram with a wrong bit. `data` is None while envelopes travel as objects: then it is refused as its bytes would be."""
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: bytes | None) -> None:
-        self.data = data
 
 
 class World:
@@ -215,9 +207,21 @@ class World:
 
     def datagrams_pending(self) -> int:
         """Datagrams in the heap, the lane and in frozen hosts, counted one by one: to be held against the network's books."""
-        waiting = sum(1 for host in self.hosts.values() for _, source in host.held if source is not None)
-        spoiled = sum(1 for entry in self._heap if isinstance(entry[3], partial) and type(entry[3].args[1]) is Spoiled)
-        return len(self._lane) + sum(1 for entry in self._heap if entry[3] is not None and entry[4] is not None) + spoiled + waiting
+        return sum(1 for _ in self._pending())
+
+    def reports_pending(self) -> int:
+        """Load reports among those, and those that a frozen host could not send yet."""
+        unsent = (envelope for host in self.hosts.values() if host.node is not None for envelope, _ in host.node.outbox)
+        return sum(map(is_report, chain(self._pending(), unsent)))
+
+    def _pending(self) -> Iterator[Any]:
+        for _, _, _, what, source in chain(self._lane, self._heap):
+            if what is not None and source is not None:
+                yield what
+            elif isinstance(what, partial) and what.func == self._arrive:
+                yield what.args[1]  # spoiled
+        for host in self.hosts.values():
+            yield from (what for what, source in host.held if source is not None)
 
     def stop(self) -> None:
         """End run() before anything else happens."""
@@ -306,10 +310,11 @@ class World:
             what: Any = envelope
             if self.wire:
                 assert node.codec is not None, "bytes on the wire need a codec in every node"
-                what = node.codec.encode(envelope)
+                data = node.codec.encode(envelope)
+                what = PackedReport(data) if is_report(envelope) else data
             for at, flip in network.carry(host.name, target.name, envelope, now):
                 if flip >= 0.0:
-                    spoiled = Spoiled(flip_bit(what, flip) if self.wire else None)
+                    spoiled = Spoiled(flip_bit(what, flip) if self.wire else None, is_report(what))
                     heappush(heap, (at, self._order(), self._self, partial(self._arrive, target, spoiled, source), None))
                 elif network.instant_reports and type(envelope[4]) is LoadReport:
                     self._arrive(target, what, source)
@@ -318,16 +323,16 @@ class World:
 
     def _arrive(self, host: Host, what: Any, source: Any) -> None:
         """A datagram reaches a host of which anything may be wrong."""
-        lost = self.network.lost
+        lose = self.network.lose
         if host.node is None:
-            lost[DOWN] += 1
+            lose(DOWN, is_report(what))
         elif host.frozen:
             if host.buffer_max and len(host.held) >= host.buffer_max:
-                lost[OVERFLOW] += 1
+                lose(OVERFLOW, is_report(what))
             else:
                 host.held.append((what, source))
         elif host.buffer_max and not host.has_room(self.now):
-            lost[OVERFLOW] += 1
+            lose(OVERFLOW, is_report(what))
         else:
             self._deliver(host, host.node, what, source)
 
@@ -338,6 +343,7 @@ class World:
             self.network.delivered += 1
             now = host.read_clock(node, self.now)
             if type(what) is Spoiled:
+                self.network.lost_reports += what.is_report
                 self.hear_spoiled(node, partial(_refuse_spoiled, node, what, source, now))
             else:
                 host.hear(what, source, now)
@@ -356,8 +362,13 @@ class World:
     def crash(self, host: Host) -> None:
         """The process dies: its node is gone, what reaches the host from now on is lost, and nothing is said to anyone."""
         self._tell("crash", host)
-        self.network.lost[DOWN] += sum(1 for _, source in host.held if source is not None)
-        self.unsubmitted += sum(1 for _, source in host.held if source is None)
+        for what, source in host.held:
+            if source is None:
+                self.unsubmitted += 1
+            else:
+                self.network.lose(DOWN, is_report(what))
+        if host.node is not None:  # what a frozen node could not send dies with it
+            self.network.lost_reports += sum(is_report(envelope) for envelope, _ in host.node.outbox)
         host.held.clear()
         host.node = None
         host.frozen = False

@@ -1,0 +1,76 @@
+"""The books of whole runs: what became of every load report."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.harness import Simulation, configuration, silent
+from simulation import LiveRun
+from sllm.messages import LoadReport
+from sllm.sim.faults import load_schedule
+
+SCENARIOS = Path(__file__).parent.parent / "experiments" / "scenarios"
+
+
+def balance(reports: dict[str, Any]) -> int:
+    return int(reports["sent"] - reports["accepted"] - reports["lost"] - sum(reports["rejected"].values()))
+
+
+def virtual(scenario: str, *, wire: bool = False, link: dict[str, Any] | None = None) -> Simulation:
+    config = configuration(workers=5, duration_s=30.0)
+    return Simulation(config, wire=wire, schedule=load_schedule(str(SCENARIOS / f"{scenario}.toml"), 1), link=link)
+
+
+@pytest.mark.parametrize("wire", [False, True])
+def test_a_report_refused_for_its_time_is_rejected_not_lost(wire: bool) -> None:
+    reports = virtual("clock-jump", wire=wire).complete()["reports"]
+    assert reports["lost"] == balance(reports) == 0
+    assert reports["rejected"].keys() == {"stale_time"}
+
+
+@pytest.mark.parametrize("scenario", ["churn", "coordinator-restart", "flaky-network", "split-brain"])
+def test_lost_is_what_was_lost_whatever_lost_it(scenario: str) -> None:
+    run = virtual(scenario, link={"loss": 0.05, "duplicate": 0.1, "corrupt": 0.05, "reorder": 0.2, "reorder_extra_s": 1.0})
+    reports = run.complete()["reports"]
+    assert balance(reports) == 0
+    assert reports["lost"] == run.world.network.lost_reports + run.world.reports_pending() > 0
+    assert run.world.network.duplicated_reports > 0
+
+
+def test_a_report_dropped_by_the_coordinator_shows_in_the_results() -> None:
+    run = virtual("churn")
+    make = run.system.make_coordinator
+
+    def make_deaf(incarnation: int, now: float, wall_offset_s: float = 0.0) -> Any:
+        node = make(incarnation, now, wall_offset_s)
+        hear = node.handlers[LoadReport]
+        node.handlers[LoadReport] = lambda envelope, addr, at: hear(envelope, addr, at) if envelope.sequence != 7 else None
+        return node
+
+    run.system.make_coordinator = make_deaf  # type: ignore[method-assign]
+    results = run.complete()
+    assert balance(results["reports"]) > 0
+    assert "'report-books' broken" in results["invariants"]["violations"][0]
+
+
+def test_a_live_run_tells_reports_refused_for_their_time_from_those_not_heard() -> None:
+    class OneClockJumps(LiveRun):
+        def begin(self) -> None:
+            super().begin()
+            self._hosts[0][0].wall_offset_s += 100.0
+
+    config = dataclasses.replace(configuration(workers=2, duration_s=10.0, rate_per_s=2.0), speedup=20.0)
+    run = OneClockJumps(config, silent(virtual=False), io.StringIO())
+    try:
+        run.conduct()
+    finally:
+        run.close()
+    reports = run.results()["reports"]
+    assert reports["lost"] == balance(reports) == 0
+    assert reports["rejected"].keys() == {"stale_time"}
+    assert reports["rejected"]["stale_time"] >= 8
