@@ -31,6 +31,7 @@ from sllm.runtime.clock import Clock
 from sllm.runtime.keys import ephemeral_keyring
 from sllm.runtime.sockets import ensure_descriptors
 from sllm.runtime.udp import UdpDriver, UdpHost
+from sllm.sim.busy import BusyTime
 from sllm.sim.checkers import Checkers, InvariantViolation
 from sllm.sim.faults import load_schedule
 from sllm.sim.inject import Injector
@@ -126,7 +127,7 @@ class System:
         return sum(client.in_flight for client in self.clients)
 
     def busy_s(self, now: float) -> list[float]:
-        """Seconds each worker was busy, all its lives together."""
+        """Seconds each worker was busy, all its lives together, where all go by one clock and none crashes."""
         return [sum(node.engine.busy_s(now) for node in lives) for lives in self.workers.values()]
 
     def report_figures(self, copies: int = 0, lost: int | None = None) -> ReportFigures:
@@ -184,6 +185,10 @@ class Run(ABC):
     @abstractmethod
     def checkers(self) -> Checkers: ...
 
+    def busy_s(self) -> list[float]:
+        """Seconds each worker was busy until now."""
+        return self.system.busy_s(self.now)
+
     def report_figures(self) -> ReportFigures:
         """The books of the reports."""
         return self.system.report_figures()
@@ -198,12 +203,12 @@ class Run(ABC):
     def begin(self) -> None:
         """The fleet is up: requests come from now on."""
         self.began_s = self.now
-        self._busy_before = self.system.busy_s(self.now)
+        self._busy_before = self.busy_s()
 
     def arrivals_ended(self) -> None:
         """The last request has come; utilisation is measured up to here."""
         self.window_s = self.now - self.began_s
-        self._busy_after = self.system.busy_s(self.now)
+        self._busy_after = self.busy_s()
 
     def close(self) -> None:
         """Close what was written to, whatever happened."""
@@ -267,6 +272,7 @@ class VirtualRun(Run):
             for kind, handler in self.requests_csv.handlers.items():
                 self.world.listen(handler, kind)
         self._checkers = Checkers.watch(self.world, inspect_every_s=INSPECT_S)
+        self._busy = BusyTime(self.world)
         self._schedule = load_schedule(options.faults, config.seed) if options.faults else None
         self._exhausted = False
 
@@ -280,6 +286,13 @@ class VirtualRun(Run):
 
     def checkers(self) -> Checkers:
         return self._checkers
+
+    def begin(self) -> None:
+        self._busy.begin()
+        super().begin()
+
+    def busy_s(self) -> list[float]:
+        return [self._busy.busy_s(name) for name in self.system.workers]
 
     def report_figures(self) -> ReportFigures:
         """What is still on its way when the books close will not be heard any more: it is lost."""

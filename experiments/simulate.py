@@ -157,6 +157,8 @@ def check_books(results: dict[str, Any]) -> str:
         return f"requests do not add up: {requests}"
     if reports["lost"] < 0 or reports["sent"] != reports["accepted"] + reports["lost"] + sum(reports["rejected"].values()):
         return f"reports do not add up: {reports}"
+    if (results["fleet"]["utilisation"] or 0.0) > 1.0:
+        return f"busier than there was time: {results['fleet']}"
     return ""
 
 

@@ -113,7 +113,10 @@ class Engine(Protocol):
     def snapshot(self, now: float) -> EngineSnapshot: ...
 
     def busy_s(self, now: float) -> float:
-        """Seconds since the start with work running; for c slots, the sum over the slots divided by c."""
+        """Seconds since the start with work running; for c slots, the sum over the slots divided by c. A question: it changes nothing.
+
+        What runs is taken to run on to `now`, but no further than to its next end: what comes then is known only when the engine is let run.
+        """
         ...
 
     def counts(self) -> EngineCounts: ...

@@ -171,9 +171,10 @@ class LlmEngine(GpuResidency):
         return notes
 
     def busy_s(self, now: float) -> float:
-        """Seconds since the start with at least one request running."""
-        self._run(now)
-        return self._busy_s + (now - self._busy_since if self._running else 0.0)
+        """Seconds since the start with at least one request running; see `Engine.busy_s`."""
+        if not self._running:
+            return self._busy_s
+        return self._busy_s + min(now, self._boundary_at) - self._busy_since
 
     def snapshot(self, now: float) -> EngineSnapshot:
         """What a load report needs; cheap, and cached while the engine is idle."""

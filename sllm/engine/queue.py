@@ -169,9 +169,10 @@ class QueueEngine:
         )
 
     def busy_s(self, now: float) -> float:
-        """Seconds of service so far, over all slots, divided by their number."""
-        self._run(now)
-        return (self._busy_slot_s + len(self._running) * (now - self._busy_until)) / self._slots
+        """Seconds of service so far, over all slots, divided by their number; see `Engine.busy_s`."""
+        if not self._running:
+            return self._busy_slot_s / self._slots
+        return (self._busy_slot_s + len(self._running) * (min(now, self._running[0][0]) - self._busy_until)) / self._slots
 
     def counts(self) -> EngineCounts:
         """Loads, evictions and cold starts since the start."""

@@ -43,7 +43,8 @@ class World:
     """A simulation: hosts, the network between them and what is to happen next.
 
     `observer` is called as observer(node, event) with every event of every node, right after it happened; `observe()` adds others.
-    `lifecycle` lists callables (what, host): "crash" just before the node goes; "restart", "freeze", "thaw" and "zombie" just after.
+    `lifecycle` lists callables (what, host): "crash" just before the node goes, "clock" just before the rate of its clock changes;
+    "restart", "freeze", "thaw" and "zombie" just after.
     """
 
     def __init__(self, seed: int, network: Network, *, wire: bool = False, observer: Observer | None = None) -> None:
@@ -444,6 +445,7 @@ class World:
         """From now on the host's monotonic clock runs `rate` seconds in a second of the world, and its wall clock with it unless it is steady."""
         if rate <= 0.0:
             raise ValueError(f"clock rate {rate}: must be above 0")
+        self._tell("clock", host)
         node_now = host.node_time(self.now) if host.node is None else host.read_clock(host.node, self.now)
         host.clock_base_s, host.node_base_s, host.clock_rate = self.now, node_now, rate
         host.wall_steady = wall_steady
