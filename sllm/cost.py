@@ -65,7 +65,9 @@ def step_cost(model: Model, hardware: Hardware) -> StepCost:
 
 def step_s(cost: StepCost, new_tokens: int, context_tokens: int) -> float:
     """Seconds of one step of one model's batch."""
-    return max(cost.weight_floor_s, cost.a_s + cost.p_s * new_tokens) + cost.k_s * context_tokens + cost.overhead_s
+    weight_floor_s, a_s, p_s, k_s, overhead_s = cost
+    work_s = a_s + p_s * new_tokens
+    return (work_s if work_s > weight_floor_s else weight_floor_s) + k_s * context_tokens + overhead_s
 
 
 def prefill_s(model: Model, hardware: Hardware, prompt_tokens: int) -> float:

@@ -58,15 +58,15 @@ Notification = Started | FirstTokenOut | Finished | Loaded | Evicted
 
 
 class EngineSnapshot(NamedTuple):
-    """What a load report says of an engine."""
+    """What a load report says of an engine, in the order of its fields (`sllm.messages.LoadReport`)."""
 
+    slots: int
     running: int
     waiting: int  # for a place in the batch, KV cache or their model
     wait_s: float  # estimate: until a request arriving now, for a model on the GPU, begins its prefill
     load_queue_s: float  # until the load path is free
     kv_used: float  # 0..1 of the memory that loaded and loading models leave
     gpu_free_bytes: int  # neither weights nor KV cache in use
-    slots: int
     gpu: tuple[str, ...]  # loaded, sorted
     busy_models: tuple[str, ...]  # those of `gpu` that cannot be evicted now, sorted
     loading: tuple[tuple[str, float], ...]  # (model, seconds until it is there), in the order of loading

@@ -97,7 +97,7 @@ class LlmEngine(GpuResidency):
         self._idle_snapshot = None
         state.queue.append(Request(request_id, state, prompt_tokens, output_tokens, kv_bytes, self._seq))
         if state.stage == LOADED:
-            self._idle.pop(model, None)
+            self._no_longer_idle(model)
             self._ready[model] = state
             nobody_older_waits_for_memory = self._hold_seq == self._blocked_seq  # both infinite
             if not self._rounds or (nobody_older_waits_for_memory and len(self._running) < self._slots):
@@ -141,7 +141,7 @@ class LlmEngine(GpuResidency):
             return False
         state.pinned = True
         self._pinned_bytes += state.size_bytes
-        self._idle.pop(model, None)
+        self._no_longer_idle(model)
         self._touched()
         return True
 
@@ -182,10 +182,23 @@ class LlmEngine(GpuResidency):
             self._run(now)
         if self._idle_snapshot is not None:
             return self._idle_snapshot
-        if self._gpu_names is None:
-            self._gpu_names = tuple(sorted(s.name for s in self._states.values() if s.stage == LOADED))
-        idle = self._idle
-        busy = [name for name in self._gpu_names if name not in idle]
+        loading, load_queue_s = self._loading(now) if self._load is not None or self._load_queue else ((), 0.0)
+        room_bytes = self._capacity_bytes - self._weights_bytes
+        kv_used = self._kv_bytes / room_bytes if room_bytes > 0 else 1.0
+        gpu, busy = self.gpu_names()
+        snapshot: EngineSnapshot = new_tuple(
+            EngineSnapshot,
+            (
+                self._slots, len(self._running), self._waiting, self._wait_s(now), load_queue_s, kv_used, room_bytes - self._kv_bytes,
+                gpu, busy, loading, *self._tiers.names(),
+            ),
+        )  # fmt: skip
+        if not self._running and not self._waiting and not loading:
+            self._idle_snapshot = snapshot
+        return snapshot
+
+    def _loading(self, now: float) -> tuple[tuple[tuple[str, float], ...], float]:
+        """(what is being loaded and what waits for it, with the seconds until it is there; seconds until the last of them is)."""
         loading = []
         left_s = 0.0
         if self._load is not None:
@@ -194,19 +207,7 @@ class LlmEngine(GpuResidency):
         for state in self._load_queue:
             left_s += load_s(state.model, self._hardware, self._tiers.tier_of(state.name))
             loading.append((state.name, left_s))
-        room_bytes = self._capacity_bytes - self._weights_bytes
-        tiers = self._tiers
-        kv_used = self._kv_bytes / room_bytes if room_bytes > 0 else 1.0
-        snapshot: EngineSnapshot = new_tuple(
-            EngineSnapshot,
-            (
-                len(self._running), self._waiting, self._wait_s(now), left_s, kv_used, room_bytes - self._kv_bytes, self._slots,
-                self._gpu_names, tuple(busy), tuple(loading), tiers.host_names(), tiers.disk_names(), tiers.disk_complete,
-            ),
-        )  # fmt: skip
-        if not self._running and not self._waiting and not loading:
-            self._idle_snapshot = snapshot
-        return snapshot
+        return tuple(loading), left_s
 
     # --- time -----------------------------------------------------------------------------------------------------------------------
 
@@ -226,7 +227,7 @@ class LlmEngine(GpuResidency):
         at = self._boundary_at
         if self._load_end < at:
             at = self._load_end
-        if self._idle and (expiry := self._keep_alive_end()) < at:
+        if self._keep_alive_s < inf and (expiry := self._keep_alive_end()) < at:
             at = expiry
         self.next_at = at
 
@@ -244,32 +245,33 @@ class LlmEngine(GpuResidency):
         """When round n of the segment, from 1, ends."""
         return self._begin + (n * self._first_s + self._growth_s * (n * (n - 1) // 2))
 
-    def _round_at(self, now: float) -> int:
-        """The round of the segment that is in progress at `now`, from 1: the first that ends after it. By the quadratic formula, then exactly."""
-        elapsed_s = now - self._begin
-        half = self._first_s - self._growth_s / 2
-        n = 1 + int(2 * elapsed_s / (half + sqrt(half * half + 2 * self._growth_s * elapsed_s)))
-        while n > 1 and self._end_of_round(n - 1) > now:
+    def _round_at(self, now: float) -> tuple[int, float]:
+        """The round of the segment that is in progress at `now`, from 1, and when it ends: the first that ends after it. By the quadratic formula, then
+        exactly."""
+        elapsed_s, first_s, growth_s, begin = now - self._begin, self._first_s, self._growth_s, self._begin
+        half = first_s - growth_s / 2
+        n = 1 + int(2 * elapsed_s / (half + sqrt(half * half + 2 * growth_s * elapsed_s)))
+        while n > 1 and begin + ((n - 1) * first_s + growth_s * ((n - 1) * (n - 2) // 2)) > now:
             n -= 1
-        while self._end_of_round(n) <= now:
+        while (end_at := begin + (n * first_s + growth_s * (n * (n - 1) // 2))) <= now:
             n += 1
-        return n
+        return n, end_at
 
     def _cut(self, now: float) -> None:
         """End the segment at the next end of a round, so that those who wait are looked at."""
         if not self._rounds:
             self._boundary_at = min(self._boundary_at, now)
         elif self._rounds > 1:
-            n = self._round_at(now)
+            n, end_at = self._round_at(now)
             if n < self._rounds:
                 self._rounds = n
-                self._boundary_at = self._end_of_round(n)
+                self._boundary_at = end_at
 
     def _end_segment(self, now: float) -> None:
         """The rounds of the segment are over: tell what they yielded, admit who fits, begin the next segment."""
         rounds = self._rounds
         if rounds:
-            self._round += rounds
+            self._round = round_ = self._round + rounds
             for state in self._active:
                 state.context_tokens += rounds * state.batch
             if self._fresh:
@@ -279,7 +281,7 @@ class LlmEngine(GpuResidency):
                 self._fresh = []
                 self._fresh_tokens = 0
             running = self._running
-            while running and running[0][0] == self._round:
+            while running and running[0][0] == round_:
                 self._finish(heappop(running)[2], now)
         if self._ready or self._load_queue:
             self._blocked_seq = inf
@@ -369,10 +371,8 @@ class LlmEngine(GpuResidency):
         """
         if not self._running and not self._ready:
             return 0.0
-        wait_s = self._end_of_round(self._round_at(now)) - now if self._rounds else 0.0
-        queued = 0
-        queued_kv_bytes = 0
-        queued_tokens = 0
+        wait_s = self._round_at(now)[1] - now if self._rounds else 0.0
+        queued = queued_kv_bytes = queued_tokens = 0
         for state in self._ready.values():
             tokens = sum(request.prompt_tokens for request in state.queue)
             queued += len(state.queue)

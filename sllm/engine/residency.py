@@ -62,15 +62,14 @@ class ModelState:
 class LocalTiers:
     """Host memory (least recently used goes first) and disk (likewise; filled in the catalogue's order at the start), both bounded."""
 
-    __slots__ = ("_disk", "_disk_names", "_disk_room", "_host", "_host_names", "_host_room", "disk_complete")
+    __slots__ = ("_disk", "_disk_room", "_host", "_host_room", "_names", "disk_complete")
 
     def __init__(self, catalog: Catalog, hardware: Hardware) -> None:
         self._host: dict[str, int] = {}  # name -> bytes, least recently used first
         self._host_room = hardware.host_memory_bytes
-        self._host_names: tuple[str, ...] | None = ()
+        self._names: tuple[tuple[str, ...], tuple[str, ...], bool] | None = None
         self._disk: dict[str, int] = {}
         self._disk_room = hardware.disk_bytes
-        self._disk_names: tuple[str, ...] | None = None
         self.disk_complete = catalog.size_bytes <= hardware.disk_bytes
         if not self.disk_complete:
             for model in catalog.models.values():
@@ -87,21 +86,15 @@ class LocalTiers:
     def fetched(self, model: Model) -> None:
         """The model has come through on its way to the GPU: host memory and disk keep it, if they are large enough at all."""
         self._host_room = _keep(self._host, self._host_room, model)
-        self._host_names = None
+        self._names = None
         if not self.disk_complete:
             self._disk_room = _keep(self._disk, self._disk_room, model)
-            self._disk_names = None
 
-    def host_names(self) -> tuple[str, ...]:
-        if self._host_names is None:
-            self._host_names = tuple(sorted(self._host))
-        return self._host_names
-
-    def disk_names(self) -> tuple[str, ...]:
-        """Empty when the disk has every model of the catalogue."""
-        if self._disk_names is None:
-            self._disk_names = tuple(sorted(self._disk))
-        return self._disk_names
+    def names(self) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+        """(those in host memory, those on disk, whether the disk has every model of the catalogue: then the second is empty), sorted."""
+        if self._names is None:
+            self._names = tuple(sorted(self._host)), tuple(sorted(self._disk)), self.disk_complete
+        return self._names
 
 
 def _keep(kept: dict[str, int], room: int, model: Model) -> int:
@@ -147,7 +140,7 @@ class GpuResidency:
         self._hold_seq: float = inf  # the load at the head of the queue that waits for memory; requests younger than it are held back
         self._blocked_seq: float = inf  # the request that waits for KV cache; loads younger than it are held back
         self._notes: list[Notification] = []
-        self._gpu_names: tuple[str, ...] | None = ()
+        self._gpu_names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._loads_started = 0
         self._evictions = 0
         self._cold_starts = [0, 0, 0, 0]
@@ -223,6 +216,18 @@ class GpuResidency:
         if not state.pinned:
             state.idle_since = now
             self._idle[state.name] = state
+            self._gpu_names = None
+
+    def _no_longer_idle(self, name: str) -> None:
+        if self._idle.pop(name, None) is not None:
+            self._gpu_names = None
+
+    def gpu_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(those on the GPU, those of them that cannot be evicted now), sorted."""
+        if self._gpu_names is None:
+            loaded = tuple(sorted(state.name for state in self._states.values() if state.stage == LOADED))
+            self._gpu_names = loaded, tuple(name for name in loaded if name not in self._idle)
+        return self._gpu_names
 
     def _make_room(self, missing_bytes: int, claim_seq: int, now: float) -> bool:
         """Evict until `missing_bytes` more are free, for a claim of that age. If that cannot be done now, nothing is evicted."""

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from sllm.catalog import DISK, HOST, REMOTE, Hardware, Model
-from sllm.cost import load_s, prefill_s
+from sllm.cost import StepCost, load_s, step_cost, step_s
 from sllm.fleet import Row
 from sllm.placement.base import Costs
 
 
 class EngineCosts:
-    """Costs of the continuous-batching engine."""
+    """Costs of the continuous-batching engine, for the models and hardware of one catalogue."""
+
+    def __init__(self) -> None:
+        self._steps: dict[tuple[str, str], StepCost] = {}  # by names, which are hashed quicker than what they name
 
     def prefill_s(self, model: Model, hardware: Hardware, prompt_tokens: int) -> float:
-        return prefill_s(model, hardware, prompt_tokens)
+        names = model.name, hardware.name
+        cost = self._steps.get(names)
+        if cost is None:
+            cost = self._steps[names] = step_cost(model, hardware)
+        return step_s(cost, prompt_tokens, prompt_tokens)
 
     def load_s(self, model: Model, hardware: Hardware, tier: int) -> float:
         return load_s(model, hardware, tier)
@@ -31,6 +38,7 @@ class QueueCosts(EngineCosts):
     """Costs of the queue engine: no prefill, a load takes what the engine was told, each request adds its mean share of a slot to the wait."""
 
     def __init__(self, service_mean_s: float) -> None:
+        super().__init__()
         self._service_mean_s = service_mean_s
 
     def prefill_s(self, model: Model, hardware: Hardware, prompt_tokens: int) -> float:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from sllm.catalog import HOST, Hardware
 from sllm.fleet import Row
 from sllm.messages import COLD_START, SERVE, LoadReport
+from sllm.node import new_tuple
 from sllm.placement.base import FleetView, Placement, Policy, Query
 
 LAST_RESORT_S = 1000.0  # added where the KV cache is nearly full: taken only if there is nothing else
@@ -38,7 +39,7 @@ class StartupTime(Policy):
 
     def place(self, query: Query, fleet: FleetView) -> Placement | None:
         warm = self._best_warm(query, fleet)
-        if warm is not None and warm.eta_s <= self._cheapest_load_s(query, fleet, warm.row) + self.margin_s:
+        if warm is not None and (warm[2] <= self.margin_s or warm[2] <= self._cheapest_load_s(query, fleet, warm[0]) + self.margin_s):
             return warm
         cold = self._best_cold(query, fleet)
         if cold is not None and (warm is None or cold.eta_s + self.margin_s < warm.eta_s):
@@ -75,7 +76,8 @@ class StartupTime(Policy):
         if best is None:
             return None
         prefill_s = fleet.costs.prefill_s(model, best.hardware, query.prompt_tokens)
-        return Placement(best, SERVE, best_s + prefill_s, prefill_s, "warm")
+        placement: Placement = new_tuple(Placement, (best, SERVE, best_s + prefill_s, prefill_s, "warm"))
+        return placement
 
     def _best_cold(self, query: Query, fleet: FleetView) -> Placement | None:
         name = query.model.name
