@@ -30,7 +30,7 @@ from sllm.messages import (
     SATURATED,
     UNKNOWN_MODEL,
     Address,
-    Envelope,
+    Enveloped,
     LoadReport,
     ReportAck,
     ScheduleError,
@@ -99,6 +99,7 @@ class Coordinator(Node):
         self._next_tick = now + self._tick_s
         self._next_drop = now + config.decision_keep_s
         self._next_chore = inf  # when to go on with what the last tick left
+        self.wake_at = min(self._next_tick, inf if self.ready else self._ready_at)
         self._hold_until = now
         self._turned_away = 0  # requests, in this tick: every worker's queue was full
         self._turned_away_before = 0  # in the last one
@@ -108,31 +109,34 @@ class Coordinator(Node):
 
     # --- reports --------------------------------------------------------------------------------------------------------------------
 
-    def _on_report(self, envelope: Envelope, addr: Address, now: float) -> None:
+    def _on_report(self, envelope: Enveloped[LoadReport], addr: Address, now: float) -> None:
         """A report is applied only if its (incarnation, sequence) is newer than the last one applied."""
         sender_id, incarnation, sequence, _, report = envelope
-        assert type(report) is LoadReport
         fleet = self.fleet
         row = fleet.rows.get(sender_id)
+        how = "reported"
         if row is None:
             new = self._admit(sender_id, report, now)
             if new is None:
                 return
             row = new
+        elif incarnation == row.incarnation:
+            if sequence <= row.sequence:
+                self.reports_rejected["replayed" if sequence == row.sequence else "out_of_order"] += 1
+                return
         elif incarnation < row.incarnation:
             self.reports_rejected["old_incarnation"] += 1
             return
-        elif incarnation == row.incarnation and sequence <= row.sequence:
-            self.reports_rejected["replayed" if sequence == row.sequence else "out_of_order"] += 1
-            return
-        restarted = incarnation > row.incarnation > 0
+        else:
+            how = "restarted"
         self.reports_accepted += 1
         fleet.apply(row, incarnation, sequence, report, self.incarnation, now)
-        row.address = (report.host or addr[0], report.port or addr[1]) if report.host or report.port else addr
+        state, host, port = report[:3]
+        row.address = (host or addr[0], port or addr[1]) if host or port else addr
         if row.ledger.entries:
             fleet.expire_dispatches(row, now - self.config.dispatch_expiry_intervals * report.interval_s)
-        if row.state != report.state:
-            self._step(row, report.state, now, "restarted" if restarted else "reported")
+        if row.state != state:
+            self._step(row, state, now, how)
             self._silence.set(row, self._silence_deadline(row))
         if (sequence + incarnation) % self._ack_every == 0 or sequence == 1:  # a fleet that started together is not acknowledged all at once
             self.send(ReportAck(self.incarnation, sequence), addr, now)
@@ -162,10 +166,10 @@ class Coordinator(Node):
 
     # --- schedule requests ----------------------------------------------------------------------------------------------------------
 
-    def _on_schedule_request(self, envelope: Envelope, addr: Address, now: float) -> None:
-        request = envelope.message
-        assert type(request) is ScheduleRequest
-        key = (envelope.sender_id, request.request_id)
+    def _on_schedule_request(self, envelope: Enveloped[ScheduleRequest], addr: Address, now: float) -> None:
+        request = envelope[4]
+        request_id, model = request[0], request[1]
+        key = (envelope[0], request_id)
         before = self._decisions.get(key)
         if before is not None:
             row = self.fleet.rows.get(before.response.worker_id)
@@ -175,40 +179,41 @@ class Coordinator(Node):
             if row is not None:  # the client has given that placement up
                 self.fleet.release(row, before.response.dispatch.number)
             self._decisions.discard(key)
-        started = self._stopwatch() if self._stopwatch else 0.0
+        stopwatch = self._stopwatch
+        started = stopwatch() if stopwatch else 0.0
         outcome = self._decide(request, now)
-        decision_s = self._stopwatch() - started if self._stopwatch else 0.0
+        decision_s = stopwatch() - started if stopwatch else 0.0
         if isinstance(outcome, ScheduleError):
-            self.events.append(RequestRefused(now, request.request_id, request.model, outcome.code))
+            self.events.append(RequestRefused(now, request_id, model, outcome.code))
             self.send(outcome, addr, now)
             return
         response = self._dispatch(outcome, request, now)
         self._decisions.new[key] = new_tuple(Decision, (response, request.exclude))
-        facts = now, request.request_id, request.model, response.worker_id, response.action, response.eta_s, decision_s
-        self.events.append(new_tuple(RequestRouted, facts))
+        row, action, eta_s, _, _ = outcome
+        self.events.append(new_tuple(RequestRouted, (now, request_id, model, row.worker_id, action, eta_s, decision_s)))
         self.send(response, addr, now)
 
     def _decide(self, request: ScheduleRequest, now: float) -> Placement | ScheduleError:
         """The policy's placement, or why there is none."""
-        model = self.catalog.models.get(request.model)
+        request_id, name, prompt_tokens, max_tokens, priority, deadline_s, exclude = request
+        model = self.catalog.models.get(name)
         if model is None:
-            return ScheduleError(request.request_id, UNKNOWN_MODEL, 0.0, f"model {request.model!r} is not in the catalogue"[:200])
+            return ScheduleError(request_id, UNKNOWN_MODEL, 0.0, f"model {name!r} is not in the catalogue"[:200])
         if not self.ready:
             return self._later(request, NOT_READY, self._ready_at - now, "listening for reports after a start")
         if not self.fleet.ready.rows:
             return self._later(request, NO_WORKERS, self._tick_s, "no worker is ready")
-        exclude = request.exclude
         if exclude and all(row.worker_id in exclude for row in self.fleet.ready.rows[: len(exclude) + 1]):
             exclude = ()  # a worker that failed once (it may have restarted since) is better than none
-        query = new_tuple(Query, (model, request.prompt_tokens, request.max_tokens, request.priority, exclude, now, self._rng))
+        query = new_tuple(Query, (model, prompt_tokens, max_tokens, priority, exclude, now, self._rng))
         placement = self.policy.place(query, self._view)
         if placement is None:
             self._turned_away += 1
             crowd = max(self._turned_away, self._turned_away_before) / (CROWD * len(self.fleet.ready))
             after_s = min(self._tick_s * max(1.0, crowd), max(RETRY_AFTER_MAX_S, self._tick_s))
             return self._later(request, SATURATED, after_s, "every worker's queue is full for this priority")
-        if 0.0 < request.deadline_s < placement.eta_s:
-            return ScheduleError(request.request_id, DEADLINE_UNMEETABLE, 0.0, f"the best estimate is {placement.eta_s:.3f} s")
+        if 0.0 < deadline_s < placement.eta_s:
+            return ScheduleError(request_id, DEADLINE_UNMEETABLE, 0.0, f"the best estimate is {placement.eta_s:.3f} s")
         return placement
 
     def _later(self, request: ScheduleRequest, code: str, after_s: float, detail: str) -> ScheduleError:
@@ -217,24 +222,26 @@ class Coordinator(Node):
 
     def _dispatch(self, placement: Placement, request: ScheduleRequest, now: float) -> ScheduleResponse:
         """Enter the placement into the ledger and word the answer."""
-        row = placement.row
-        entry = new_tuple(Entry, (request.request_id, placement.cost_s, request.model, placement.action == COLD_START, now))
+        row, action, eta_s, cost_s, reason = placement
+        request_id = request[0]
+        entry = new_tuple(Entry, (request_id, cost_s, request[1], action == COLD_START, now))
         dispatch = self.fleet.dispatch(row, entry, self.incarnation)
         host, port = row.address
-        fields = request.request_id, row.worker_id, host, port, placement.action, placement.eta_s, dispatch, placement.reason
+        fields = request_id, row.worker_id, host, port, action, eta_s, dispatch, reason
         response: ScheduleResponse = new_tuple(ScheduleResponse, fields)
         return response
 
     # --- time -----------------------------------------------------------------------------------------------------------------------
 
-    def next_deadline(self) -> float | None:
-        at = self._next_tick if self._next_tick < self._next_chore else self._next_chore
-        return at if self.ready or at < self._ready_at else self._ready_at
-
     def handle_timer(self, now: float) -> None:
         if not self.ready and now >= self._ready_at:
             self.ready = True
             self.events.append(CoordinatorReady(now, self.fleet.states[READY]))
+        self._do_chores(now)
+        self.wake_at = min(self._next_tick, self._next_chore, inf if self.ready else self._ready_at)
+
+    def _do_chores(self, now: float) -> None:
+        """What every tick brings, and what the last one left."""
         if now >= self._next_tick:
             if now - self._next_tick > self.config.stall_s:
                 self._hold_until = now + HOLD_AFTER_STALL_INTERVALS * self._tick_s

@@ -9,6 +9,7 @@ from typing import Any
 
 from config import Config
 from sllm.assemble import build_catalog, build_engine
+from sllm.engine import EngineSnapshot
 from sllm.events import Event, RequestServed
 from sllm.messages import COMPLETED, READY, STARTING, Address, InferenceResponse, Message
 from sllm.runtime.bridge import Answer
@@ -61,12 +62,19 @@ class WorkerPart:
         self.node.responses.clear()  # those sent again
 
     def collect(self, answer: Callable[[], None]) -> None:
-        self.metrics.collect_engine(self.node.engine.snapshot(self._service.clock.now))
+        self.metrics.collect_engine(self._snapshot())
         answer()
+
+    def _snapshot(self) -> EngineSnapshot:
+        """What the engine is at; what it did until now goes out."""
+        snapshot = self.node.snapshot(self._service.clock.now)
+        if self._service.host is not None:
+            self._service.host.touch()
+        return snapshot
 
     def state(self, answer: Answer) -> None:
         node = self.node
-        snap = node.engine.snapshot(self._service.clock.now)
+        snap = self._snapshot()
         answer(
             {
                 "state": node.state,

@@ -195,10 +195,14 @@ class Run(ABC):
 
     def arrivals(self) -> Iterator[tuple[float, Request]]:
         """When each request comes, on the run's clock, and the request."""
-        for request in self.workload:
-            if self.recording is not None:
-                self.recording.write(request)
-            yield self.began_s + request.arrival_s, request
+        began_s = self.began_s
+        return ((began_s + request[0], request) for request in self.workload)
+
+    def submit(self, client: Client, request: Request, now: float) -> None:
+        """The request comes."""
+        if self.recording is not None:
+            self.recording.write(request)
+        client.submit(request, now)
 
     def begin(self) -> None:
         """The fleet is up: requests come from now on."""
@@ -267,10 +271,10 @@ class VirtualRun(Run):
         link = Link(Latency("constant", config.latency_ms / 1000.0), loss=config.loss)
         self.world = World(config.seed, Network(link, instant_reports=config.report_interval_s == 0.0), wire=options.wire)
         for kind, handler in self.recorder.handlers.items():
-            self.world.listen(handler, kind)
+            self.world.observe(handler, kind)
         if self.requests_csv is not None:
             for kind, handler in self.requests_csv.handlers.items():
-                self.world.listen(handler, kind)
+                self.world.observe(handler, kind)
         self._checkers = Checkers.watch(self.world, inspect_every_s=INSPECT_S)
         self._busy = BusyTime(self.world)
         self._schedule = load_schedule(options.faults, config.seed) if options.faults else None
@@ -311,7 +315,8 @@ class VirtualRun(Run):
             self._start_fleet()
             self.begin()
             faults_end_s = self._inject()
-            world.feed(client_host, self._arrivals_then_stop(), client.submit)
+            submit = client.submit if self.recording is None else partial(self.submit, client)
+            world.feed(client_host, self.arrivals(), submit, self._stop_at_last_arrival)
             self._advance_to_last_arrival()
             self.arrivals_ended()
             self._settle(faults_end_s)
@@ -326,9 +331,8 @@ class VirtualRun(Run):
         injector.install(origin_s=self.began_s)
         return injector.end_s
 
-    def _arrivals_then_stop(self) -> Iterator[tuple[float, Request]]:
-        """Stops the world at the last arrival, so that the run's phases do not depend on how its time was sliced."""
-        yield from self.arrivals()
+    def _stop_at_last_arrival(self) -> None:
+        """The run's phases must not depend on how its time was sliced."""
         self._exhausted = True
         self.world.stop()
 
@@ -446,11 +450,11 @@ class LiveRun(Run):
             if at > self.now:
                 self.driver.call_at(at, partial(self._submit_and_go_on, request))
                 break
-            self.client.submit(request, self.now)
+            self.submit(self.client, request, self.now)
         self._client_host.touch()
 
     def _submit_and_go_on(self, request: Request) -> None:
-        self.client.submit(request, self.now)
+        self.submit(self.client, request, self.now)
         self._submit_due()
 
     def _run_until(self, done: Callable[[], bool]) -> None:

@@ -9,7 +9,9 @@
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from random import Random
+from typing import Any
 
 from config import Config
 from sllm.catalog import TIER_NAMES, Catalog
@@ -37,7 +39,7 @@ from sllm.messages import (
     STARTING,
     STOPPED,
     Address,
-    Envelope,
+    Enveloped,
     FirstToken,
     InferenceAccepted,
     InferenceRequest,
@@ -57,7 +59,7 @@ class Job:
 
     __slots__ = ("accept_at", "answered", "arrived_at", "client", "first_at", "load_s", "model", "request_id", "started_at")
 
-    def __init__(self, request_id: str, model: str, client: Address, now: float) -> None:
+    def __init__(self, request_id: str, model: str, client: Address, now: float, accept_at: float) -> None:
         self.request_id = request_id
         self.model = model
         self.client = client
@@ -65,7 +67,7 @@ class Job:
         self.started_at = now
         self.first_at = now
         self.load_s = 0.0
-        self.accept_at = now  # when the client must be told that it is here, if it does not know by then
+        self.accept_at = accept_at  # when the client must be told that it is here, if it does not know by then
         self.answered = False  # the client knows
 
 
@@ -73,7 +75,7 @@ class Worker(Node):
     """One worker. `advertise` is where clients reach it ("" and 0: where its reports come from)."""
 
     __slots__ = (
-        "_accept_after_s", "_changed", "_done", "_drain_until", "_heard_at", "_heard_epoch", "_initiators", "_interval_s", "_jobs", "_jobs_max",
+        "_accept_after_s", "_accept_at", "_changed", "_done", "_drain_until", "_heard_at", "_heard_epoch", "_initiators", "_interval_s", "_jobs", "_jobs_max",
         "_last_report", "_next_drop", "_next_report", "_present", "_receipts", "_report_always", "_rng", "_silent_s", "_snapshot", "_starting",
         "_state_changed", "_unanswered", "advertise", "catalog", "config", "coordinator", "drained", "engine", "refused", "reports_sent", "served", "state",
     )  # fmt: skip
@@ -108,6 +110,7 @@ class Worker(Node):
         self._receipts = Receipts()
         self._jobs: dict[str, Job] = {}
         self._unanswered: deque[Job] = deque()  # in order of time; those answered meanwhile go when they come to the front
+        self._accept_at = inf  # of the first
         self._accept_after_s = ACCEPT_AFTER * config.retry_initial_s
         self._done: Recent[str, InferenceResponse] = Recent()
         self._interval_s = config.report_interval_s or HEARTBEAT_S
@@ -117,7 +120,7 @@ class Worker(Node):
         self._snapshot: EngineSnapshot | None = None  # that it was made from
         self._next_report = now
         self._next_drop = now + config.response_keep_s
-        self._drain_until: float | None = None
+        self._drain_until = inf
         self._heard_at = now  # when the coordinator was last heard, or last complained about
         self._silent_s = max(config.coordinator_silent_s, 3.0 * self._interval_s)
         self._heard_epoch = 0
@@ -135,71 +138,77 @@ class Worker(Node):
                 self.events.append(ModelLoadStarted(now, node_id, name))
         self._update_state()
         self._state_changed = False  # since the last report, and the first is sent at once
+        self._plan()
 
     # --- requests -------------------------------------------------------------------------------------------------------------------
 
-    def _on_inference_request(self, envelope: Envelope, addr: Address, now: float) -> None:
-        request = envelope.message
-        assert type(request) is InferenceRequest
-        if not self.drained:
+    def _on_inference_request(self, envelope: Enveloped[InferenceRequest], addr: Address, now: float) -> None:
+        request = envelope[4]
+        if self.engine.next_at <= now and not self.drained:
             self._advance(now)
-        if request.worker_id != self.node_id:
-            self._refuse(request, REFUSED_MISDIRECTED, addr, now)
-            return
-        self._receipts.note(request.dispatch.epoch, request.dispatch.number)
+        outcome = self._take(f"{envelope[0]}/{request[0]}", request, addr, now)
+        if outcome:
+            self._refuse(request, outcome, addr, now)
+        else:
+            self._after_change(now)
+        self._plan()
+
+    def _take(self, key: str, request: InferenceRequest, addr: Address, now: float) -> str:
+        """Begin a request, or answer as it stands; returns why it is refused, or ""."""
+        _, _, _, _, (epoch, number), worker_id = request
+        if worker_id != self.node_id:
+            return REFUSED_MISDIRECTED
+        self._receipts.note(epoch, number)
         self._last_report = None
-        key = f"{envelope.sender_id}/{request.request_id}"
         done = self._done.get(key)
         if done is not None:
             self.send(done, addr, now)
-            return
+            return ""
         job = self._jobs.get(key)
-        if job is None:
-            refusal = self._submit(key, request, addr, now)
-            if refusal:
-                self._refuse(request, refusal, addr, now)
-                return
-        else:
+        if job is not None:
             job.client = addr
             self._accept(job, now)
-        self._after_change(now)
+            return ""
+        return self._submit(key, request, addr, now)
 
     def _submit(self, key: str, request: InferenceRequest, addr: Address, now: float) -> str:
         """Hand a new request to the engine; returns why it is refused, or ""."""
-        if self._drain_until is not None:
+        request_id, model, prompt_tokens, output_tokens, _, _ = request
+        if self._drain_until < inf:
             return REFUSED_DRAINING
-        if request.model not in self.catalog.models:
+        if model not in self.catalog.models:
             return REFUSED_UNKNOWN_MODEL
         if len(self._jobs) >= self._jobs_max:
             return REFUSED_FULL
         try:
-            self.engine.submit(now, key, request.model, request.prompt_tokens, request.max_tokens)
+            self.engine.submit(now, key, model, prompt_tokens, output_tokens)
         except (RequestTooLarge, ModelTooLarge):
             return REFUSED_TOO_LARGE
-        job = self._jobs[key] = Job(request.request_id, request.model, addr, now)
-        job.accept_at = now + self._accept_after_s
+        job = self._jobs[key] = Job(request_id, model, addr, now, now + self._accept_after_s)
+        if not self._unanswered:
+            self._accept_at = job.accept_at
         self._unanswered.append(job)
         self._changed = True
-        self.events.append(new_tuple(RequestAdmitted, (now, self.node_id, request.request_id, request.model)))
-        if request.model not in self._present:
-            self._present.add(request.model)
-            self._initiators[request.model] = job
-            self.events.append(ModelLoadStarted(now, self.node_id, request.model))
+        self.events.append(new_tuple(RequestAdmitted, (now, self.node_id, request_id, model)))
+        if model not in self._present:
+            self._present.add(model)
+            self._initiators[model] = job
+            self.events.append(ModelLoadStarted(now, self.node_id, model))
         self._advance(now)
         return ""
 
     def _accept(self, job: Job, now: float) -> None:
         """Tell the client that its request is here."""
-        job.answered = True
         self.send(InferenceAccepted(job.request_id, len(self._jobs)), job.client, now)
+        self._answered(job)
 
-    def _accept_due(self, now: float) -> None:
-        """Those whose first token is not out yet, and whose clients would soon ask again."""
+    def _answered(self, job: Job) -> None:
+        """The client knows that its request is here: find the next one that does not."""
+        job.answered = True
         unanswered = self._unanswered
-        while unanswered and (unanswered[0].answered or unanswered[0].accept_at <= now):
-            job = unanswered.popleft()
-            if not job.answered:
-                self._accept(job, now)
+        while unanswered and unanswered[0].answered:
+            unanswered.popleft()
+        self._accept_at = unanswered[0].accept_at if unanswered else inf
 
     def _refuse(self, request: InferenceRequest, outcome: str, addr: Address, now: float) -> None:
         self.refused += 1
@@ -207,37 +216,37 @@ class Worker(Node):
 
     def _advance(self, now: float) -> None:
         """Let the engine run up to `now` and tell the clients what came of it."""
+        note: Any
         for note in self.engine.advance(now):
-            if isinstance(note, Started):
-                self._jobs[note.request_id].started_at = note.at
-            elif isinstance(note, FirstTokenOut):
-                job = self._jobs[note.request_id]
-                job.first_at = note.at
-                job.answered = True
+            kind = type(note)  # most are one of the first three
+            if kind is Started:
+                at, key = note
+                self._jobs[key].started_at = at
+            elif kind is FirstTokenOut:
+                at, key = note
+                job = self._jobs[key]
+                job.first_at = at
                 self.send(new_tuple(FirstToken, (job.request_id, job.started_at - job.arrived_at)), job.client, now)
-            elif isinstance(note, Finished):
+                if not job.answered:
+                    self._answered(job)
+            elif kind is Finished:
                 self._finish(note, now)
-            elif isinstance(note, Loaded):
+            elif kind is Loaded:
                 self._on_loaded(note)
-            elif isinstance(note, Evicted):
+            else:
                 self._on_evicted(note)
             self._changed = True
 
     def _finish(self, note: Finished, now: float) -> None:
         """The last token of a request: answer, and keep the answer for a while."""
-        job = self._jobs.pop(note.request_id)
-        arrived_at = job.arrived_at
-        response: InferenceResponse = new_tuple(
-            InferenceResponse,
-            (
-                job.request_id, COMPLETED, note.output_tokens,
-                job.started_at - arrived_at, job.first_at - arrived_at, note.at - arrived_at, job.load_s,
-            ),
-        )  # fmt: skip
-        self._done.new[note.request_id] = response
+        at, key, tokens = note
+        job = self._jobs.pop(key)
+        request_id, arrived_at = job.request_id, job.arrived_at
+        facts = request_id, COMPLETED, tokens, job.started_at - arrived_at, job.first_at - arrived_at, at - arrived_at, job.load_s
+        response = self._done.new[key] = new_tuple(InferenceResponse, facts)
         self.served += 1
         self.send(response, job.client, now)
-        self.events.append(new_tuple(RequestServed, (note.at, self.node_id, job.request_id, job.model, note.output_tokens)))
+        self.events.append(new_tuple(RequestServed, (at, self.node_id, request_id, job.model, tokens)))
 
     def _on_loaded(self, note: Loaded) -> None:
         initiator = self._initiators.pop(note.model, None)
@@ -256,39 +265,39 @@ class Worker(Node):
         else:
             self._present.discard(note.model)
 
+    def snapshot(self, now: float) -> EngineSnapshot:
+        """What its engine is at. To be asked here and not of the engine itself: what the engine did until `now` must be told, and be waited for."""
+        if not self.drained:
+            self._advance(now)
+            self._plan()
+        return self.engine.snapshot(now)
+
     # --- reports --------------------------------------------------------------------------------------------------------------------
 
-    def _on_report_ack(self, envelope: Envelope, addr: Address, now: float) -> None:
-        ack = envelope.message
-        assert type(ack) is ReportAck
+    def _on_report_ack(self, envelope: Enveloped[ReportAck], addr: Address, now: float) -> None:
+        epoch = envelope[4][0]
         self._heard_at = now
-        if ack.epoch > self._heard_epoch:
+        if epoch > self._heard_epoch:
             if self._heard_epoch:
-                self.events.append(CoordinatorChanged(now, self.node_id, ack.epoch))
-            self._heard_epoch = ack.epoch
+                self.events.append(CoordinatorChanged(now, self.node_id, epoch))
+            self._heard_epoch = epoch
 
     def _report(self, now: float) -> None:
-        snap = self.engine.snapshot(now)
+        snapshot = self.engine.snapshot(now)
         report = self._last_report
-        if report is None or snap is not self._snapshot:  # an idle engine gives the same snapshot again: then the last report is still right
-            self._snapshot = snap
-            receipts = self._receipts
-            host, port = self.advertise
-            report = self._last_report = new_tuple(
-                LoadReport,
-                (
-                    self.state, host, port, self.config.hardware, snap.slots, snap.running, snap.waiting, snap.wait_s, snap.load_queue_s, snap.kv_used,
-                    snap.gpu_free_bytes, snap.gpu, snap.busy_models, snap.loading, snap.host, snap.disk, snap.disk_complete,
-                    receipts.epoch, receipts.high, receipts.seen, self._interval_s,
-                ),
-            )  # fmt: skip
+        if report is None or snapshot is not self._snapshot:  # an idle engine gives the same snapshot again: then the last report is still right
+            self._snapshot = snapshot
+            receipts, (host, port) = self._receipts, self.advertise
+            before = self.state, host, port, self.config.hardware
+            after = receipts.epoch, receipts.high, receipts.seen, self._interval_s
+            report = self._last_report = new_tuple(LoadReport, before + snapshot + after)  # the engine's fields are in the report's order
         self.send(report, self.coordinator, now)
         self.reports_sent += 1
         self._changed = self._state_changed = False
 
     def _update_state(self) -> None:
         """STARTING until the demo models are there, DRAINING once told to stop."""
-        state = DRAINING if self._drain_until is not None else STARTING if self._starting else READY
+        state = DRAINING if self._drain_until < inf else STARTING if self._starting else READY
         if state != self.state:
             self.state = state
             self._state_changed = True
@@ -301,25 +310,13 @@ class Worker(Node):
 
     # --- time -----------------------------------------------------------------------------------------------------------------------
 
-    def next_deadline(self) -> float | None:
-        if self.drained:
-            return None
-        at = self._next_report
-        if self._unanswered and self._unanswered[0].accept_at < at:
-            at = self._unanswered[0].accept_at
-        event_at = self.engine.next_at
-        if event_at < at:
-            at = event_at
-        if self._drain_until is not None and self._drain_until < at:
-            at = self._drain_until
-        return at
-
     def handle_timer(self, now: float) -> None:
         if self.drained:
             return
-        self._advance(now)
-        if self._unanswered:
-            self._accept_due(now)
+        if self.engine.next_at <= now:
+            self._advance(now)
+        while self._accept_at <= now:  # the first token is not out yet, and the client would soon ask again
+            self._accept(self._unanswered[0], now)
         if now >= self._next_report:
             self._report(now)
             self._plan_report(now)
@@ -327,10 +324,22 @@ class Worker(Node):
                 self._complain(now)
             if now >= self._next_drop:
                 self._drop_old_responses(now)
-        else:
-            self._after_change(now)
-        if self._drain_until is not None and (not self._jobs or now >= self._drain_until):
+        elif self._state_changed or (self._report_always and self._changed):
+            self._report(now)
+        if self._drain_until < inf and (not self._jobs or now >= self._drain_until):
             self._stop(now)
+        self._plan()
+
+    def _plan(self) -> None:
+        """When to wake next."""
+        at, engine_at = self._next_report, self.engine.next_at
+        if engine_at < at:
+            at = engine_at
+        if self._accept_at < at:
+            at = self._accept_at
+        if self._drain_until < at:
+            at = self._drain_until
+        self.wake_at = inf if self.drained else at
 
     def _plan_report(self, now: float) -> None:
         """The next report: at a random phase after the first, so that a fleet started together does not report together; then evenly."""
@@ -354,12 +363,13 @@ class Worker(Node):
 
     def drain(self, now: float) -> None:
         """Take nothing new, finish what runs within the drain timeout, then send a last report."""
-        if self._drain_until is None:
+        if self._drain_until == inf:
             self._drain_until = now + self.config.drain_timeout_s
             self._update_state()
             self._after_change(now)
             if not self._jobs:
                 self._stop(now)
+            self._plan()
 
     def _stop(self, now: float) -> None:
         """Send the last report; tell the clients of what is not finished to go elsewhere."""
@@ -367,6 +377,7 @@ class Worker(Node):
             self.send(InferenceResponse(job.request_id, REFUSED_DRAINING, 0, 0.0, 0.0, 0.0, 0.0), job.client, now)
         self._jobs.clear()
         self._unanswered.clear()
+        self._accept_at = inf
         self.state = STOPPED
         self._last_report = None
         self._report(now)

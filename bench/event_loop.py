@@ -59,12 +59,7 @@ class Station(Node):
         self._arrival_at, self._service = next(arrivals)
         self.served = 0
         self.waited = 0.0
-
-    def next_deadline(self) -> float | None:
-        departures = self._departures
-        if departures and departures[0] < self._arrival_at:
-            return departures[0]
-        return self._arrival_at if self._arrival_at < float("inf") else None
+        self.wake_at = self._arrival_at
 
     def handle_timer(self, now: float) -> None:
         if now >= self._arrival_at:
@@ -84,6 +79,8 @@ class Station(Node):
                 heappush(self._departures, now + service)
             else:
                 self._free += 1
+        departures = self._departures
+        self.wake_at = departures[0] if departures and departures[0] < self._arrival_at else self._arrival_at
 
 
 def in_world(count: int, load: float, seed: int) -> float:

@@ -42,7 +42,7 @@ def placements_us(workers: int) -> tuple[list[float], list[float]]:
         (routed,) = node.events
         assert isinstance(routed, RequestRouted), routed
         decided.append(routed.decision_s * 1e6)
-        answer = node.outbox[0][0].message
+        answer = node.outbox[0][0][4]
         assert isinstance(answer, ScheduleResponse), answer
         place = int(answer.worker_id.rpartition("-")[2])  # the worker it went to reports at once, so that the load stays level
         last = envelopes[place]

@@ -91,15 +91,15 @@ def measure(run: Run) -> Outcome:
     served_by: dict[str, str] = {}
     record = run.recorder.handlers[RequestCompleted]
 
-    def note(event: RequestCompleted) -> None:
+    def note(node: object, event: Any) -> None:
         served_by[event.request_id] = event.worker_id
 
-    def record_and_note(event: RequestCompleted) -> None:
-        record(event)
-        note(event)
+    def record_and_note(node: object, event: RequestCompleted) -> None:
+        record(node, event)
+        note(node, event)
 
     if isinstance(run, VirtualRun):
-        run.world.listen(note, RequestCompleted)
+        run.world.observe(note, RequestCompleted)
     else:
         run.recorder.handlers[RequestCompleted] = record_and_note
     gc.collect()  # not in the middle of a live run

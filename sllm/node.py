@@ -6,28 +6,29 @@ A driver hands in what arrived and what time it is, and takes out what is to be 
     node.handle_timer(now)
     for data, address in node.datagrams_to_send(): ...
     while (event := node.next_event()): ...
-    at = node.next_deadline()
+    at = node.next_deadline()                      or, the same without the call, node.wake_at
 
 `now` is float seconds of a monotonic clock; `wall_offset_s` added to it gives the wall clock, which only freshness needs.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import update_wrapper
+from math import inf
 from types import FunctionType
 from typing import Any, Protocol
 
 from sllm.events import Event
-from sllm.messages import Address, Envelope, LoadReport, Message
+from sllm.messages import Address, Envelope, Enveloped, LoadReport, Message
 
 FRESH_WITHIN_S = 30.0  # a datagram stamped further from our wall clock than this is refused
 REPLAY_WINDOW = 64  # sequence numbers below the highest in which a late datagram is still told from a repeated one
 GUARDED_MAX = 200_000  # senders remembered for each message type; the oldest goes first. A repeat it would have caught is harmless: requests are idempotent
 _NONE_SEEN = (1 << REPLAY_WINDOW) - 1
 
-Handler = Callable[[Envelope, Address, float], None]
+Handler = Callable[[Enveloped[Any], Address, float], None]
 
 new_tuple: Callable[[type, tuple[Any, ...]], Any] = tuple.__new__
 """Makes a named tuple, new_tuple(Kind, (fields in order)), in half the time that Kind(...) takes. For the hot paths only: nothing checks the fields."""
@@ -48,20 +49,20 @@ Judge = Callable[[type, str, int, int, float, float], str]
 class Codec(Protocol):
     """Bytes for an envelope, and back."""
 
-    def encode(self, envelope: Envelope) -> bytes: ...
+    def encode(self, envelope: Enveloped[Message]) -> bytes: ...
 
     def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
         """Raises Rejected. `judge` is asked once the datagram is known to be authentic, before its body is looked at."""
 
 
 class Node:
-    """Base of every role. A role fills `handlers` and overrides `handle_timer` and `next_deadline`.
+    """Base of every role. A role fills `handlers`, overrides `handle_timer` and keeps `wake_at` right.
 
     Slots, because a role has more attributes than the interpreter shares between the dictionaries of its objects (30): beyond, every access is slower.
     """
 
     __slots__ = (
-        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "node_id", "outbox", "rejected", "wall_offset_s",
+        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "node_id", "outbox", "rejected", "wake_at", "wall_offset_s",
     )  # fmt: skip
 
     def __init_subclass__(cls) -> None:
@@ -77,12 +78,14 @@ class Node:
         self.incarnation = incarnation  # start time, ns since 1970; a later life has a higher one
         self.codec = codec
         self.wall_offset_s = wall_offset_s
-        self.outbox: list[tuple[Envelope, Address]] = []
+        self.wake_at = inf  # when `handle_timer` wants to be called, absolute; inf: not until something arrives
+        self.outbox: list[tuple[Enveloped[Any], Address]] = []
         self.events: list[Event] = []
         self.rejected: Counter[str] = Counter()
         self.handlers: dict[type, Handler] = {}
-        self._sequences: dict[type, int] = {}
-        self._guard: dict[type, dict[str, list[int]]] = {}  # message type -> sender -> [life, highest number, bitmap of those missing below it]
+        self._sequences: defaultdict[type, int] = defaultdict(int)
+        self._guard: defaultdict[type, dict[str, list[int]]] = defaultdict(dict)
+        """For each message type and sender: [life, the number after the highest, bitmap of those missing below the highest]."""
 
     # --- in -------------------------------------------------------------------------------------------------------------------------
 
@@ -96,10 +99,24 @@ class Node:
             return
         self.handlers[type(envelope[4])](envelope, addr, now)
 
-    def receive(self, envelope: Envelope, addr: Address, now: float) -> None:
+    def receive(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
         """Hear an authentic envelope."""
         sender_id, incarnation, sequence, wall_s, message = envelope
         kind = type(message)
+        handler = self.handlers.get(kind)
+        if handler is not None and abs(now + self.wall_offset_s - wall_s) <= FRESH_WITHIN_S:  # the usual cases; `judge` finds the same in them
+            if kind is LoadReport:
+                handler(envelope, addr, now)
+                return
+            known = self._guard[kind].get(sender_id)
+            if known is not None and incarnation == known[0]:
+                ahead = sequence - known[1]
+                if ahead >= 0:
+                    if ahead or known[2]:
+                        known[2] = _missing_after(known[2], ahead)
+                    known[1] = sequence + 1
+                    handler(envelope, addr, now)
+                    return
         reason = self.judge(kind, sender_id, incarnation, sequence, wall_s, now)
         if reason:
             self.rejected[reason] += 1
@@ -110,58 +127,50 @@ class Node:
         """Why something authentic is refused: it is not for this role, stale or repeated. "" if it is not; then its number is taken."""
         if kind not in self.handlers:
             return "unexpected"
-        if not -FRESH_WITHIN_S <= now + self.wall_offset_s - wall_s <= FRESH_WITHIN_S:
+        if not abs(now + self.wall_offset_s - wall_s) <= FRESH_WITHIN_S:  # "not": a time that is no number is not fresh
             return self.refuse_stale(kind)
         if kind is LoadReport:  # reports are ordered by the fleet table, more strictly
             return ""
-        senders = self._guard.get(kind)
-        known = senders.get(sender_id) if senders is not None else None
-        if known is not None and sequence == known[1] + 1 and incarnation == known[0] and not known[2]:
-            known[1] = sequence  # the usual case: the next number, and none missing below
-            return ""
-        return self._judge_order(kind, sender_id, known, incarnation, sequence)
-
-    def refuse_stale(self, kind: type) -> str:
-        """Why a message of this kind, stamped too far from our wall clock, is refused. A role that keeps books of a kind enters it there too."""
-        return "stale_time"
-
-    def _judge_order(self, kind: type, sender_id: str, known: list[int] | None, incarnation: int, sequence: int) -> str:
-        """Note (incarnation, sequence), unless it came before or is too old to tell."""
+        senders = self._guard[kind]
+        known = senders.get(sender_id)
         if known is None or incarnation > known[0]:
-            senders = self._guard.setdefault(kind, {})
             if known is None and len(senders) >= GUARDED_MAX:
                 del senders[next(iter(senders))]
-            senders[sender_id] = [incarnation, sequence, _NONE_SEEN >> max(0, REPLAY_WINDOW + 1 - sequence)]
+            senders[sender_id] = [incarnation, sequence + 1, _NONE_SEEN >> max(0, REPLAY_WINDOW + 1 - sequence)]
             return ""
-        life, high, missing = known
+        life, following, missing = known
         if incarnation < life:
             return "old_incarnation"
-        ahead = sequence - high
-        if ahead > 0:
-            known[1] = sequence
-            known[2] = (missing << ahead | (1 << (ahead - 1)) - 1) & _NONE_SEEN if ahead <= REPLAY_WINDOW else _NONE_SEEN
+        ahead = sequence - following
+        if ahead >= 0:
+            known[1] = sequence + 1
+            known[2] = _missing_after(missing, ahead)
             return ""
-        bit = -ahead - 1
+        bit = -ahead - 2
         if bit < 0 or bit >= REPLAY_WINDOW or not missing >> bit & 1:
             return "replayed"
         known[2] = missing ^ 1 << bit
         return ""
+
+    def refuse_stale(self, kind: type) -> str:
+        """Why a message of this kind, stamped too far from our wall clock, is refused. A role that keeps books of a kind enters it there too."""
+        return "stale_time"
 
     def handle_timer(self, now: float) -> None:
         """Do what is due at `now`."""
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` wants to be called, absolute; None: not until something arrives."""
-        return None
+        return self.wake_at if self.wake_at < inf else None
 
     # --- out ------------------------------------------------------------------------------------------------------------------------
 
     def send(self, message: Message, addr: Address, now: float) -> None:
         """Queue a message for the driver to send."""
         kind = type(message)
-        self._sequences[kind] = sequence = self._sequences.get(kind, 0) + 1
-        envelope = new_tuple(Envelope, (self.node_id, self.incarnation, sequence, now + self.wall_offset_s, message))
-        self.outbox.append((envelope, addr))
+        sequences = self._sequences
+        sequences[kind] = sequence = sequences[kind] + 1
+        self.outbox.append(((self.node_id, self.incarnation, sequence, now + self.wall_offset_s, message), addr))
 
     def datagrams_to_send(self) -> list[tuple[bytes, Address]]:
         """Take out what is to be sent, packed and signed."""
@@ -176,3 +185,8 @@ class Node:
     def next_event(self) -> Event | None:
         """Take out the oldest event, or None."""
         return self.events.pop(0) if self.events else None
+
+
+def _missing_after(missing: int, ahead: int) -> int:
+    """The bitmap of numbers missing below the highest, once one has come that is `ahead` numbers further than the next."""
+    return (missing << ahead + 1 | (1 << ahead) - 1) & _NONE_SEEN if ahead < REPLAY_WINDOW else _NONE_SEEN

@@ -199,7 +199,7 @@ class Recorder:
         self._missed = 0  # of those admitted: the model was not on the GPU
         self._last_admitted: RequestAdmitted | None = None
         self._loading: set[tuple[str, str]] = set()  # (worker, model)
-        self.handlers: dict[type, Callable[[Any], None]] = {
+        self.handlers: dict[type, Callable[[object, Any], None]] = {
             RequestSent: self._on_sent,
             RequestCompleted: self._on_completed,
             RequestFailed: self._on_failed,
@@ -217,14 +217,14 @@ class Recorder:
         """Hear an event of any type; those that do not matter here cost a look-up."""
         handler = self.handlers.get(type(event))
         if handler is not None:
-            handler(event)
+            handler(None, event)
 
     # --- events ---------------------------------------------------------------------------------------------------------------------
 
-    def _on_sent(self, event: RequestSent) -> None:
+    def _on_sent(self, node: object, event: RequestSent) -> None:
         self.sent_at.append(event[0])
 
-    def _on_completed(self, event: RequestCompleted) -> None:
+    def _on_completed(self, node: object, event: RequestCompleted) -> None:
         at, _, _, worker_id, action, _, ttft_s, e2e_s, tpot_s, queue_wait_s, _, _, output_tokens, _, _ = event
         self.done_at.append(at)
         self.ttft_s.append(ttft_s)
@@ -238,21 +238,21 @@ class Recorder:
             index = self.worker_ids[worker_id] = len(self.worker_ids)
         self.served_by.append(index)
 
-    def _on_failed(self, event: RequestFailed) -> None:
+    def _on_failed(self, node: object, event: RequestFailed) -> None:
         self.failed[event.reason] += 1
         self.given_up_at.append(event.at)
 
-    def _on_rejected(self, event: RequestRejected) -> None:
+    def _on_rejected(self, node: object, event: RequestRejected) -> None:
         self.rejected[event.code] += 1
         self.given_up_at.append(event.at)
 
-    def _on_retried(self, event: RequestRetried) -> None:
+    def _on_retried(self, node: object, event: RequestRetried) -> None:
         self.retried[event.reason] += 1
 
-    def _on_duplicate(self, event: DuplicateResponse) -> None:
+    def _on_duplicate(self, node: object, event: DuplicateResponse) -> None:
         self.duplicates += 1
 
-    def _on_routed(self, event: RequestRouted) -> None:
+    def _on_routed(self, node: object, event: RequestRouted) -> None:
         at, _, _, _, action, _, decision_s = event
         self.routed_at.append(at)
         index = _ACTION_INDEX[action]
@@ -261,14 +261,14 @@ class Recorder:
         if decision_s > 0.0:
             self.decision_s.append(decision_s)
 
-    def _on_admitted(self, event: RequestAdmitted) -> None:
+    def _on_admitted(self, node: object, event: RequestAdmitted) -> None:
         """A request that finds its model still loading misses the GPU, whoever the load was begun for."""
         self._admitted += 1
         self._last_admitted = event
         if self._loading and (event[1], event[3]) in self._loading:
             self._missed += 1
 
-    def _on_load_started(self, event: ModelLoadStarted) -> None:
+    def _on_load_started(self, node: object, event: ModelLoadStarted) -> None:
         """A load begun by a request follows its admission at once; a preload follows nothing."""
         self._loading.add((event.worker_id, event.model))
         self.loads += 1
@@ -277,11 +277,11 @@ class Recorder:
             self._missed += 1
             self._last_admitted = None
 
-    def _on_loaded(self, event: ModelLoaded) -> None:
+    def _on_loaded(self, node: object, event: ModelLoaded) -> None:
         self._loading.discard((event.worker_id, event.model))
         self.load_s += event.load_s
 
-    def _on_state_changed(self, event: WorkerStateChanged) -> None:
+    def _on_state_changed(self, node: object, event: WorkerStateChanged) -> None:
         self.fleet.move(event.at, event.worker_id, event.new)
 
     # --- figures --------------------------------------------------------------------------------------------------------------------

@@ -1,69 +1,83 @@
-"""Deadlines: exact ones by key, for the timers inside a role and those of many roles inside a driver; and coarse ones for very many things."""
+"""Deadlines: exact ones, for the timers inside a role and those of many roles inside a driver; and coarse ones for very many things."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
 from heapq import heappop, heappush, heapreplace
-from math import ceil
+from math import ceil, inf
 from typing import Generic, Protocol, TypeVar
 
-K = TypeVar("K", bound=Hashable)
 NEVER = -1
 
 
-class Timers(Generic[K]):
-    """Absolute deadlines in seconds, one for each key. Equal deadlines come due in the order in which they were set.
+class Timed(Protocol):
+    """What can be given an exact deadline. Both are the timers' to write; a thing is made with `inf` in them."""
 
-    Moving a deadline later, by far the most common change, costs one dictionary store: its heap entry is left where it is and moved only when it surfaces.
+    due_at: float  # when it comes due, absolute seconds; inf: it does not
+    entry_at: float  # where it stands in the heap; inf: nowhere
+
+
+T = TypeVar("T", bound=Timed)
+
+
+class Timers(Generic[T]):
+    """Absolute deadlines in seconds, one for each thing. Equal deadlines come due in the order in which they were set.
+
+    Moving a deadline later, by far the most common change, leaves the thing's heap entry where it is; it is moved only when it comes to the front.
     """
 
-    __slots__ = ("_count", "_due", "_heap")
+    __slots__ = ("_count", "_heap", "earliest")
 
     def __init__(self) -> None:
-        self._due: dict[K, float] = {}
-        self._heap: list[tuple[float, int, K]] = []
+        self._heap: list[tuple[float, int, T]] = []
         self._count = 0
+        self.earliest = inf  # the earliest deadline set; inf: none is
 
-    def __len__(self) -> int:
-        return len(self._due)
-
-    def set(self, key: K, at: float) -> None:
-        """`key` comes due at `at`, whatever it was set to before."""
-        old = self._due.get(key)
-        self._due[key] = at
-        if old is None or at < old:
+    def set(self, thing: T, at: float) -> None:
+        """`thing` comes due at `at`, whatever it was set to before."""
+        thing.due_at = at
+        if at < thing.entry_at:
+            thing.entry_at = at
             self._count += 1
-            heappush(self._heap, (at, self._count, key))
+            heappush(self._heap, (at, self._count, thing))
+            if at < self.earliest:
+                self.earliest = at
+        elif self._heap[0][2] is thing:
+            self._tidy()
 
-    def cancel(self, key: K) -> None:
-        self._due.pop(key, None)
-        if not self._due:
-            self._heap.clear()
+    def cancel(self, thing: T) -> None:
+        """`thing` does not come due."""
+        thing.due_at = inf
+        if self._heap and self._heap[0][2] is thing:
+            self._tidy()
 
-    def next_deadline(self) -> float | None:
-        """The earliest deadline set, or None."""
-        heap, due = self._heap, self._due
+    def _tidy(self) -> None:
+        """Bring a thing to the front that is due when its entry says."""
+        heap = self._heap
         while heap:
-            at, _, key = heap[0]
-            actual = due.get(key)
-            if actual == at:
-                return at
-            if actual is None or actual < at:  # cancelled, or an earlier entry stands for it
+            at, _, thing = heap[0]
+            due_at = thing.due_at
+            if due_at == at:
+                self.earliest = at
+                return
+            if due_at == inf or thing.entry_at != at:  # cancelled, or another entry stands for it
+                if thing.entry_at == at:
+                    thing.entry_at = inf
                 heappop(heap)
             else:
+                thing.entry_at = due_at
                 self._count += 1
-                heapreplace(heap, (actual, self._count, key))
-        return None
+                heapreplace(heap, (due_at, self._count, thing))
+        self.earliest = inf
 
-    def pop_due(self, now: float) -> K | None:
-        """Take out one key whose deadline is not after `now`; None when there is none."""
-        at = self.next_deadline()
-        if at is None or at > now:
+    def pop_due(self, now: float) -> T | None:
+        """Take out one thing whose deadline is not after `now`; None when there is none."""
+        if self.earliest > now:
             return None
-        key = heappop(self._heap)[2]
-        del self._due[key]
-        return key
+        thing = heappop(self._heap)[2]
+        thing.due_at = thing.entry_at = inf
+        self._tidy()
+        return thing
 
 
 class Due(Protocol):

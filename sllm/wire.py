@@ -37,7 +37,7 @@ from hmac import compare_digest
 from sys import intern
 from typing import Any
 
-from sllm.messages import Dispatch, Envelope, LoadReport, Message
+from sllm.messages import Dispatch, Envelope, Enveloped, LoadReport, Message
 from sllm.node import Codec, Judge, Rejected, new_tuple
 from sllm.schema import MESSAGES, SCHEMAS, TEXT_MAX_BYTES, sized
 
@@ -219,7 +219,7 @@ class PickleCodec(Codec):
 
     # --- out --------------------------------------------------------------------------------------------------------------------------
 
-    def encode(self, envelope: Envelope) -> bytes:
+    def encode(self, envelope: Enveloped[Message]) -> bytes:
         """The datagram. ValueError, naming message and field or size, if it is not as its schema says or too large: that is our own fault."""
         sender_id, incarnation, sequence, wall_s, message = envelope
         plan = self._plans.get(type(message))

@@ -54,7 +54,7 @@ class Talk:
 
     def heard(self, kind: type[M]) -> list[M]:
         """Messages of one kind it has sent since last asked; the others are dropped."""
-        messages = [envelope.message for envelope, _ in self.node.outbox]
+        messages = [envelope[4] for envelope, _ in self.node.outbox]
         self.node.outbox.clear()
         return [message for message in messages if isinstance(message, kind)]
 

@@ -95,12 +95,11 @@ class Server(Node):
         super().__init__("worker-1", incarnation)
         self.engine = QueueEngine(1, "deterministic", 100.0, Random(1))
         self.engine.submit(now, "r", "m", 1, 1)
-
-    def next_deadline(self) -> float:
-        return self.engine.next_at
+        self.wake_at = self.engine.next_at
 
     def handle_timer(self, now: float) -> None:
         self.engine.advance(now)
+        self.wake_at = self.engine.next_at
 
 
 def server() -> tuple[World, Host, BusyTime]:
@@ -171,6 +170,7 @@ def test_nobody_is_busy_for_longer_than_there_was_time() -> None:
     node.engine = QueueEngine(1, "deterministic", 1.0, Random(1))
     for number in range(100):
         node.engine.submit(10.0, f"r{number}", "m", 1, 1)
+    node.wake_at = node.engine.next_at
     host.refresh()
     busy.begin()
     for at, act in ((10.5, world.freeze), (20.0, world.thaw)):

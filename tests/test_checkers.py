@@ -16,7 +16,7 @@ from coordinator import Coordinator
 from sllm.dispatch import Ledger
 from sllm.events import RequestCompleted, RequestSent, WorkerStateChanged
 from sllm.fleet import Fleet as Table
-from sllm.messages import READY, Address, Envelope, InferenceRequest, ScheduleError
+from sllm.messages import READY, Address, Envelope, Enveloped, InferenceRequest, ScheduleError
 from sllm.node import Judge, Node
 from sllm.sim.checkers import REGISTRY, Checkers, InvariantViolation
 from sllm.sim.checks_world import BoundedMemory
@@ -53,25 +53,25 @@ def test_a_sound_fleet_breaks_nothing_on_the_wire() -> None:
 class AcceptsReplays(Coordinator):
     """Applies a report again, whatever its number."""
 
-    def _on_report(self, envelope: Envelope, addr: Address, now: float) -> None:
-        row = self.fleet.rows.get(envelope.sender_id)
-        if row is not None and envelope.incarnation == row.incarnation:
-            row.sequence = min(row.sequence, envelope.sequence - 1)
+    def _on_report(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+        row = self.fleet.rows.get(envelope[0])
+        if row is not None and envelope[1] == row.incarnation:
+            row.sequence = min(row.sequence, envelope[2] - 1)
         super()._on_report(envelope, addr, now)
 
 
 class AcceptsZombies(Coordinator):
     """Takes the old life of a worker for the new one."""
 
-    def _on_report(self, envelope: Envelope, addr: Address, now: float) -> None:
-        row = self.fleet.rows.get(envelope.sender_id)
-        if row is not None and envelope.incarnation < row.incarnation:
-            row.incarnation, row.sequence = envelope.incarnation, 0
+    def _on_report(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+        row = self.fleet.rows.get(envelope[0])
+        if row is not None and envelope[1] < row.incarnation:
+            row.incarnation, row.sequence = envelope[1], 0
         super()._on_report(envelope, addr, now)
 
 
 class CountsTwice(Coordinator):
-    def _on_report(self, envelope: Envelope, addr: Address, now: float) -> None:
+    def _on_report(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
         super()._on_report(envelope, addr, now)
         self.reports_accepted += 1
 
@@ -79,8 +79,8 @@ class CountsTwice(Coordinator):
 class DropsReports(Coordinator):
     """Every tenth report is neither applied nor refused."""
 
-    def _on_report(self, envelope: Envelope, addr: Address, now: float) -> None:
-        if envelope.sequence % 10 != 7:
+    def _on_report(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+        if envelope[2] % 10 != 7:
             super()._on_report(envelope, addr, now)
 
 
@@ -92,46 +92,48 @@ class KeepsDecisions(Coordinator):
 class CompletesTwice(Client):
     """A response that arrives twice is a completion twice."""
 
-    def _on_response(self, envelope: Envelope, addr: Address, now: float) -> None:
-        message: Any = envelope.message
+    def _on_response(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+        message: Any = envelope[4]
         known = message.request_id in self._pending
         super()._on_response(envelope, addr, now)
         if not known:
             self.events.append(
-                RequestCompleted(now, message.request_id, "m", envelope.sender_id, "serve", now, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 1, 1, 0)
+                RequestCompleted(now, message.request_id, "m", envelope[0], "serve", now, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 1, 1, 0)
             )
 
 
 class ForgetsWhenTurnedAway(Client):
     """A retriable error ends the request without a word."""
 
-    def _on_schedule_error(self, envelope: Envelope, addr: Address, now: float) -> None:
-        message = envelope.message
+    def _on_schedule_error(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+        message = envelope[4]
         assert type(message) is ScheduleError
-        if message.request_id in self._pending:
-            self._end(message.request_id)
+        pending = self._pending.get(message.request_id)
+        if pending is not None:
+            self._end(pending)
 
 
 class NeverRetries(Client):
     def handle_timer(self, now: float) -> None:
-        while (request_id := self._timers.pop_due(now)) is not None:
-            self._timers.set(request_id, now + 1.0)
+        while (pending := self._timers.pop_due(now)) is not None:
+            self._timers.set(pending, now + 1.0)
+        self.wake_at = self._timers.earliest
 
 
 class WorksTwice(Worker):
     """A request sent again is a new request."""
 
-    def _on_inference_request(self, envelope: Envelope, addr: Address, now: float) -> None:
-        message = envelope.message
+    def _on_inference_request(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+        message = envelope[4]
         assert type(message) is InferenceRequest
-        self._jobs.pop(f"{envelope.sender_id}/{message.request_id}", None)
+        self._jobs.pop(f"{envelope[0]}/{message.request_id}", None)
         super()._on_inference_request(envelope, addr, now)
 
 
 class LoadsTwice(Worker):
     """Every request for a model that is not there begins a load of its own."""
 
-    def _on_inference_request(self, envelope: Envelope, addr: Address, now: float) -> None:
+    def _on_inference_request(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
         self._present.clear()
         super()._on_inference_request(envelope, addr, now)
 
@@ -155,13 +157,13 @@ def super_tag(codec: Registry, data: bytes | memoryview) -> bool:
 
 
 class LosesSilently(Network):
-    def carry(self, source: str, target: str, envelope: Envelope, now: float) -> Any:
+    def carry(self, source: str, target: str, envelope: Enveloped[Any], now: float) -> Any:
         copies: list[Copy] = list(super().carry(source, target, envelope, now))
         return [] if copies and self.rng.random() < 0.01 else copies
 
 
 class CountsCopiesTwice(Network):
-    def carry(self, source: str, target: str, envelope: Envelope, now: float) -> Any:
+    def carry(self, source: str, target: str, envelope: Enveloped[Any], now: float) -> Any:
         before = self.duplicated_reports
         copies = super().carry(source, target, envelope, now)
         self.duplicated_reports += self.duplicated_reports - before

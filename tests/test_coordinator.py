@@ -278,7 +278,7 @@ def test_saturation_sheds_the_lowest_priority_first() -> None:
         talk.say("a", report(waiting=waiting, running=256), 10.0 * waiting)
         for priority in (LOW, 1, HIGH):
             talk.say("c", ask(f"{waiting}/{priority}", priority=priority), 10.0 * waiting)
-            answer = talk.node.outbox[-1][0].message
+            answer = talk.node.outbox[-1][0][4]
             assert isinstance(answer, ScheduleResponse) == (priority in served)
             if isinstance(answer, ScheduleError):
                 assert answer.code == SATURATED

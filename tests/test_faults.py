@@ -118,7 +118,7 @@ class Beat(Node):
     def __init__(self, name: str, incarnation: int, now: float, peer: Address) -> None:
         super().__init__(name, incarnation)
         self.peer = peer
-        self.due = now + 1.0
+        self.wake_at = now + 1.0
         self.draining = False
         self.heard = 0
         self.handlers = {ScheduleRequest: self._on_request}
@@ -127,14 +127,11 @@ class Beat(Node):
         self.heard += 1
 
     def handle_timer(self, now: float) -> None:
-        if now >= self.due:
-            self.due += 1.0
+        if now >= self.wake_at:
+            self.wake_at += 1.0
             self.events.append(CoordinatorReady(now, self.incarnation))
             if not self.draining:
                 self.send(ScheduleRequest("r", "m", 1, 1, 1, 0.0, ()), self.peer, now)
-
-    def next_deadline(self) -> float | None:
-        return self.due
 
     def drain(self, now: float) -> None:
         self.draining = True

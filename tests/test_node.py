@@ -57,7 +57,7 @@ def test_senders_and_message_types_are_numbered_apart() -> None:
     for _ in range(2):
         node.send(FirstToken("r", 0.0), ("y", 2), 5.0)
     node.send(ReportAck(1, 1), ("y", 2), 5.0)
-    assert [e.sequence for e, _ in node.outbox] == [1, 2, 1]
+    assert [envelope[2] for envelope, _ in node.outbox] == [1, 2, 1]
 
 
 def test_reports_are_left_to_the_fleet_table() -> None:

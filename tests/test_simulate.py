@@ -14,7 +14,7 @@ from experiments.simulate import Outcome, draw_scenario, main, run_seed
 from sllm.dispatch import Ledger
 from sllm.events import RequestCompleted
 from sllm.fleet import Fleet
-from sllm.messages import READY, Address, Envelope, ScheduleError
+from sllm.messages import READY, Address, Enveloped, ScheduleError
 from sllm.placement.registry import policies
 from sllm.sim.network import Network
 from worker import Worker
@@ -60,10 +60,10 @@ def accept_replays(patch: pytest.MonkeyPatch) -> None:
     """A report is applied whatever its number and incarnation."""
     original: Callable[..., None] = Coordinator._on_report
 
-    def on_report(self: Coordinator, envelope: Envelope, addr: Address, now: float) -> None:
-        row = self.fleet.rows.get(envelope.sender_id)
-        if row is not None and (envelope.incarnation, envelope.sequence) <= (row.incarnation, row.sequence):
-            row.incarnation, row.sequence = envelope.incarnation, envelope.sequence - 1
+    def on_report(self: Coordinator, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+        row = self.fleet.rows.get(envelope[0])
+        if row is not None and (envelope[1], envelope[2]) <= (row.incarnation, row.sequence):
+            row.incarnation, row.sequence = envelope[1], envelope[2] - 1
         original(self, envelope, addr, now)
 
     patch.setattr(Coordinator, "_on_report", on_report)
@@ -86,13 +86,13 @@ def complete_twice(patch: pytest.MonkeyPatch) -> None:
     """A response that comes twice is a completion twice."""
     original: Callable[..., None] = Client._on_response
 
-    def on_response(self: Client, envelope: Envelope, addr: Address, now: float) -> None:
-        message: Any = envelope.message
+    def on_response(self: Client, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+        message: Any = envelope[4]
         known = message.request_id in self._pending
         original(self, envelope, addr, now)
         if not known:
             self.events.append(
-                RequestCompleted(now, message.request_id, "m", envelope.sender_id, "serve", now, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 1, 1, 0)
+                RequestCompleted(now, message.request_id, "m", envelope[0], "serve", now, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 1, 1, 0)
             )
 
     patch.setattr(Client, "_on_response", on_response)
@@ -101,11 +101,12 @@ def complete_twice(patch: pytest.MonkeyPatch) -> None:
 def forget_when_turned_away(patch: pytest.MonkeyPatch) -> None:
     """An error worth trying again after ends the request without a word."""
 
-    def on_schedule_error(self: Client, envelope: Envelope, addr: Address, now: float) -> None:
-        message = envelope.message
+    def on_schedule_error(self: Client, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+        message = envelope[4]
         assert type(message) is ScheduleError
-        if message.request_id in self._pending:
-            self._end(message.request_id)
+        pending = self._pending.get(message.request_id)
+        if pending is not None:
+            self._end(pending)
 
     patch.setattr(Client, "_on_schedule_error", on_schedule_error)
 
@@ -114,7 +115,7 @@ def load_twice(patch: pytest.MonkeyPatch) -> None:
     """Every request for a model on its way begins a load of its own."""
     original: Callable[..., None] = Worker._on_inference_request
 
-    def on_inference_request(self: Worker, envelope: Envelope, addr: Address, now: float) -> None:
+    def on_inference_request(self: Worker, envelope: Enveloped[Any], addr: Address, now: float) -> None:
         self._present.clear()
         original(self, envelope, addr, now)
 
@@ -125,7 +126,7 @@ def count_twice(patch: pytest.MonkeyPatch) -> None:
     """Each report is entered into the books twice."""
     original: Callable[..., None] = Coordinator._on_report
 
-    def on_report(self: Coordinator, envelope: Envelope, addr: Address, now: float) -> None:
+    def on_report(self: Coordinator, envelope: Enveloped[Any], addr: Address, now: float) -> None:
         original(self, envelope, addr, now)
         self.reports_accepted += 1
 
@@ -136,8 +137,8 @@ def drop_reports(patch: pytest.MonkeyPatch) -> None:
     """Now and then a report is neither applied nor refused."""
     original: Callable[..., None] = Coordinator._on_report
 
-    def on_report(self: Coordinator, envelope: Envelope, addr: Address, now: float) -> None:
-        if envelope.sequence % 50 != 25:
+    def on_report(self: Coordinator, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+        if envelope[2] % 50 != 25:
             original(self, envelope, addr, now)
 
     patch.setattr(Coordinator, "_on_report", on_report)
@@ -147,7 +148,7 @@ def count_copies_twice(patch: pytest.MonkeyPatch) -> None:
     """A report that the network delivers twice is in its books three times."""
     original: Callable[..., Any] = Network.carry
 
-    def carry(self: Network, source: str, target: str, envelope: Envelope, now: float) -> Any:
+    def carry(self: Network, source: str, target: str, envelope: Enveloped[Any], now: float) -> Any:
         before = self.duplicated_reports
         copies = original(self, source, target, envelope, now)
         self.duplicated_reports += self.duplicated_reports - before

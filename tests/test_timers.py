@@ -8,17 +8,27 @@ from hypothesis import strategies as st
 from sllm.timers import NEVER, Timers, Wheel
 
 
+class Thing:
+    """Something with deadlines of both kinds."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.due = NEVER
+        self.due_at = self.entry_at = inf
+
+
 def test_nothing_set_means_no_deadline() -> None:
-    timers: Timers[str] = Timers()
-    assert timers.next_deadline() is None
+    timers: Timers[Thing] = Timers()
+    assert timers.earliest == inf
     assert timers.pop_due(1e9) is None
 
 
 def test_equal_deadlines_come_in_the_order_they_were_set() -> None:
-    timers: Timers[str] = Timers()
-    for key in ("c", "a", "b"):
-        timers.set(key, 1.0)
-    assert [timers.pop_due(1.0) for _ in range(3)] == ["c", "a", "b"]
+    timers: Timers[Thing] = Timers()
+    things = [Thing() for _ in range(3)]
+    for thing in things:
+        timers.set(thing, 1.0)
+    assert [timers.pop_due(1.0) for _ in range(3)] == things
 
 
 STEPS = st.lists(
@@ -33,15 +43,17 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_it_agrees_with_a_plain_dictionary(steps: list[tuple[str, int, int]]) -> None:
-    timers: Timers[int] = Timers()
-    plain: dict[int, float] = {}
-    for what, key, at in steps:
+    timers: Timers[Thing] = Timers()
+    things = [Thing() for _ in range(5)]
+    plain: dict[Thing, float] = {}
+    for what, index, at in steps:
+        thing = things[index]
         if what == "set":
-            timers.set(key, float(at))
-            plain[key] = float(at)
+            timers.set(thing, float(at))
+            plain[thing] = float(at)
         elif what == "cancel":
-            timers.cancel(key)
-            plain.pop(key, None)
+            timers.cancel(thing)
+            plain.pop(thing, None)
         else:
             popped = timers.pop_due(float(at))
             due = [k for k, t in plain.items() if t <= at]
@@ -51,14 +63,8 @@ def test_it_agrees_with_a_plain_dictionary(steps: list[tuple[str, int, int]]) ->
                 assert popped is not None
                 assert plain[popped] == min(plain[k] for k in due)
                 del plain[popped]
-        assert timers.next_deadline() == (min(plain.values()) if plain else None)
-        assert len(timers) == len(plain)
-
-
-class Thing:
-    def __init__(self, name: str = "") -> None:
-        self.name = name
-        self.due = NEVER
+        assert timers.earliest == min(plain.values(), default=inf)
+        assert {thing for thing in things if thing.due_at < inf} == set(plain)
 
 
 def test_a_wheel_gives_back_what_is_due_in_the_order_of_its_steps() -> None:

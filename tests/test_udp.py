@@ -9,13 +9,15 @@ import resource
 import select
 import socket
 import threading
+from math import inf
+from typing import Any
 
 import pytest
 from roles import judged
 
 from sllm.errors import UsageError
 from sllm.events import CoordinatorReady, Event
-from sllm.messages import Address, Envelope, ReportAck
+from sllm.messages import Address, Envelope, Enveloped, ReportAck
 from sllm.node import Judge, Node, Rejected
 from sllm.runtime import sockets, udp
 from sllm.runtime.clock import STEP_MAX_S, Clock
@@ -25,8 +27,9 @@ from sllm.runtime.udp import UdpDriver
 class TextCodec:
     """Enough of a codec for nodes that only count: sender, incarnation and sequence as text."""
 
-    def encode(self, envelope: Envelope) -> bytes:
-        return f"{envelope.sender_id} {envelope.incarnation} {envelope.sequence} {envelope.wall_s!r}".encode()
+    def encode(self, envelope: Enveloped[Any]) -> bytes:
+        sender_id, incarnation, sequence, wall_s, _ = envelope
+        return f"{sender_id} {incarnation} {sequence} {wall_s!r}".encode()
 
     def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
         try:
@@ -42,14 +45,16 @@ class Echo(Node):
 
     def __init__(self, name: str, clock: Clock, *, first: Address | None = None, at: float = 0.0, hops: int = 0) -> None:
         super().__init__(name, 1, codec=TextCodec(), wall_offset_s=clock.wall_offset_s)
-        self.first, self.at, self.hops = first, at, hops
+        self.first, self.hops = first, hops
+        if first is not None:
+            self.wake_at = at
         self.heard: list[tuple[str, Address, float]] = []
         self.timers: list[float] = []
         self.coordinator: Address = ("127.0.0.1", 1)
         self.handlers = {ReportAck: self.on_ack}
 
-    def on_ack(self, envelope: Envelope, addr: Address, now: float) -> None:
-        self.heard.append((envelope.sender_id, addr, now))
+    def on_ack(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+        self.heard.append((envelope[0], addr, now))
         if self.hops > 0:
             self.hops -= 1
             self.send(ReportAck(1, 1), addr, now)
@@ -59,9 +64,7 @@ class Echo(Node):
         if self.first is not None:
             self.send(ReportAck(1, 1), self.first, now)
             self.first = None
-
-    def next_deadline(self) -> float | None:
-        return self.at if self.first is not None else None
+        self.wake_at = inf
 
 
 class Steps:
@@ -120,7 +123,7 @@ def test_what_waits_in_a_socket_is_heard_before_a_timer_runs() -> None:
         sink = driver.add(Echo("sink", clock))
         order: list[str] = []
         node = Echo("n", clock, first=sink.address, at=5.0)
-        node.handle_timer = lambda now: (order.append("timer"), setattr(node, "first", None))[0]  # type: ignore[method-assign]
+        node.handle_timer = lambda now: (order.append("timer"), setattr(node, "wake_at", inf))[0]  # type: ignore[method-assign]
         node.handlers = {ReportAck: lambda envelope, addr, now: order.append("heard")}
         host = driver.add(node)
         sender = Echo("s", clock, first=host.address)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from math import inf
 from random import Random
 
 import pytest
 from roles import CATALOG, MODEL, Talk, configuration
 
-from sllm.engine import LlmEngine
+from sllm.engine import EngineSnapshot, LlmEngine
 from sllm.events import CoordinatorChanged, CoordinatorSilent, ModelLoaded, ModelLoadStarted, RequestAdmitted, RequestServed, WorkerDrained
 from sllm.messages import (
     COMPLETED,
@@ -53,7 +54,7 @@ def test_a_request_from_load_to_last_token() -> None:
     talk.run_to(1.2)
     assert talk.heard(InferenceAccepted) == [InferenceAccepted("r0", 1)]
     talk.run_to(9.0)
-    sent = [envelope.message for envelope, _ in talk.node.outbox]
+    sent = [envelope[4] for envelope, _ in talk.node.outbox]
     (first,) = [m for m in sent if isinstance(m, FirstToken)]
     (response,) = [m for m in sent if isinstance(m, InferenceResponse)]
     assert (response.outcome, response.output_tokens) == (COMPLETED, 20)
@@ -85,13 +86,36 @@ def test_a_request_is_accepted_aloud_only_if_its_first_token_takes_long() -> Non
     talk.run_to(5.0)
     talk.say("c", request(), 6.0)
     talk.run_to(6.09)
-    assert [type(envelope.message) for envelope, _ in node.outbox if not isinstance(envelope.message, LoadReport)] == [FirstToken]
+    assert [type(envelope[4]) for envelope, _ in node.outbox if not isinstance(envelope[4], LoadReport)] == [FirstToken]
     node.outbox.clear()
     talk.say("c", request("r1", 2, prompt_tokens=60_000), 7.0)
     talk.run_to(7.11)
     assert [message.request_id for message in talk.heard(InferenceAccepted)] == ["r1"]
     talk.run_to(8.0)
     assert talk.heard(InferenceAccepted) == []
+
+
+def test_a_question_about_its_load_loses_nothing_of_what_the_engine_did() -> None:
+    node, talk = worker()
+    talk.run_to(0.5)
+    talk.say("c", request(max_tokens=50), 1.0)
+    talk.run_to(1.2)
+    talk.heard(InferenceAccepted)
+    loaded_at = node.engine.next_at
+    assert node.wake_at == loaded_at < inf
+    snapshot = node.snapshot(loaded_at + 0.01)  # the model is there, and nobody has called handle_timer
+    assert (snapshot.running, snapshot.loading) == (1, ())
+    assert node.wake_at > loaded_at
+    assert len(talk.told(ModelLoaded)) == 1
+    assert node.snapshot(60.0).running == 0
+    assert [type(envelope[4]) for envelope, _ in node.outbox] == [FirstToken, InferenceResponse]
+
+
+def test_the_engine_speaks_of_its_load_in_the_order_of_the_report() -> None:
+    names = {"gpu": "gpu_models", "host": "host_models", "disk": "disk_models"}
+    first = LoadReport._fields.index("slots")
+    fields = [names.get(name, name) for name in EngineSnapshot._fields]
+    assert list(LoadReport._fields[first : first + len(fields)]) == fields
 
 
 def test_answers_are_not_kept_forever() -> None:
@@ -179,7 +203,7 @@ def test_draining_finishes_what_runs_and_takes_nothing_new() -> None:
     assert outcomes(talk) == [REFUSED_DRAINING]
     assert not node.drained
     talk.run_to(20.0)
-    messages = [envelope.message for envelope, _ in talk.node.outbox]
+    messages = [envelope[4] for envelope, _ in talk.node.outbox]
     assert [m.outcome for m in messages if isinstance(m, InferenceResponse)] == [COMPLETED]
     assert isinstance(messages[-1], LoadReport)
     assert messages[-1].state == STOPPED

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from roles import judged
 from simulated import Fleet
 
 from sllm.events import CoordinatorReady, ExpiryResumed, RequestSent
-from sllm.messages import READY, Address, Envelope, LoadReport, ReportAck, ScheduleRequest
+from sllm.messages import READY, Address, Envelope, Enveloped, LoadReport, ReportAck, ScheduleRequest
 from sllm.node import Judge, Node, Rejected
 from sllm.runtime.keys import ephemeral_keyring
 from sllm.sim.faults import load_schedule
+from sllm.sim.feed import AHEAD
 from sllm.sim.host import flip_bit
 from sllm.sim.network import Latency, Link, Network
 from sllm.sim.world import SPINS_MAX, World
@@ -37,13 +39,15 @@ class Echo(Node):
         self.heard: list[tuple[float, str, int]] = []
         self.handlers = {ScheduleRequest: self._on_any, ReportAck: self._on_ack, LoadReport: self._on_any}
 
-    def _on_any(self, envelope: Envelope, addr: Address, now: float) -> None:
-        self.heard.append((now, envelope.sender_id, envelope.sequence))
-        self.send(ReportAck(1, envelope.sequence), addr, now)
+    def _on_any(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+        sender_id, _, sequence, _, _ = envelope
+        self.heard.append((now, sender_id, sequence))
+        self.send(ReportAck(1, sequence), addr, now)
 
-    def _on_ack(self, envelope: Envelope, addr: Address, now: float) -> None:
-        self.heard.append((now, envelope.sender_id, envelope.sequence))
-        self.events.append(CoordinatorReady(now, envelope.sequence))
+    def _on_ack(self, envelope: Enveloped[ReportAck], addr: Address, now: float) -> None:
+        sender_id, _, sequence, _, _ = envelope
+        self.heard.append((now, sender_id, sequence))
+        self.events.append(CoordinatorReady(now, sequence))
 
 
 class Ticker(Echo):
@@ -53,17 +57,14 @@ class Ticker(Echo):
         super().__init__(name, incarnation)
         self.to = to
         self.period_s = period_s
-        self.due: float | None = now + period_s
+        self.wake_at = now + period_s
         self.woken: list[float] = []
 
     def handle_timer(self, now: float) -> None:
         self.woken.append(now)
-        if self.due is not None and now >= self.due:
-            self.due += self.period_s
+        if now >= self.wake_at:
+            self.wake_at += self.period_s
             self.send(ASK, self.to, now)
-
-    def next_deadline(self) -> float | None:
-        return self.due
 
 
 def pair(network: Network | None = None, **options: Any) -> tuple[World, Ticker, Echo]:
@@ -132,13 +133,13 @@ def test_a_deadline_that_moves_earlier_wakes_earlier_and_one_that_moves_later_do
     world, ticker, _ = pair()
     host = world.hosts["ticker"]
 
-    def move(due: float | None) -> None:
-        ticker.due = due
+    def move(due: float) -> None:
+        ticker.wake_at = due
         world.touch(host)
 
     world.call_at(0.1, lambda: move(0.4))
     world.call_at(0.5, lambda: move(7.0))
-    world.call_at(0.6, lambda: move(None))
+    world.call_at(0.6, lambda: move(inf))
     world.call_at(9.0, lambda: move(9.0))
     world.run(10.0)
     assert [at for at in ticker.woken if at in (0.4, 9.0, 10.0)] == [0.4, 9.0, 10.0]
@@ -148,7 +149,7 @@ def test_a_deadline_that_moves_earlier_wakes_earlier_and_one_that_moves_later_do
 def test_a_deadline_in_the_past_is_due_now() -> None:
     world = World(1, Network())
     ticker = Ticker()
-    ticker.due = -5.0
+    ticker.wake_at = -5.0
     world.add(ticker, ("ticker", 1))
     world.run(0.0)
     assert ticker.woken == [0.0] * 6, "time never goes back to what was missed"
@@ -158,14 +159,13 @@ def test_a_deadline_that_never_moves_is_an_error_not_an_endless_loop() -> None:
     class Stuck(Node):
         woken = 0
 
-        def next_deadline(self) -> float | None:
-            return 1.0
-
         def handle_timer(self, now: float) -> None:
             Stuck.woken += 1
 
     world = World(1, Network())
-    world.add(Stuck("stuck", 1), ("stuck", 1))
+    stuck = Stuck("stuck", 1)
+    stuck.wake_at = 1.0
+    world.add(stuck, ("stuck", 1))
     with pytest.raises(RuntimeError, match=r"stuck asks to be woken at 1\.0"):
         world.run(2.0)
     assert Stuck.woken >= SPINS_MAX
@@ -215,12 +215,12 @@ def test_observers_hear_what_they_asked_for_in_order() -> None:
     assert list(world.recent) == ready
 
 
-def test_feed_takes_arrivals_one_by_one() -> None:
+def test_feed_takes_arrivals_as_time_goes_by() -> None:
     world, _, _ = pair()
     taken: list[int] = []
 
     def arrivals() -> Iterator[tuple[float, int]]:
-        for number in range(5):
+        for number in range(3 * AHEAD):
             taken.append(number)
             yield number * 0.5, number
 
@@ -228,16 +228,38 @@ def test_feed_takes_arrivals_one_by_one() -> None:
     world.feed(world.hosts["ticker"], arrivals(), lambda item, now: got.append((item, now)))
     world.run(1.2)
     assert got == [(0, 0.0), (1, 0.5), (2, 1.0)]
-    assert taken == [0, 1, 2, 3]
+    assert len(taken) == AHEAD, "some in advance, never all"
     world.freeze(world.hosts["ticker"])
     world.run(1.7)
     assert len(got) == 3
     world.thaw(world.hosts["ticker"])
     assert got[3] == (3, 1.7), "late, as it would be for a process that stood still"
     world.crash(world.hosts["ticker"])
-    world.run(3.0)
+    world.run(2.2)
     assert len(got) == 4
     assert world.unsubmitted == 1
+
+
+def test_a_host_that_crashes_as_it_thaws_loses_the_rest_of_what_waited_and_the_books_balance() -> None:
+    world, _, echo = pair()
+    host = world.hosts["echo"]
+    world.freeze(host)
+    world.run(4.5)
+    world.observe(lambda node, event: world.crash(host), CoordinatorReady)
+    echo.handlers[ScheduleRequest] = lambda envelope, addr, now: echo.events.append(CoordinatorReady(now, 0))
+    world.thaw(host)
+    assert host.node is None
+    assert world.network.lost == {"down": 3}
+    assert world.network.in_flight == world.datagrams_pending() == 0
+
+
+def test_feed_tells_when_the_last_has_come() -> None:
+    world, _, _ = pair()
+    got: list[tuple[float, str]] = []
+    arrivals = [(0.5 * number, str(number)) for number in range(AHEAD + 2)]
+    world.feed(world.hosts["ticker"], arrivals, lambda item, now: got.append((now, item)), lambda: got.append((world.now, "ended")))
+    world.run(1000.0)
+    assert got == [*arrivals, (arrivals[-1][0], "ended")]
 
 
 # --- hosts that fail ----------------------------------------------------------------------------------------------------------------
@@ -364,8 +386,8 @@ class Registry:
     def __init__(self) -> None:
         self.known: list[Envelope] = []
 
-    def encode(self, envelope: Envelope) -> bytes:
-        self.known.append(envelope)
+    def encode(self, envelope: Enveloped[Any]) -> bytes:
+        self.known.append(Envelope(*envelope))
         body = str(len(self.known) - 1).encode().rjust(20)
         return body + hashlib.blake2b(body, digest_size=16).digest()
 

@@ -30,7 +30,7 @@ class RequestsCsv:
         self._file = OutputFile(flag, path)
         self._write = csv.writer(self._file.stream, lineterminator="\n").writerow
         self._put(COLUMNS)
-        self.handlers: dict[type, Callable[[Any], None]] = {
+        self.handlers: dict[type, Callable[[object, Any], None]] = {
             RequestCompleted: self._on_completed,
             RequestFailed: self._on_failed,
             RequestRejected: self._on_rejected,
@@ -40,7 +40,7 @@ class RequestsCsv:
         """Hear an event of any type."""
         handler = self.handlers.get(type(event))
         if handler is not None:
-            handler(event)
+            handler(None, event)
 
     def _put(self, row: tuple[object, ...]) -> None:
         try:
@@ -48,15 +48,15 @@ class RequestsCsv:
         except OSError as error:
             raise self._file.error(error) from None
 
-    def _on_completed(self, event: RequestCompleted) -> None:
+    def _on_completed(self, node: object, event: RequestCompleted) -> None:
         _, request_id, model, worker_id, action, arrival_s, ttft_s, e2e_s, tpot_s, queue_wait_s, load_s, prompt, output, placements, retries = event
         times = ("%.9g,%.9g,%.9g,%.9g,%.9g,%.9g" % (arrival_s, ttft_s, e2e_s, tpot_s, queue_wait_s, load_s)).split(",")  # noqa: UP031 - quicker than six f-strings
         self._put((request_id, model, worker_id, action, COMPLETED, *times, prompt, output, placements, retries, ""))
 
-    def _on_failed(self, event: RequestFailed) -> None:
+    def _on_failed(self, node: object, event: RequestFailed) -> None:
         self._put_unfinished(event, FAILED, event.reason)
 
-    def _on_rejected(self, event: RequestRejected) -> None:
+    def _on_rejected(self, node: object, event: RequestRejected) -> None:
         self._put_unfinished(event, REJECTED, event.code)
 
     def _put_unfinished(self, event: RequestFailed | RequestRejected, outcome: str, reason: str) -> None:

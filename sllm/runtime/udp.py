@@ -19,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from heapq import heappop, heappush
+from math import inf
 from types import TracebackType
 from typing import Protocol
 
@@ -63,7 +64,7 @@ class UdpHost:
     """One node and its sockets. Made by `UdpDriver.add`."""
 
     __slots__ = (
-        "address", "backlog", "batch", "count_drops", "deadline", "driver", "full_since_s", "index", "kernel_drops", "node",
+        "address", "backlog", "batch", "count_drops", "driver", "due_at", "entry_at", "full_since_s", "index", "kernel_drops", "node",
         "receive_buffer_bytes", "routes", "socket", "uplink",
     )  # fmt: skip
 
@@ -78,7 +79,7 @@ class UdpHost:
         self.count_drops = count_drops
         self.kernel_drops = 0  # datagrams the kernel threw away because the receive buffer was full; only with count_drops
         self.batch = BATCH if count_drops else 1
-        self.deadline: float | None = None
+        self.due_at = self.entry_at = inf  # of its timer
         self.full_since_s: float | None = None
         self.backlog: deque[tuple[socket.socket, bytes, SockAddr]] = deque()
         self.routes = driver._routes[sock.family]
@@ -110,7 +111,7 @@ class UdpDriver:
         self._poller, self._poll = _make_poller()
         self._readers: dict[int, Callback] = {}
         self._sockets: dict[int, tuple[UdpHost, socket.socket]] = {}
-        self._timers: Timers[int] = Timers()
+        self._timers: Timers[UdpHost] = Timers()
         self._calls: list[tuple[float, int, Callback]] = []
         self._cancelled: set[int] = set()
         self._count = 0
@@ -152,7 +153,7 @@ class UdpDriver:
         """Close the host's sockets and forget its node. Its last datagrams are on their way already."""
         if self.hosts.pop(host.index, None) is None:
             return
-        self._timers.cancel(host.index)
+        self._timers.cancel(host)
         for sock in (host.socket, host.uplink):
             if sock is not None:
                 self._unwatch(sock)
@@ -271,11 +272,11 @@ class UdpDriver:
 
     def _wait_s(self, timeout_s: float) -> float:
         """Wall seconds until the next deadline, at most `timeout_s`."""
-        at = self._timers.next_deadline()
+        at = self._timers.earliest
         calls = self._calls
-        if calls and (at is None or calls[0][0] < at):
+        if calls and calls[0][0] < at:
             at = calls[0][0]
-        if at is None:
+        if at == inf:
             return timeout_s
         return min(timeout_s, max(0.0, (at - self.clock.now) / self.clock.speedup))
 
@@ -337,28 +338,24 @@ class UdpDriver:
                 if self.observer is not None:
                     for event in events:
                         self.observer(node, event)
-        at = node.next_deadline()
-        if at != host.deadline and host.index in self.hosts:
-            host.deadline = at
-            if at is None:
-                self._timers.cancel(host.index)
+        at = node.wake_at
+        if at != host.due_at and host.index in self.hosts:
+            if at < inf:
+                self._timers.set(host, at)
             else:
-                self._timers.set(host.index, at)
+                self._timers.cancel(host)
 
     def _run_timers(self, began: float, now: float) -> None:
         """Everything that was due when the round began."""
         timers = self._timers
-        due: list[int] = []
-        while (index := timers.pop_due(began)) is not None:
-            due.append(index)
-        for index in due:
-            host = self.hosts.get(index)
-            if host is None:
+        due: list[UdpHost] = []
+        while (host := timers.pop_due(began)) is not None:
+            due.append(host)
+        for host in due:
+            if host.index not in self.hosts:
                 continue
-            host.deadline = None
             if host.full_since_s is not None and self.heartbeat - host.full_since_s < CATCH_UP_WALL_S:
-                host.deadline = now  # its answer may still be in the socket: first finish reading
-                timers.set(index, now)
+                timers.set(host, now)  # its answer may still be in the socket: first finish reading
                 continue
             host.node.handle_timer(now)
             self._settle(host)

@@ -19,7 +19,7 @@ class Host:
 
     __slots__ = (
         "address", "buffer_level", "buffer_max", "buffer_per_s", "buffer_seen_s", "clock_base_s", "clock_rate", "events", "frozen", "handle_timer",
-        "hear", "held", "incarnation", "life", "live", "make_node", "name", "next_deadline", "node", "node_base_s", "outbox", "spin_at", "spins", "wake",
+        "hear", "held", "incarnation", "life", "live", "make_node", "name", "node", "node_base_s", "outbox", "spin_at", "spins", "wake",
         "wall_jump_s", "wall_lag_s", "wall_steady", "wire",
     )  # fmt: skip
 
@@ -75,7 +75,6 @@ class Host:
         if node is not None:
             self.hear = node.receive_datagram if self.wire else node.receive
             self.handle_timer = node.handle_timer
-            self.next_deadline = node.next_deadline
             self.outbox = node.outbox
             self.events = node.events
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
-from sllm.messages import Envelope, LoadReport
+from sllm.messages import Enveloped, LoadReport, Message
 
 # Causes of loss.
 RANDOM = "random"  # the link dropped it
@@ -114,7 +114,7 @@ class Network:
         self.duplicated_reports = 0  # of those, load reports
         self.corrupted = 0
         self.lost: Counter[str] = Counter()
-        self.lost_reports = 0  # of those, load reports, but for unroutable ones; and those that came with a wrong bit: nobody can tell what they were
+        self.lost_reports = 0  # of those, load reports; and those that came with a wrong bit: nobody can tell what they were
         self._rules: list[Rule] = []
         self._resolved: dict[tuple[str, str], Link | None] = {}
         self._busy_until: dict[tuple[str, str], float] = {}
@@ -180,7 +180,7 @@ class Network:
         self._resolved[key] = link
         return link
 
-    def carry(self, source: str, target: str, envelope: Envelope, now: float) -> Iterable[Copy]:
+    def carry(self, source: str, target: str, envelope: Enveloped[Message], now: float) -> Iterable[Copy]:
         """Count one datagram as sent and say when its copies arrive: none if it is lost, two if it is duplicated."""
         self.sent += 1
         is_report = type(envelope[4]) is LoadReport
@@ -224,7 +224,7 @@ class Network:
                 return at, draw / link.corrupt  # uniform again, given that it was below
         return at, -1.0
 
-    def _through_queue(self, source: str, target: str, envelope: Envelope, now: float, link: Link) -> float:
+    def _through_queue(self, source: str, target: str, envelope: Enveloped[Message], now: float, link: Link) -> float:
         """When the last byte is on the wire; -1 if the queue is too long."""
         key = (source, target)
         start = max(now, self._busy_until.get(key, 0.0))
@@ -235,7 +235,7 @@ class Network:
         return done
 
 
-def estimated_bytes(envelope: Envelope) -> int:
+def estimated_bytes(envelope: Enveloped[Message]) -> int:
     """About the size of the datagram: the same figure whether it is ever packed or not, so that bandwidth acts alike on both."""
     return HEADER_BYTES + len(envelope[0]) + _body_bytes(tuple(envelope[4]))
 

@@ -20,6 +20,7 @@ from sllm.events import Event
 from sllm.messages import Address, LoadReport
 from sllm.node import Node
 from sllm.sim.datagram import PackedReport, Spoiled, is_report
+from sllm.sim.feed import Feed
 from sllm.sim.host import INF, Host, MakeNode, flip_bit
 from sllm.sim.network import DOWN, OVERFLOW, UNROUTABLE, Network
 from sllm.streams import stream
@@ -29,14 +30,22 @@ RECENT_EVENTS = 60  # kept for whoever finds something wrong
 TICK_S = 1e-9  # least distance of two wake-ups of a host whose clock runs at a rate of its own: conversions round
 
 Observer = Callable[[Node, Event], None]
-Audience = tuple[tuple[Callable[[Any], object], ...], tuple[Observer, ...]]
-"""Who hears a kind of event: first those who want it alone, then those who want its node too."""
 T = TypeVar("T")
 
 
 Entry = tuple[float, float, Host, Any, Any]
 """(time, order, host, what, source): a datagram (`what` from the address `source`), a wake-up (None, None), an arrival from outside (None, its feed), or
 on the world's own host a call."""
+
+
+class _Observers(dict[type, tuple[Observer, ...]]):
+    """Who hears a kind of event, in the order in which they asked."""
+
+    of_all: tuple[Observer, ...] = ()
+
+    def __missing__(self, kind: type) -> tuple[Observer, ...]:
+        self[kind] = self.of_all
+        return self.of_all
 
 
 class World:
@@ -64,10 +73,7 @@ class World:
         self._order = count(1).__next__
         self._routes: dict[Address, Host] = {}
         self._self = Host(("", 0), None)
-        self._observers: dict[type, tuple[Observer, ...]] = {}
-        self._observers_of_all: tuple[Observer, ...] = ()
-        self._listeners: dict[type, tuple[Callable[[Any], object], ...]] = {}
-        self._audiences: dict[type, Audience] = {}  # worked out from those three at the first event of a kind
+        self._observers = _Observers()
         network.rng = stream(seed, "network")
         network.on_change = self._network_changed
         self._network_changed()
@@ -88,22 +94,11 @@ class World:
 
     def observe(self, observer: Observer, *kinds: type) -> None:
         """Call observer(node, event) with events of these kinds; of every kind if none is named."""
+        observers = self._observers
         if not kinds:
-            self._observers_of_all += (observer,)
-            self._observers = {kind: (*known, observer) for kind, known in self._observers.items()}
-        for kind in kinds:
-            self._observers[kind] = (*self._observers.get(kind, self._observers_of_all), observer)
-        self._audiences.clear()
-
-    def listen(self, listener: Callable[[Any], object], kind: type) -> None:
-        """Call listener(event) with events of this kind, whoever they are of."""
-        self._listeners[kind] = (*self._listeners.get(kind, ()), listener)
-        self._audiences.clear()
-
-    def _audience(self, kind: type) -> Audience:
-        """Who hears events of this kind; remembered."""
-        audience = self._audiences[kind] = self._listeners.get(kind, ()), self._observers.get(kind, self._observers_of_all)
-        return audience
+            observers.of_all += (observer,)
+        for kind in kinds or tuple(observers):
+            observers[kind] += (observer,)
 
     def call_at(self, at: float, fn: Callable[[], object]) -> None:
         """Call fn() at `at`, or now if that is past. If it talks to a node, touch() that host afterwards."""
@@ -118,9 +113,12 @@ class World:
 
         self.call_at(self.now + interval_s, again)
 
-    def feed(self, host: Host, arrivals: Iterable[tuple[float, T]], submit: Callable[[T, float], object]) -> None:
-        """At each time of `arrivals` (in order; taken one by one, never all at once) call submit(item, now) on behalf of the host's node."""
-        _Feed(self, host, iter(arrivals), submit).schedule()
+    def feed(
+        self, host: Host, arrivals: Iterable[tuple[float, T]], submit: Callable[[T, float], object], ended: Callable[[], object] | None = None
+    ) -> None:
+        """At each time of `arrivals` (in order; a few are taken in advance, never all) call submit(item, now) on behalf of the host's node; after the last
+        of them call ended()."""
+        self._await(host, Feed(arrivals, submit, ended))
 
     def touch(self, host: Host) -> None:
         """Take what the host's node wants to send or tell, and when it wants to wake, after something other than the world talked to it."""
@@ -133,7 +131,7 @@ class World:
         """Let everything up to and including `until` happen; returns the time reached. Can be called again to go on."""
         heap, lane, pop_lane, network = self._heap, self._lane, self._lane.popleft, self.network
         route, order, append, latency_s = self._routes.get, self._order, lane.append, self._lane_latency_s
-        audiences, remember = self._audiences, self.recent.extend
+        observers, remember = self._observers, self.recent.extend
         end: Entry = (max(until, self.now), INF, self._self, None, None)
         self._stop = None
         heappush(heap, end)
@@ -155,30 +153,31 @@ class World:
                     self._odd(host, what, source)
                     latency_s = self._lane_latency_s  # it may have opened or closed the lane
                     continue
+                self.now = now
                 if what is not None:
                     delivered += 1
-                    self.now = now
-                    host.hear(what, source, now)
+                    hear = host.hear  # not host.hear(...): what looks like a method is looked up as one, the long way
+                    hear(what, source, now)
                 elif source is not None:
-                    self.now = now
-                    source.submit(now)
+                    source.submit(source.item, now)
+                    self._await(host, source)
                 elif host.wake == now:
                     host.wake = INF
-                    self.now = now
-                    host.handle_timer(now)
+                    handle_timer = host.handle_timer
+                    handle_timer(now)
                 else:
                     continue  # a void wake-up
                 outbox = host.outbox
                 if outbox:
                     if latency_s >= 0.0:  # what _flush does, without the call
                         at, source = now + latency_s, host.address
+                        sent += len(outbox)
                         for message, address in outbox:
-                            sent += 1
                             target = route(address)
                             if target is not None:
                                 append((at, order(), target, message, source))
                             else:
-                                network.lost[UNROUTABLE] += 1
+                                network.lose(UNROUTABLE, is_report(message))
                         outbox.clear()
                     else:
                         self._flush(host, node)
@@ -186,14 +185,11 @@ class World:
                 if events:  # what _tell_events does, without the call
                     remember(events)
                     for event in events:
-                        listeners, observers = audiences.get(type(event)) or self._audience(type(event))
-                        for listener in listeners:
-                            listener(event)
-                        for observer in observers:
+                        for observer in observers[type(event)]:
                             observer(node, event)
                     events.clear()
-                deadline = host.next_deadline()
-                if deadline is not None and deadline < host.wake:
+                deadline = node.wake_at
+                if deadline < host.wake:
                     if deadline <= now:
                         self._arm(host, deadline)
                     else:
@@ -237,7 +233,7 @@ class World:
         elif what is not None:
             self._arrive(host, what, source)
         elif source is not None:
-            source.submit_to_odd_host()
+            self._arrive_from_outside(host, source)
         elif host.wake == self.now:
             host.wake = INF
             if host.node is not None and not host.frozen:
@@ -248,8 +244,8 @@ class World:
         """Take out what the node has to say and when it wants to wake."""
         if node.outbox or node.events:
             self._flush(host, node)
-        deadline = node.next_deadline()
-        if deadline is not None:
+        deadline = node.wake_at
+        if deadline < INF:
             if host.has_own_clock:
                 deadline = max(host.world_time(deadline), self.now + TICK_S)
             if deadline < host.wake:
@@ -264,6 +260,30 @@ class World:
                 raise RuntimeError(f"{host.name} asks to be woken at {now} again and again: handle_timer does not move next_deadline")
         host.wake = deadline
         heappush(self._heap, (deadline, self._order(), host, None, None))
+
+    # --- from outside -----------------------------------------------------------------------------------------------------------------
+
+    def _await(self, host: Host, feed: Feed) -> None:
+        """Put the next arrival of a feed into the heap."""
+        at = feed.turn()
+        if at is not None:
+            heappush(self._heap, (max(at, self.now), self._order(), host, None, feed))
+
+    def _arrive_from_outside(self, host: Host, feed: Feed) -> None:
+        """At a host of which anything may be wrong."""
+        submit = partial(self._submit, host, feed, feed.item)
+        if host.node is None:
+            self.unsubmitted += 1
+        elif host.frozen:
+            host.held.append((submit, None))
+        else:
+            submit()
+            self._settle(host, host.node)
+        self._await(host, feed)
+
+    def _submit(self, host: Host, feed: Feed, item: Any) -> None:
+        if host.node is not None:
+            feed.submit(item, host.read_clock(host.node, self.now))
 
     # --- messages ---------------------------------------------------------------------------------------------------------------------
 
@@ -280,7 +300,7 @@ class World:
                     if target is not None:
                         append((at, order(), target, message, source))
                     else:
-                        self.network.lost[UNROUTABLE] += 1
+                        self.network.lose(UNROUTABLE, is_report(message))
             else:
                 self._transmit(host, node)
             outbox.clear()
@@ -288,14 +308,11 @@ class World:
             self._tell_events(node)
 
     def _tell_events(self, node: Node) -> None:
-        """Hand the node's events to those who listen: first to those who want the event alone, then to the observers."""
+        """Hand the node's events to those who observe them."""
         events = node.events
         self.recent.extend(events)
         for event in events:
-            listeners, observers = self._audiences.get(type(event)) or self._audience(type(event))
-            for listener in listeners:
-                listener(event)
-            for observer in observers:
+            for observer in self._observers[type(event)]:
                 observer(node, event)
         events.clear()
 
@@ -306,7 +323,7 @@ class World:
             target = self._routes.get(address)
             if target is None:
                 network.sent += 1
-                network.lost[UNROUTABLE] += 1
+                network.lose(UNROUTABLE, is_report(envelope))
                 continue
             what: Any = envelope
             if self.wire:
@@ -363,11 +380,7 @@ class World:
     def crash(self, host: Host) -> None:
         """The process dies: its node is gone, what reaches the host from now on is lost, and nothing is said to anyone."""
         self._tell("crash", host)
-        for what, source in host.held:
-            if source is None:
-                self.unsubmitted += 1
-            else:
-                self.network.lose(DOWN, is_report(what))
+        self._lose(host.held)
         if host.node is not None:  # what a frozen node could not send dies with it
             self.network.lost_reports += sum(is_report(envelope) for envelope, _ in host.node.outbox)
         host.held.clear()
@@ -375,6 +388,14 @@ class World:
         host.frozen = False
         host.wake = INF
         host.refresh()
+
+    def _lose(self, held: Iterable[tuple[Any, Any]]) -> None:
+        """What waited for a host is lost with it."""
+        for what, source in held:
+            if source is None:
+                self.unsubmitted += 1
+            else:
+                self.network.lose(DOWN, is_report(what))
 
     def restart(self, host: Host) -> Node:
         """A new life at the same address, with a higher incarnation. Datagrams still on their way reach it, as on a real network."""
@@ -408,9 +429,10 @@ class World:
         host.frozen = False
         host.refresh()
         self._tell("thaw", host)
-        held, host.held = host.held, []
+        held, host.held = iter(host.held), []
         for what, source in held:
-            if host.node is None:
+            if host.node is None:  # an observer let it crash
+                self._lose(((what, source), *held))
                 break
             self._deliver(host, host.node, what, source)
         if host.node is not None:
@@ -468,44 +490,3 @@ def _refuse_spoiled(node: Node, spoiled: Spoiled, source: Address, now: float) -
         node.rejected["tag"] += 1
     else:
         node.receive_datagram(spoiled.data, source, now)
-
-
-class _Feed:
-    """Arrivals from outside, one in the heap at a time."""
-
-    __slots__ = ("_arrivals", "_host", "_item", "_submit", "_world")
-
-    def __init__(self, world: World, host: Host, arrivals: Iterator[tuple[float, Any]], submit: Callable[[Any, float], object]) -> None:
-        self._world = world
-        self._host = host
-        self._arrivals = arrivals
-        self._submit = submit
-        self._item: Any = None
-
-    def schedule(self) -> None:
-        """Put the next arrival into the heap."""
-        for at, item in self._arrivals:
-            world = self._world
-            self._item = item
-            heappush(world._heap, (at if at > world.now else world.now, world._order(), self._host, None, self))
-            break
-
-    def submit(self, now: float) -> None:
-        """The arrival is due, and its host in good health."""
-        self._submit(self._item, now)
-        self.schedule()
-
-    def submit_to_odd_host(self) -> None:
-        host, world = self._host, self._world
-        if host.node is None:
-            world.unsubmitted += 1
-        elif host.frozen:
-            host.held.append((partial(self._submit_late, self._item), None))
-        else:
-            self._submit_late(self._item)
-            world._settle(host, host.node)
-        self.schedule()
-
-    def _submit_late(self, item: Any) -> None:
-        if self._host.node is not None:
-            self._submit(item, self._host.read_clock(self._host.node, self._world.now))
