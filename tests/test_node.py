@@ -1,9 +1,13 @@
 """The shell of every role: what is stale, repeated or not for it changes nothing but a counter."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sllm.messages import Address, Envelope, FirstToken, LoadReport, ReportAck
 from sllm.node import FRESH_WITHIN_S, Node
+
+REPORT = LoadReport("READY", "", 0, "h", 1, 0, 0, 0.0, 0.0, 0.0, 0, (), (), (), (), (), True, 0, 0, 0, 1.0)
 
 
 class Ear(Node):
@@ -63,5 +67,31 @@ def test_senders_and_message_types_are_numbered_apart() -> None:
 def test_reports_are_left_to_the_fleet_table() -> None:
     node = Ear()
     node.handlers[LoadReport] = node._hear
-    report = LoadReport("READY", "", 0, "h", 1, 0, 0, 0.0, 0.0, 0.0, 0, (), (), (), (), (), True, 0, 0, 0, 1.0)
-    assert hear(node, envelope(1, message=report), envelope(1, message=report)) == [1, 1]
+    assert hear(node, envelope(1, message=REPORT), envelope(1, message=REPORT)) == [1, 1]
+
+
+ARRIVALS = st.lists(
+    st.tuples(
+        st.sampled_from([FirstToken("r", 0.0), ReportAck(1, 1), REPORT]),
+        st.sampled_from("ab"),
+        st.integers(1, 2),
+        st.integers(1, 9) | st.integers(1, 200),
+        st.sampled_from([100.0, 100.0, 100.0, 60.0, float("nan")]),
+    ),
+    max_size=40,
+)
+
+
+@given(ARRIVALS)
+def test_an_envelope_is_judged_like_the_same_bytes(arrivals: list[tuple[object, str, int, int, float]]) -> None:
+    """The usual cases are decided in `receive` itself, without `judge`, which is what bytes are put to."""
+    node, twin = Ear(), Ear()
+    for ear in (node, twin):
+        ear.handlers[LoadReport] = ear._hear
+    for message, sender, incarnation, sequence, wall_s in arrivals:
+        node.receive(envelope(sequence, incarnation=incarnation, wall_s=wall_s, message=message, sender=sender), ("x", 1), 100.0)
+        reason = twin.judge(type(message), sender, incarnation, sequence, wall_s, 100.0)
+        if reason:
+            twin.rejected[reason] += 1
+        assert node.rejected == twin.rejected
+        assert node._guard == twin._guard
