@@ -4,7 +4,7 @@ Plays a trace over 10 workers: the budget was set for the Azure LLM inference tr
 Usage: python3 bench/virtual_time.py [AzureLLMInferenceTrace_conv.csv]
 
 Two baselines in the same run tell how fast the machine is, and the ratios how much of each costs as much as one request. A plain heapq loop of
-M/M/10 is so small that a processor has all of it at hand; a request runs through thousands of different statements, which come round seldom.
+M/M/10 is so small that a processor foresees each of its branches; a request runs through thousands of different statements, which it does not.
 Processors differ by a factor of two in how much slower that makes them, so there is a second baseline: a program of as many different statements.
 """
 
@@ -73,7 +73,7 @@ def heapq_customers_per_s() -> float:
 
 
 def statements_per_s() -> float:
-    """Different statements of everyday kinds, so many that they come round too seldom for caches and branch prediction to help much."""
+    """Different statements of everyday kinds, so many that they come round too seldom for a branch predictor to know them."""
     rng = Random(1)
     lines = [f"        {rng.choice(STATEMENTS)}" for _ in range(PROGRAM)]
     source = "\n".join(["def program(rounds, numbers, names, things, item, call):", "    i = x = y = 1", "    for _ in range(rounds):", *lines])
