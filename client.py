@@ -179,9 +179,9 @@ class Client(Node):
     # --- what is heard --------------------------------------------------------------------------------------------------------------
 
     def _on_schedule_response(self, envelope: Enveloped[ScheduleResponse], addr: Address, now: float) -> None:
-        response = envelope[4]
+        _, _, _, _, response = envelope
         self._heard_at = now
-        pending = self._pending.get(response[0])
+        pending = self._pending.get(response.request_id)
         if pending is None or pending.state not in (ASKING, BACKING_OFF) or response in pending.given_up:
             return  # a late answer to a question asked twice
         pending.placement = response
@@ -192,7 +192,7 @@ class Client(Node):
         self._send_inference(pending, now)
 
     def _on_schedule_error(self, envelope: Enveloped[ScheduleError], addr: Address, now: float) -> None:
-        error = envelope[4]
+        _, _, _, _, error = envelope
         self._heard_at = now
         pending = self._pending.get(error.request_id)
         if pending is None or pending.state != ASKING:
@@ -206,11 +206,13 @@ class Client(Node):
         self._set_timer(pending, now + error.retry_after_s)
 
     def _on_accepted(self, envelope: Enveloped[InferenceAccepted], addr: Address, now: float) -> None:
-        self._alive(envelope[4][0], envelope[0], now)
+        sender_id, _, _, _, accepted = envelope
+        self._alive(accepted.request_id, sender_id, now)
 
     def _on_first_token(self, envelope: Enveloped[FirstToken], addr: Address, now: float) -> None:
-        request_id = envelope[4][0]
-        pending = self._alive(request_id, envelope[0], now)
+        sender_id, _, _, _, first = envelope
+        request_id = first.request_id
+        pending = self._alive(request_id, sender_id, now)
         if pending is not None and pending.first_token_at is None:
             pending.first_token_at = now
             self.events.append(new_tuple(FirstTokenReceived, (now, request_id, now - pending.arrival_s)))
@@ -226,8 +228,8 @@ class Client(Node):
         return pending
 
     def _on_response(self, envelope: Enveloped[InferenceResponse], addr: Address, now: float) -> None:
-        response, sender_id = envelope[4], envelope[0]
-        request_id, outcome, _, _, _, _, _ = response
+        sender_id, _, _, _, response = envelope
+        request_id, outcome = response.request_id, response.outcome
         pending = self._pending.get(request_id)
         if pending is None:
             worker_id = self._finished.get(request_id)

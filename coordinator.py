@@ -99,13 +99,13 @@ class Coordinator(Node):
         self._next_tick = now + self._tick_s
         self._next_drop = now + config.decision_keep_s
         self._next_chore = inf  # when to go on with what the last tick left
-        self.wake_at = min(self._next_tick, inf if self.ready else self._ready_at)
         self._hold_until = now
         self._turned_away = 0  # requests, in this tick: every worker's queue was full
         self._turned_away_before = 0  # in the last one
         # A worker that hears nothing for `coordinator_silent_s` renews its socket: it must hear us at least twice in that time.
         self._ack_every = max(1, min(config.ack_every, int(config.coordinator_silent_s / 2.0 / self._tick_s)))
         self.handlers = {LoadReport: self._on_report, ScheduleRequest: self._on_schedule_request}
+        self._plan()
 
     # --- reports --------------------------------------------------------------------------------------------------------------------
 
@@ -131,12 +131,12 @@ class Coordinator(Node):
             how = "restarted"
         self.reports_accepted += 1
         fleet.apply(row, incarnation, sequence, report, self.incarnation, now)
-        state, host, port = report[:3]
+        host, port = report.host, report.port
         row.address = (host or addr[0], port or addr[1]) if host or port else addr
         if row.ledger.entries:
             fleet.expire_dispatches(row, now - self.config.dispatch_expiry_intervals * report.interval_s)
-        if row.state != state:
-            self._step(row, state, now, how)
+        if row.state != report.state:
+            self._step(row, report.state, now, how)
             self._silence.set(row, self._silence_deadline(row))
         if (sequence + incarnation) % self._ack_every == 0 or sequence == 1:  # a fleet that started together is not acknowledged all at once
             self.send(ReportAck(self.incarnation, sequence), addr, now)
@@ -167,9 +167,9 @@ class Coordinator(Node):
     # --- schedule requests ----------------------------------------------------------------------------------------------------------
 
     def _on_schedule_request(self, envelope: Enveloped[ScheduleRequest], addr: Address, now: float) -> None:
-        request = envelope[4]
-        request_id, model = request[0], request[1]
-        key = (envelope[0], request_id)
+        sender_id, _, _, _, request = envelope
+        request_id, model = request.request_id, request.model
+        key = (sender_id, request_id)
         before = self._decisions.get(key)
         if before is not None:
             row = self.fleet.rows.get(before.response.worker_id)
@@ -179,10 +179,9 @@ class Coordinator(Node):
             if row is not None:  # the client has given that placement up
                 self.fleet.release(row, before.response.dispatch.number)
             self._decisions.discard(key)
-        stopwatch = self._stopwatch
-        started = stopwatch() if stopwatch else 0.0
+        started = self._stopwatch() if self._stopwatch else 0.0
         outcome = self._decide(request, now)
-        decision_s = stopwatch() - started if stopwatch else 0.0
+        decision_s = self._stopwatch() - started if self._stopwatch else 0.0
         if isinstance(outcome, ScheduleError):
             self.events.append(RequestRefused(now, request_id, model, outcome.code))
             self.send(outcome, addr, now)
@@ -223,8 +222,8 @@ class Coordinator(Node):
     def _dispatch(self, placement: Placement, request: ScheduleRequest, now: float) -> ScheduleResponse:
         """Enter the placement into the ledger and word the answer."""
         row, action, eta_s, cost_s, reason = placement
-        request_id = request[0]
-        entry = new_tuple(Entry, (request_id, cost_s, request[1], action == COLD_START, now))
+        request_id = request.request_id
+        entry = new_tuple(Entry, (request_id, cost_s, request.model, action == COLD_START, now))
         dispatch = self.fleet.dispatch(row, entry, self.incarnation)
         host, port = row.address
         fields = request_id, row.worker_id, host, port, action, eta_s, dispatch, reason
@@ -238,6 +237,10 @@ class Coordinator(Node):
             self.ready = True
             self.events.append(CoordinatorReady(now, self.fleet.states[READY]))
         self._do_chores(now)
+        self._plan()
+
+    def _plan(self) -> None:
+        """When to wake next."""
         self.wake_at = min(self._next_tick, self._next_chore, inf if self.ready else self._ready_at)
 
     def _do_chores(self, now: float) -> None:

@@ -196,7 +196,7 @@ class Run(ABC):
     def arrivals(self) -> Iterator[tuple[float, Request]]:
         """When each request comes, on the run's clock, and the request."""
         began_s = self.began_s
-        return ((began_s + request[0], request) for request in self.workload)
+        return ((began_s + request.arrival_s, request) for request in self.workload)
 
     def submit(self, client: Client, request: Request, now: float) -> None:
         """The request comes."""

@@ -143,10 +143,10 @@ class Worker(Node):
     # --- requests -------------------------------------------------------------------------------------------------------------------
 
     def _on_inference_request(self, envelope: Enveloped[InferenceRequest], addr: Address, now: float) -> None:
-        request = envelope[4]
+        sender_id, _, _, _, request = envelope
         if self.engine.next_at <= now and not self.drained:
             self._advance(now)
-        outcome = self._take(f"{envelope[0]}/{request[0]}", request, addr, now)
+        outcome = self._take(f"{sender_id}/{request.request_id}", request, addr, now)
         if outcome:
             self._refuse(request, outcome, addr, now)
         else:
@@ -155,10 +155,9 @@ class Worker(Node):
 
     def _take(self, key: str, request: InferenceRequest, addr: Address, now: float) -> str:
         """Begin a request, or answer as it stands; returns why it is refused, or ""."""
-        _, _, _, _, (epoch, number), worker_id = request
-        if worker_id != self.node_id:
+        if request.worker_id != self.node_id:
             return REFUSED_MISDIRECTED
-        self._receipts.note(epoch, number)
+        self._receipts.note(*request.dispatch)
         self._last_report = None
         done = self._done.get(key)
         if done is not None:
@@ -275,7 +274,8 @@ class Worker(Node):
     # --- reports --------------------------------------------------------------------------------------------------------------------
 
     def _on_report_ack(self, envelope: Enveloped[ReportAck], addr: Address, now: float) -> None:
-        epoch = envelope[4][0]
+        _, _, _, _, ack = envelope
+        epoch = ack.epoch
         self._heard_at = now
         if epoch > self._heard_epoch:
             if self._heard_epoch:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from random import Random
-from typing import Any
 
 from sllm.catalog import Hardware
 from sllm.dispatch import Entry, Ledger
@@ -20,7 +19,6 @@ SUSPECT = "SUSPECT"
 DEAD = "DEAD"
 NEW = ""
 DEPTH_MAX = 20_000  # workers with more requests than this are all alike: one report with a huge number in it must not cost as many buckets
-INDEXED = slice(LoadReport._fields.index("slots"), LoadReport._fields.index("host_models") + 1)
 STATES = (STARTING, READY, DRAINING, SUSPECT, DEAD)
 
 # What can happen to a member: a report with a state in it, too many missed reports, or the timeout.
@@ -213,7 +211,7 @@ class Fleet:
         """Note work sent to a worker."""
         number = row.ledger.add(entry)
         self._move(row, row.depth + 1)
-        if entry[3] and entry.model not in row.warm:
+        if entry.loads and entry.model not in row.warm:
             self._index(row, self.warm, row.warm, (*row.warm, entry.model))
             row.warm = (*row.warm, entry.model)
         made: Dispatch = new_tuple(Dispatch, (epoch, number))
@@ -242,13 +240,12 @@ class Fleet:
             warm, depth = (), -1
             hosted: tuple[str, ...] = ()
         else:
-            entries = row.ledger.entries
-            figures: Any = row.report[INDEXED]  # quicker than by name
-            _, running, waiting, _, _, _, _, warm, _, loading, hosted = figures
-            depth = running + waiting + len(entries)
-            if loading or entries:
+            report, entries = row.report, row.ledger.entries
+            warm, hosted = report.gpu_models, report.host_models
+            depth = report.running + report.waiting + len(entries)
+            if report.loading or entries:
                 names = dict.fromkeys(warm)
-                names.update(dict.fromkeys(name for name, _ in loading))
+                names.update(dict.fromkeys(name for name, _ in report.loading))
                 names.update(dict.fromkeys(entry.model for entry in entries.values() if entry.loads))
                 warm = tuple(names)
         if warm != row.warm:

@@ -39,7 +39,7 @@ class StartupTime(Policy):
 
     def place(self, query: Query, fleet: FleetView) -> Placement | None:
         warm = self._best_warm(query, fleet)
-        if warm is not None and (warm[2] <= self.margin_s or warm[2] <= self._cheapest_load_s(query, fleet, warm[0]) + self.margin_s):
+        if warm is not None and (warm.eta_s <= self.margin_s or warm.eta_s <= self._cheapest_load_s(query, fleet, warm.row) + self.margin_s):
             return warm
         cold = self._best_cold(query, fleet)
         if cold is not None and (warm is None or cold.eta_s + self.margin_s < warm.eta_s):

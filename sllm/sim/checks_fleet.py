@@ -29,7 +29,7 @@ class LiveDispatch(Checker):
         self._states[node, event.worker_id] = event.new
 
     def _on_routed(self, node: Node, event: Any) -> None:
-        state = self._states.get((node, event[3]))  # its worker; by position, because it is quicker and comes with every request
+        state = self._states.get((node, event.worker_id))
         if state != READY:
             self.fail(f"request {event.request_id} was sent to {event.worker_id}, known to be {state or 'nobody'}")
         self.checked += 1
@@ -59,7 +59,7 @@ class MemberOrder(Checker):
         self._look(node, event.worker_id)
 
     def _on_routed(self, node: Node, event: Any) -> None:
-        self._look(node, event[3])
+        self._look(node, event.worker_id)
 
     def _look(self, node: Any, worker_id: str) -> None:
         fleet = getattr(node, "fleet", None)

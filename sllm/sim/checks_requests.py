@@ -1,7 +1,4 @@
-"""Checkers of requests and the work done for them.
-
-What comes with every request is read by position, `event[1]`: by name takes several times as long (see `sllm.events` for the order of the fields).
-"""
+"""Checkers of requests and the work done for them."""
 
 from __future__ import annotations
 
@@ -47,27 +44,26 @@ class Conservation(Checker):
         }  # fmt: skip
 
     def _on_sent(self, node: Node, event: Any) -> None:
-        request_id = event[1]
+        request_id = event.request_id
         if request_id in self.open:
             self.fail(f"request {request_id} was sent while it was still open")
         self.open[request_id] = node
         self.sent += 1
 
     def _on_end(self, node: Node, event: Any) -> None:
-        owner = self.open.pop(event[1], None)
+        owner = self.open.pop(event.request_id, None)
         if owner is not node:
             self.fail(f"request {event.request_id} ended ({type(event).__name__}) but was not open: it had ended before, or was never sent")
         self.ended[type(event)] += 1
         self.checked += 1
 
     def _on_completed(self, node: Node, event: Any) -> None:
-        ttft_s, e2e_s = event[6:8]
-        if not 0.0 <= ttft_s <= e2e_s + ROUNDING_S:
-            self.fail(f"request {event.request_id}: first token after {ttft_s} s, last after {e2e_s} s")
+        if not 0.0 <= event.ttft_s <= event.e2e_s + ROUNDING_S:
+            self.fail(f"request {event.request_id}: first token after {event.ttft_s} s, last after {event.e2e_s} s")
         self._on_end(node, event)
 
     def _on_first_token(self, node: Node, event: Any) -> None:
-        if event[1] not in self.open:
+        if event.request_id not in self.open:
             self.fail(f"a first token for request {event.request_id}, which is not open")
 
     def on_life(self, what: str, host: Host) -> None:
@@ -118,14 +114,14 @@ class WorkOnce(Checker):
         taken = self.open.get(node)
         if taken is None:
             taken = self.open[node] = set()
-        request_id = event[2]
+        request_id = event.request_id
         if request_id in taken:
             self.fail(f"{event.worker_id} took request {request_id} while it was working on it")
         taken.add(request_id)
 
     def _on_served(self, node: Node, event: Any) -> None:
         taken = self.open.get(node)
-        request_id = event[2]
+        request_id = event.request_id
         if taken is None or request_id not in taken:
             self.fail(f"{event.worker_id} served request {request_id}, which it does not have")
         else:

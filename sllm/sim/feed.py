@@ -37,5 +37,4 @@ class Feed:
 
     def submit(self, item: Any, now: float) -> None:
         """It has come."""
-        submit = self._submit
-        submit(item, now)
+        self._submit(item, now)

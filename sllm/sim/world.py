@@ -156,15 +156,13 @@ class World:
                 self.now = now
                 if what is not None:
                     delivered += 1
-                    hear = host.hear  # not host.hear(...): what looks like a method is looked up as one, the long way
-                    hear(what, source, now)
+                    host.hear(what, source, now)
                 elif source is not None:
                     source.submit(source.item, now)
                     self._await(host, source)
                 elif host.wake == now:
                     host.wake = INF
-                    handle_timer = host.handle_timer
-                    handle_timer(now)
+                    host.handle_timer(now)
                 else:
                     continue  # a void wake-up
                 outbox = host.outbox
