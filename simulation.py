@@ -194,9 +194,9 @@ class Run(ABC):
         return self.system.report_figures()
 
     def arrivals(self) -> Iterator[tuple[float, Request]]:
-        """When each request comes, on the run's clock, and the request."""
-        began_s = self.began_s
-        return ((began_s + request.arrival_s, request) for request in self.workload)
+        """When each request comes, on the run's clock, and the request. To be made at any time, to be taken from once the run has begun."""
+        for request in self.workload:
+            yield self.began_s + request.arrival_s, request
 
     def submit(self, client: Client, request: Request, now: float) -> None:
         """The request comes."""

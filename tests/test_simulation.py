@@ -1,0 +1,32 @@
+"""A run conducts its fleet: requests come when the workload says, counted from the moment the fleet is up."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import pytest
+
+from experiments.harness import configuration, silent
+from simulation import LiveRun, Run, VirtualRun
+
+ROUNDING_S = 1e-9
+
+
+@pytest.mark.parametrize("kind", [LiveRun, VirtualRun])
+def test_requests_come_when_the_workload_says(kind: type[Run]) -> None:
+    config = dataclasses.replace(configuration(workers=2, duration_s=10.0, rate_per_s=3.0), speedup=10.0 if kind is LiveRun else 1.0)
+    run = kind(config, silent(virtual=kind is VirtualRun), io.StringIO())
+    due_s = [request.arrival_s for request in run.system.workload()]
+    try:
+        run.conduct()
+    finally:
+        run.close()
+    came_s = [at - run.began_s for at in run.recorder.sent_at]
+    assert run.began_s > 0.0, "it took a while until every worker had reported"
+    assert len(came_s) == len(due_s) > 10
+    if kind is VirtualRun:
+        assert came_s == pytest.approx(due_s)
+    else:
+        assert all(came >= due - ROUNDING_S for came, due in zip(came_s, due_s, strict=True)), "a machine may be late, never early"
+    assert run.window_s >= due_s[-1] - ROUNDING_S
