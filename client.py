@@ -232,8 +232,8 @@ class Client(Node):
         request_id, outcome = response.request_id, response.outcome
         pending = self._pending.get(request_id)
         if pending is None:
-            worker_id = self._finished.get(request_id)
-            if outcome == COMPLETED and worker_id not in (sender_id, None):
+            completed_by = self._finished.get(request_id)
+            if outcome == COMPLETED and completed_by and completed_by != sender_id:
                 self.events.append(DuplicateResponse(now, request_id, sender_id))
         elif outcome == COMPLETED:
             self._complete(pending, response, sender_id, now)

@@ -69,6 +69,7 @@ class Config:
     forget_after_s: float = setting(300.0, "FORGET_AFTER", "a dead worker is listed for so long", unit="s", above=0.0, group="coordinator")
     dispatch_expiry_intervals: float = setting(3.0, "DISPATCH_EXPIRY_INTERVALS", "a dispatch no report has acknowledged is written off after so many", unit="report intervals", low=1.0, high=100.0, group="coordinator")
     hold_fraction: float = setting(0.5, "HOLD_FRACTION", "when more than this part of the fleet is silent at once, nobody is declared dead", low=0.1, high=1.0, group="coordinator")
+    hold_max_s: float = setting(60.0, "HOLD_MAX", "nobody is declared dead because of that for at most so long", unit="s", above=0.0, high=86400.0, group="coordinator")
     stall_s: float = setting(2.0, "STALL_AFTER", "a gap so long in the coordinator's own loop holds expiry for a report interval", unit="s", above=0.0, group="coordinator")
     ack_every: int = setting(4, "ACK_EVERY", "acknowledge one report in so many", unit="reports", low=1, high=1000, group="coordinator")
     queue_threshold: int = setting(10, "QUEUE_THRESHOLD", "requests waiting on a worker above which it gets no more of normal priority", unit="requests", low=1, high=100_000_000, flag="--queue-threshold", group="coordinator")

@@ -16,17 +16,18 @@ from random import Random
 from typing import NamedTuple
 
 from config import Config
-from sllm.catalog import Catalog
+from sllm.catalog import Catalog, Model
 from sllm.dispatch import Entry
 from sllm.errors import UsageError
-from sllm.events import CoordinatorReady, ExpiryHeld, ExpiryResumed, RequestRefused, RequestRouted, WorkerStateChanged
-from sllm.fleet import DEAD, EXPIRED, SILENT, SUSPECT, Fleet, Row
+from sllm.events import CoordinatorReady, ExpiryHeld, ExpiryResumed, HardwareUnknown, RequestRefused, RequestRouted, WorkerStateChanged
+from sllm.fleet import DEAD, EXPIRED, SILENT, SUSPECT, Fleet, Kind, Row
 from sllm.messages import (
-    COLD_START,
     DEADLINE_UNMEETABLE,
+    MODEL_TOO_LARGE,
     NO_WORKERS,
     NOT_READY,
     READY,
+    REQUEST_TOO_LARGE,
     SATURATED,
     UNKNOWN_MODEL,
     Address,
@@ -48,6 +49,8 @@ CHORE_PAUSE_S = 0.001
 SILENCE_STEPS = 8  # of the wheel in which silence comes due, in a tick
 CROWD = 10  # requests turned away in a tick for each READY worker; more are told to come back later, so that those who wait are not a load of their own
 RETRY_AFTER_MAX_S = 30.0  # before jitter
+SURE_INTERVALS = 3.0  # report intervals after a start: one of listening, two more; what nobody can hold by then is refused for good
+UNKNOWN_HARDWARE_MAX = 100  # names of hardware told of, so that a peer cannot fill our memory with them
 HOLD_AFTER_STALL_INTERVALS = 3.0  # after a stall of our own, reports get so long to come in before anybody is called silent
 
 
@@ -62,8 +65,9 @@ class Coordinator(Node):
     """One coordinator. `stopwatch` (seconds, any origin) measures how long placements take; without it they count as 0."""
 
     __slots__ = (
-        "_ack_every", "_decisions", "_hold_until", "_next_chore", "_next_drop", "_next_tick", "_ready_at", "_rng", "_silence", "_stopwatch", "_tick_s",
-        "_turned_away", "_turned_away_before", "_view", "catalog", "config", "degraded", "fleet", "policy", "ready", "reports_accepted", "reports_rejected",
+        "_ack_every", "_decisions", "_held_since", "_hold_until", "_next_chore", "_next_drop", "_next_tick", "_ready_at", "_rng", "_silence", "_stopwatch",
+        "_sure_at", "_tick_s", "_turned_away", "_turned_away_before", "_unknown_hardware", "_view", "catalog", "config", "degraded", "fleet", "policy",
+        "ready", "reports_accepted", "reports_rejected",
     )  # fmt: skip
 
     def __init__(
@@ -84,14 +88,15 @@ class Coordinator(Node):
         self.config = config
         self.catalog = catalog
         self.policy = policy
-        self.fleet = Fleet()
+        self.fleet = Fleet(catalog.models)
         self.reports_accepted = 0
         self.reports_rejected: Counter[str] = Counter()
         self.ready = config.report_interval_s == 0.0
         self.degraded = ""  # why expiry is held, or ""
         self._rng = rng
         self._stopwatch = stopwatch
-        self._view = FleetView(self.fleet, make_costs(config.engine, config.service_mean_s), config.queue_threshold, config.memory_threshold)
+        costs = make_costs(config.engine, config.service_mean_s, config.service_load_s)
+        self._view = FleetView(self.fleet, costs, config.queue_threshold, config.memory_threshold)
         self._decisions: Recent[tuple[str, str], Decision] = Recent()
         self._tick_s = config.report_interval_s or 1.0
         self._silence: Wheel[Row] = Wheel(self._tick_s / SILENCE_STEPS)
@@ -100,6 +105,9 @@ class Coordinator(Node):
         self._next_drop = now + config.decision_keep_s
         self._next_chore = inf  # when to go on with what the last tick left
         self._hold_until = now
+        self._held_since = inf  # most of the fleet has been silent since then
+        self._unknown_hardware: set[str] = set()  # told of already
+        self._sure_at = now + SURE_INTERVALS * self._tick_s  # by then every worker that lives has been heard
         self._turned_away = 0  # requests, in this tick: every worker's queue was full
         self._turned_away_before = 0  # in the last one
         # A worker that hears nothing for `coordinator_silent_s` renews its socket: it must hear us at least twice in that time.
@@ -115,20 +123,19 @@ class Coordinator(Node):
         fleet = self.fleet
         row = fleet.rows.get(sender_id)
         how = "reported"
-        if row is None:
-            new = self._admit(sender_id, report, now)
-            if new is None:
-                return
-            row = new
-        elif incarnation == row.incarnation:
+        if row is not None and incarnation == row.incarnation:
             if sequence <= row.sequence:
                 self.reports_rejected["replayed" if sequence == row.sequence else "out_of_order"] += 1
                 return
-        elif incarnation < row.incarnation:
-            self.reports_rejected["old_incarnation"] += 1
-            return
-        else:
-            how = "restarted"
+        elif row is not None:
+            if incarnation < row.incarnation and now - row.heard_at < self.config.worker_timeout_s:
+                self.reports_rejected["old_incarnation"] += 1
+                return
+            how = "restarted"  # a lower number: the known life has been silent for the timeout, so the clock was set back
+        if row is None or report.hardware != row.kind.hardware.name:
+            row = self._fit_in(sender_id, row, report, now)
+            if row is None:
+                return
         self.reports_accepted += 1
         fleet.apply(row, incarnation, sequence, report, self.incarnation, now)
         host, port = report.host, report.port
@@ -147,14 +154,20 @@ class Coordinator(Node):
             self.reports_rejected[reason] += 1
         return reason
 
-    def _admit(self, worker_id: str, report: LoadReport, now: float) -> Row | None:
-        """A worker never heard of: a new row, unless it names hardware that we cannot cost."""
+    def _fit_in(self, worker_id: str, row: Row | None, report: LoadReport, now: float) -> Row | None:
+        """The row of a worker never heard of, or of one that has other hardware now. None: it names hardware that we cannot cost."""
         try:
             hardware = self.catalog.get_hardware(report.hardware)
         except UsageError:
             self.reports_rejected["unknown_hardware"] += 1
+            if report.hardware not in self._unknown_hardware and len(self._unknown_hardware) < UNKNOWN_HARDWARE_MAX:
+                self._unknown_hardware.add(report.hardware)
+                self.events.append(HardwareUnknown(now, worker_id, report.hardware))
             return None
-        row = self.fleet.rows[worker_id] = Row(worker_id, hardware, report)
+        if row is not None:
+            self.fleet.refit(row, hardware)
+            return row
+        row = self.fleet.admit(worker_id, hardware, report)
         self._silence.set(row, now + self.config.suspect_intervals * report.interval_s)
         return row
 
@@ -188,7 +201,7 @@ class Coordinator(Node):
             return
         response = self._dispatch(outcome, request, now)
         self._decisions.new[key] = new_tuple(Decision, (response, request.exclude))
-        row, action, eta_s, _, _ = outcome
+        row, action, eta_s = outcome.row, outcome.action, outcome.eta_s
         self.events.append(new_tuple(RequestRouted, (now, request_id, model, row.worker_id, action, eta_s, decision_s)))
         self.send(response, addr, now)
 
@@ -200,20 +213,49 @@ class Coordinator(Node):
             return ScheduleError(request_id, UNKNOWN_MODEL, 0.0, f"model {name!r} is not in the catalogue"[:200])
         if not self.ready:
             return self._later(request, NOT_READY, self._ready_at - now, "listening for reports after a start")
-        if not self.fleet.ready.rows:
-            return self._later(request, NO_WORKERS, self._tick_s, "no worker is ready")
-        if exclude and all(row.worker_id in exclude for row in self.fleet.ready.rows[: len(exclude) + 1]):
+        kv_bytes = self._view.costs.kv_bytes(model, prompt_tokens + max_tokens)
+        kinds = tuple([kind for kind in self.fleet.kinds.values() if kind.ready.rows and self._view.costs.fits(model, kind.hardware, kv_bytes)])
+        if not kinds or 0 < model.context_tokens < prompt_tokens + max_tokens:
+            return self._not_fitting(request, model, kv_bytes, now)
+        if exclude and self._are_all_excluded(kinds, exclude):
             exclude = ()  # a worker that failed once (it may have restarted since) is better than none
-        query = new_tuple(Query, (model, prompt_tokens, max_tokens, priority, exclude, now, self._rng))
+        query = new_tuple(Query, (model, prompt_tokens, max_tokens, kv_bytes, priority, exclude, kinds, now, self._rng))
         placement = self.policy.place(query, self._view)
         if placement is None:
             self._turned_away += 1
-            crowd = max(self._turned_away, self._turned_away_before) / (CROWD * len(self.fleet.ready))
+            crowd = max(self._turned_away, self._turned_away_before) / (CROWD * self.fleet.states[READY])
             after_s = min(self._tick_s * max(1.0, crowd), max(RETRY_AFTER_MAX_S, self._tick_s))
-            return self._later(request, SATURATED, after_s, "every worker's queue is full for this priority")
+            limit = self._view.queued_max(query)
+            return self._later(
+                request, SATURATED, after_s, f"on every worker that can hold it {limit} requests wait already, the limit for priority {priority}"
+            )
         if 0.0 < deadline_s < placement.eta_s:
             return ScheduleError(request_id, DEADLINE_UNMEETABLE, 0.0, f"the best estimate is {placement.eta_s:.3f} s")
         return placement
+
+    @staticmethod
+    def _are_all_excluded(kinds: tuple[Kind, ...], exclude: tuple[str, ...]) -> bool:
+        return all(row.worker_id in exclude for kind in kinds for row in kind.ready.rows[: len(exclude) + 1])
+
+    def _not_fitting(self, request: ScheduleRequest, model: Model, kv_bytes: int, now: float) -> ScheduleError:
+        """No READY worker can hold the request. That is final when no worker heard of lately could, and everybody has had time to be heard."""
+        request_id, tokens = request.request_id, request.prompt_tokens + request.max_tokens
+        if 0 < model.context_tokens < tokens:
+            detail = f"{request.prompt_tokens} + {request.max_tokens} tokens, the context of {model.name} is {model.context_tokens}"
+            return ScheduleError(request_id, REQUEST_TOO_LARGE, 0.0, detail)
+        known, fits = [kind.hardware for kind in self.fleet.kinds.values()], self._view.costs.fits
+        if not known:
+            return self._later(request, NO_WORKERS, self._tick_s, "no worker has been heard of")
+        if any(fits(model, hardware, kv_bytes) for hardware in known):
+            return self._later(request, NO_WORKERS, self._tick_s, "no worker that can hold it is ready")
+        if now < self._sure_at:
+            return self._later(request, NO_WORKERS, self._tick_s, "no worker heard of so far can hold it")
+        largest = max(hardware.usable_gpu_bytes for hardware in known)
+        if not any(fits(model, hardware, 0) for hardware in known):
+            detail = f"{model.name} has {model.size_bytes} bytes of weights, the largest worker has room for {largest}"
+            return ScheduleError(request_id, MODEL_TOO_LARGE, 0.0, detail)
+        detail = f"{tokens} tokens need {kv_bytes} bytes of KV cache beside {model.size_bytes} of {model.name}, the largest worker has room for {largest}"
+        return ScheduleError(request_id, REQUEST_TOO_LARGE, 0.0, detail)
 
     def _later(self, request: ScheduleRequest, code: str, after_s: float, detail: str) -> ScheduleError:
         """An error worth asking again after; jittered, so that those turned away do not come back together."""
@@ -221,9 +263,10 @@ class Coordinator(Node):
 
     def _dispatch(self, placement: Placement, request: ScheduleRequest, now: float) -> ScheduleResponse:
         """Enter the placement into the ledger and word the answer."""
-        row, action, eta_s, cost_s, reason = placement
-        request_id = request.request_id
-        entry = new_tuple(Entry, (request_id, cost_s, request.model, action == COLD_START, now))
+        row, action, eta_s, prefill_s, load_s, reason = placement
+        request_id, model = request.request_id, self.catalog.models[request.model]
+        kv_bytes = self._view.costs.kv_bytes(model, request.prompt_tokens + request.max_tokens)
+        entry = new_tuple(Entry, (request_id, request.model, prefill_s, load_s, kv_bytes, now))
         dispatch = self.fleet.dispatch(row, entry, self.incarnation)
         host, port = row.address
         fields = request_id, row.worker_id, host, port, action, eta_s, dispatch, reason
@@ -290,12 +333,15 @@ class Coordinator(Node):
         states = self.fleet.states
         known = len(self.fleet) - states[DEAD]
         silent = states[SUSPECT] + sum(row.state != SUSPECT for row in overdue)
+        why = ""
         if now < self._hold_until:
             why = "our own loop stalled"
-        elif silent > self.config.hold_fraction * known and known > 1:
-            why = "most of the fleet fell silent at once"
-        else:
-            why = ""
+        if silent <= self.config.hold_fraction * known or known <= 1:
+            self._held_since = inf
+        elif not why:
+            self._held_since = min(self._held_since, now)
+            if now - self._held_since < self.config.hold_max_s:
+                why = "most of the fleet fell silent at once"
         if why and not self.degraded:
             self.events.append(ExpiryHeld(now, silent, known, why))
         elif self.degraded and not why:

@@ -107,7 +107,7 @@ class Worker(Node):
         self.served = 0
         self.refused = 0
         self._rng = rng
-        self._receipts = Receipts()
+        self._receipts = Receipts(config.worker_timeout_s)
         self._jobs: dict[str, Job] = {}
         self._unanswered: deque[Job] = deque()  # in order of time; those answered meanwhile go when they come to the front
         self._accept_at = inf  # of the first
@@ -157,7 +157,7 @@ class Worker(Node):
         """Begin a request, or answer as it stands; returns why it is refused, or ""."""
         if request.worker_id != self.node_id:
             return REFUSED_MISDIRECTED
-        self._receipts.note(*request.dispatch)
+        self._receipts.note(*request.dispatch, now)
         self._last_report = None
         done = self._done.get(key)
         if done is not None:
@@ -277,7 +277,7 @@ class Worker(Node):
         _, _, _, _, ack = envelope
         epoch = ack.epoch
         self._heard_at = now
-        if epoch > self._heard_epoch:
+        if epoch != self._heard_epoch:  # a lower one is heard only when the known life has been silent: its clock was set back
             if self._heard_epoch:
                 self.events.append(CoordinatorChanged(now, self.node_id, epoch))
             self._heard_epoch = epoch
@@ -288,8 +288,8 @@ class Worker(Node):
         if report is None or snapshot is not self._snapshot:  # an idle engine gives the same snapshot again: then the last report is still right
             self._snapshot = snapshot
             receipts, (host, port) = self._receipts, self.advertise
-            before = self.state, host, port, self.config.hardware
-            after = receipts.epoch, receipts.high, receipts.seen, self._interval_s
+            before = self.state, host, port, self.config.hardware, self.config.queue_max
+            after = receipts.epoch, receipts.high, receipts.missing, self._interval_s
             report = self._last_report = new_tuple(LoadReport, before + snapshot + after)  # the engine's fields are in the report's order
         self.send(report, self.coordinator, now)
         self.reports_sent += 1

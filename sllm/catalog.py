@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +50,7 @@ class Model:
     kv_bytes_per_token: int
     layers: int
     steps: tuple[tuple[str, StepCost], ...] = ()
+    context_tokens: int = 0  # most tokens of prompt and output together; 0: no limit but the KV cache
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -249,7 +250,7 @@ class Catalog:
 
             [model."llama-3.1-8b"]          # a preset as it is
             [model.support-bot]
-            preset = "llama-3.1-8b"         # start from a preset and change any of: size_gb, kv_kib_per_token, layers
+            preset = "llama-3.1-8b"         # start from a preset and change any of: size_gb, kv_kib_per_token, layers, context_tokens
             count = 20                      # support-bot, support-bot-2, ... support-bot-20
             [model.mine]
             size_gb = 13.4
@@ -287,10 +288,10 @@ HARDWARE_KEYS = {
     "slots": ("slots", 1),
 }
 """Keys of a [hardware.NAME] table: the field it sets and the factor."""
-_MODEL_KEYS = {"size_gb": ("size_bytes", GB), "kv_kib_per_token": ("kv_bytes_per_token", KIB), "layers": ("layers", 1)}
+_MODEL_KEYS = {"size_gb": ("size_bytes", GB), "kv_kib_per_token": ("kv_bytes_per_token", KIB), "layers": ("layers", 1), "context_tokens": ("context_tokens", 1)}
 _STEP_KEYS = ("weight_floor_ms", "a_ms", "p_ms", "k_ms", "overhead_ms")
-_MAY_BE_ZERO = ("a_ms", "p_ms", "k_ms", "overhead_ms", "init_s", "layer_overhead_ms", "host_memory_gb", "disk_gb")
-_WHOLE = ("size_bytes", "kv_bytes_per_token", "layers", "gpu_memory_bytes", "host_memory_bytes", "disk_bytes", "slots")
+_MAY_BE_ZERO = ("a_ms", "p_ms", "k_ms", "overhead_ms", "init_s", "layer_overhead_ms", "host_memory_gb", "disk_gb", "context_tokens")
+_WHOLE = ("size_bytes", "kv_bytes_per_token", "layers", "context_tokens", "gpu_memory_bytes", "host_memory_bytes", "disk_bytes", "slots")
 
 
 class _Reader:
@@ -343,14 +344,14 @@ class _Reader:
             if key in keys:
                 field, factor = keys[key]
                 value = self.number(table, values, key) * factor
-                if field in ("layers", "slots") and value != int(value):
+                if field in ("layers", "slots", "context_tokens") and value != int(value):
                     raise self.fail(table, f"{key} = {values[key]!r}: must be a whole number")
                 fields[field] = round(value) if field in _WHOLE else float(value)
             elif key not in others:
                 raise self.fail(table, f"unknown key {key!r}: must be one of {', '.join((*keys, *others))}")
         return fields
 
-    def preset(self, table: str, values: dict[str, Any], presets: Mapping[str, Any], default: str | None, required: Mapping[str, Any]) -> Any:
+    def preset(self, table: str, values: dict[str, Any], presets: Mapping[str, Any], default: str | None, required: Iterable[str]) -> Any:
         """The preset to start from; None if there is none, and then every key of `required` must be there."""
         name = values.get("preset", default)
         if name is None:
@@ -365,15 +366,17 @@ class _Reader:
     def hardware(self, name: str, values: dict[str, Any]) -> Hardware:
         table = f"hardware.{name}"
         fields = self.fields(table, values, HARDWARE_KEYS, ("preset",))
-        required = {key: 1 for key in HARDWARE_KEYS if key not in ("init_s", "slots")}
+        required = [key for key in HARDWARE_KEYS if key not in ("init_s", "slots")]
         base = self.preset(table, values, _HARDWARE, name if name in _HARDWARE else None, required)
         return dataclasses.replace(base, name=name, **fields) if base else Hardware(name, **fields)
 
     def model(self, name: str, values: dict[str, Any], known_hardware: tuple[str, ...]) -> list[Model]:
         table = f"model.{name}"
         fields = self.fields(table, values, _MODEL_KEYS, ("preset", "count", "step"))
-        base = self.preset(table, values, _MODELS, name if name in _MODELS else None, _MODEL_KEYS)
-        steps = dict(base.steps) if base and not fields else {}  # a changed model is another one: its preset's measurements do not hold
+        base = self.preset(table, values, _MODELS, name if name in _MODELS else None, _MODEL_KEYS.keys() - {"context_tokens"})
+        steps = (
+            dict(base.steps) if base and fields.keys() <= {"context_tokens"} else {}
+        )  # a changed model is another one: its preset's measurements do not hold
         if not isinstance(values.get("step", {}), dict):
             raise self.fail(table, "step must be a table")
         for hardware, step in self.tables(values, "step"):

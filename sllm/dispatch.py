@@ -1,37 +1,39 @@
 """The ledger of work sent to a worker and not yet acknowledged by its reports.
 
-A report tells what a worker had when it was sent; what was dispatched since must be added, once. Each dispatch has a number that grows per worker;
-each report carries the highest number received and a bitmap of the 64 below it, so that the ledger knows exactly which entries the report
-already includes. An entry that no report acknowledges in time is written off: its request never arrived.
+A report tells what a worker had when the report was sent; what was dispatched since must be added, once. Each dispatch has a number that grows per worker.
+Each report carries the highest number received and the numbers below it that have not arrived, so the ledger knows which entries the report already
+includes, however many dispatches lie between two reports. An entry that no report acknowledges in time is written off: its request never arrived.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-SEEN_BITS = 64  # width of the bitmap below the highest number
-_SEEN_MASK = (1 << SEEN_BITS) - 1
+MISSING_MAX = 64  # numbers that a report names as missing; older ones count as arrived
 
 
 class Entry(NamedTuple):
     """One dispatch in flight."""
 
     request_id: str
-    cost_s: float  # what it adds to the worker's wait
     model: str
-    loads: bool  # it starts a cold start there
-    at: float
+    prefill_s: float  # what the request adds to the worker's wait
+    load_s: float  # of its own cold start, without the loads before it; 0.0: the model is there or on its way
+    kv_bytes: int  # KV cache that the request may need in all
+    at: float  # when it was sent
 
 
 class Ledger:
-    """What was sent to one worker since its last word. `cost_s` is the sum over the entries, never negative."""
+    """What was sent to one worker since its last word. `prefill_s` and `kv_bytes` are the sums over the entries, never negative."""
 
-    __slots__ = ("cost_s", "entries", "next_number")
+    __slots__ = ("entries", "kv_bytes", "loads", "next_number", "prefill_s")
 
     def __init__(self) -> None:
         self.next_number = 1
         self.entries: dict[int, Entry] = {}  # by number, so in order of time
-        self.cost_s = 0.0
+        self.loads: dict[int, Entry] | None = None  # those entries that start a cold start; None: there are none
+        self.prefill_s = 0.0
+        self.kv_bytes = 0
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -41,7 +43,12 @@ class Ledger:
         number = self.next_number
         self.next_number = number + 1
         self.entries[number] = entry
-        self.cost_s += entry.cost_s
+        self.prefill_s += entry.prefill_s
+        self.kv_bytes += entry.kv_bytes
+        if entry.load_s > 0.0:
+            if self.loads is None:
+                self.loads = {}
+            self.loads[number] = entry
         return number
 
     def release(self, number: int) -> bool:
@@ -49,12 +56,23 @@ class Ledger:
         entry = self.entries.pop(number, None)
         if entry is None:
             return False
-        self.cost_s = self.cost_s - entry.cost_s if self.entries else 0.0
+        if not self.entries:
+            self.clear()
+            return True
+        self.prefill_s = max(0.0, self.prefill_s - entry.prefill_s)
+        self.kv_bytes -= entry.kv_bytes
+        if self.loads is not None:
+            self.loads.pop(number, None)
         return True
 
-    def acknowledge(self, high: int, seen: int) -> bool:
-        """Release every entry that a report with this highest number and bitmap has counted in. True if any was."""
-        arrived = [n for n in self.entries if n == high or (n < high and seen >> (high - 1 - n) & 1)]
+    def acknowledge(self, high: int, missing: tuple[int, ...]) -> bool:
+        """Release every entry that a report with this highest number has counted in: all up to it but the missing ones. True if any was released."""
+        arrived = []
+        for number in self.entries:  # in order: the cost does not grow with what was sent after `high`
+            if number > high:
+                break
+            if number not in missing:
+                arrived.append(number)
         for number in arrived:
             self.release(number)
         return bool(arrived)
@@ -73,27 +91,45 @@ class Ledger:
     def clear(self) -> None:
         """Forget every entry (the worker's life they were sent to is over); numbers go on growing."""
         self.entries.clear()
-        self.cost_s = 0.0
+        self.loads = None
+        self.prefill_s = 0.0
+        self.kv_bytes = 0
+
+    def loads_from(self, begin_at: float) -> list[tuple[str, float]]:
+        """(model, when its load ends) of each cold start in flight, in order; the load path is taken until `begin_at`. Absolute seconds."""
+        ends = []
+        for entry in (self.loads or {}).values():
+            begin_at = max(begin_at, entry.at) + entry.load_s
+            ends.append((entry.model, begin_at))
+        return ends
 
 
 class Receipts:
-    """The worker's side: which dispatch numbers of the coordinator's present life have arrived."""
+    """The worker's side: which dispatch numbers of the coordinator's present life have arrived.
 
-    __slots__ = ("epoch", "high", "seen")
+    `forget_after_s`: a life of the coordinator that has sent nothing for so long may be followed by one with a lower epoch, whose clock was set back.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_forget_after_s", "_heard_at", "epoch", "high", "missing")
+
+    def __init__(self, forget_after_s: float) -> None:
         self.epoch = 0
         self.high = 0
-        self.seen = 0
+        self.missing: tuple[int, ...] = ()  # below `high`, rising, at most MISSING_MAX
+        self._forget_after_s = forget_after_s
+        self._heard_at = 0.0
 
-    def note(self, epoch: int, number: int) -> None:
+    def note(self, epoch: int, number: int, now: float) -> None:
         """A dispatch arrived. One of an earlier life of the coordinator says nothing to the present one."""
-        if epoch > self.epoch:
-            self.epoch, self.high, self.seen = epoch, number, 0
-        elif epoch == self.epoch:
-            if number > self.high:
-                shift = number - self.high
-                self.seen = (self.seen << shift | 1 << (shift - 1)) & _SEEN_MASK if shift <= SEEN_BITS else 0
-                self.high = number
-            elif number < self.high and self.high - number <= SEEN_BITS:
-                self.seen |= 1 << (self.high - 1 - number)
+        if epoch != self.epoch:
+            if epoch < self.epoch and now - self._heard_at < self._forget_after_s:
+                return
+            self.epoch, self.high, self.missing = epoch, 0, ()
+        self._heard_at = now
+        if number > self.high:
+            if number > self.high + 1:
+                gap = range(max(self.high + 1, number - MISSING_MAX), number)
+                self.missing = (*self.missing, *gap)[-MISSING_MAX:]
+            self.high = number
+        elif number in self.missing:
+            self.missing = tuple(n for n in self.missing if n != number)

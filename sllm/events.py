@@ -115,6 +115,14 @@ class WorkerStateChanged(NamedTuple):
     reason: str
 
 
+class HardwareUnknown(NamedTuple):
+    """A worker reports hardware that the coordinator's catalogue does not have, so nothing can be placed on it. Told once for each name."""
+
+    at: float
+    worker_id: str
+    hardware: str
+
+
 class CoordinatorReady(NamedTuple):
     """The listening time after a start is over."""
 
@@ -211,6 +219,7 @@ Event = (
     | RequestRouted
     | RequestRefused
     | WorkerStateChanged
+    | HardwareUnknown
     | CoordinatorReady
     | ExpiryHeld
     | ExpiryResumed

@@ -6,11 +6,12 @@ A report updates its row and only those indexes whose content changed; no operat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from random import Random
+from collections.abc import Container, Iterator
+from math import ceil
 
 from sllm.catalog import Hardware
 from sllm.dispatch import Entry, Ledger
+from sllm.index import Bag, Levels
 from sllm.messages import DRAINING, READY, STARTING, STOPPED, Address, Dispatch, LoadReport
 from sllm.node import new_tuple
 from sllm.timers import NEVER
@@ -18,7 +19,6 @@ from sllm.timers import NEVER
 SUSPECT = "SUSPECT"
 DEAD = "DEAD"
 NEW = ""
-DEPTH_MAX = 20_000  # workers with more requests than this are all alike: one report with a huge number in it must not cost as many buckets
 STATES = (STARTING, READY, DRAINING, SUSPECT, DEAD)
 
 # What can happen to a member: a report with a state in it, too many missed reports, or the timeout.
@@ -32,64 +32,30 @@ TRANSITIONS: dict[tuple[str, str], str] = {
 }
 
 
-class Bag:
-    """A set of workers with O(1) add, remove and uniform sampling; its order depends only on what was done to it."""
+class Kind:
+    """The workers of one hardware, and the indexes over those of them that can be given work."""
 
-    __slots__ = ("_place", "rows")
+    __slots__ = ("by_depth", "by_queued", "hardware", "members", "ready")
 
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-        self._place: dict[str, int] = {}
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __contains__(self, row: Row) -> bool:
-        return row.worker_id in self._place
-
-    def add(self, row: Row) -> None:
-        if row.worker_id not in self._place:
-            self._place[row.worker_id] = len(self.rows)
-            self.rows.append(row)
-
-    def remove(self, row: Row) -> None:
-        place = self._place.pop(row.worker_id, None)
-        if place is None:
-            return
-        last = self.rows.pop()
-        if last is not row:
-            self.rows[place] = last
-            self._place[last.worker_id] = place
-
-    def sample(self, count: int, rng: Random) -> list[Row]:
-        """`count` different workers in random order; all of them, in random order, when there are no more."""
-        rows = self.rows
-        size = len(rows)
-        if size <= 1:
-            return rows[:]
-        if count == 1:
-            return [rows[int(rng.random() * size)]]
-        if size <= count:
-            picked = rows[:]
-            rng.shuffle(picked)
-            return picked
-        random = rng.random
-        chosen = {int(random() * size): None for _ in range(count)}
-        while len(chosen) < count:
-            chosen[int(random() * size)] = None
-        return [rows[place] for place in chosen]
+    def __init__(self, hardware: Hardware) -> None:
+        self.hardware = hardware
+        self.members = 0  # rows of the table, whatever their state
+        self.ready: Bag[Row] = Bag()
+        self.by_depth: Levels[Row] = Levels()  # requests running, waiting or in flight
+        self.by_queued: Levels[Row] = Levels()  # those of them that wait for a place
 
 
 class Row:
     """One worker as the coordinator knows it. Times are absolute seconds of the coordinator's clock."""
 
     __slots__ = (
-        "address", "depth", "due", "hardware", "heard_at", "hosted", "incarnation", "ledger", "lost", "report", "sequence", "state", "warm", "worker_id",
+        "address", "depth", "due", "heard_at", "hosted", "incarnation", "kind", "ledger", "lost", "queued", "report", "sequence", "state", "warm",
+        "worker_id",
     )  # fmt: skip
 
-    def __init__(self, worker_id: str, hardware: Hardware, report: LoadReport) -> None:
+    def __init__(self, worker_id: str, kind: Kind, report: LoadReport) -> None:
         self.worker_id = worker_id
-        self.hardware = hardware
+        self.kind = kind
         self.report = report
         self.address: Address = ("", 0)
         self.state = NEW
@@ -99,27 +65,61 @@ class Row:
         self.due = NEVER  # when to look whether it is silent: the coordinator's wheel
         self.lost = 0  # reports whose numbers were skipped
         self.ledger = Ledger()
-        self.depth = -1  # running + waiting + in flight; the bucket it stands in, -1: none
+        self.depth = -1  # running + waiting + in flight, and where the row stands in `Kind.by_depth`; -1: nowhere
+        self.queued = -1  # `count_queued`, and where the row stands in `Kind.by_queued`; -1: nowhere
         self.warm: tuple[str, ...] = ()  # models it is indexed under: on the GPU, loading, or about to load
         self.hosted: tuple[str, ...] = ()  # likewise in host memory
+
+    @property
+    def hardware(self) -> Hardware:
+        return self.kind.hardware
 
     @property
     def pending(self) -> int:
         """Dispatches in flight to it."""
         return len(self.ledger.entries)
 
-    def waiting(self) -> int:
-        """Requests that wait there, and of those on their way the ones that will have to."""
-        report, sent = self.report, len(self.ledger.entries)
-        if report.waiting:
-            return report.waiting + sent
-        over = report.running + sent - report.slots
+    def count_depth(self) -> int:
+        """Requests that run or wait there, and those on their way."""
+        return self.report.running + self.report.waiting + len(self.ledger.entries)
+
+    def count_queued(self) -> int:
+        """Requests that wait there for a slot or memory, and of those on their way the ones that will have to.
+
+        A request that waits for the end of a round, or for its model, does not count: it has a slot to go to.
+        """
+        report, ledger = self.report, self.ledger
+        sent = len(ledger.entries)
+        if report.blocked:
+            return report.blocked + sent  # nobody overtakes those who wait
+        over = report.running + report.waiting + sent - report.slots
+        short_bytes = ledger.kv_bytes - report.gpu_free_bytes
+        if short_bytes > 0:
+            over = max(over, ceil(sent * short_bytes / ledger.kv_bytes))
         return over if over > 0 else 0
+
+    def fits_now(self, kv_bytes: int) -> bool:
+        """So much KV cache is free, as far as the coordinator knows."""
+        return kv_bytes <= self.report.gpu_free_bytes - self.ledger.kv_bytes
+
+    @property
+    def has_idle_model(self) -> bool:
+        """A model on its GPU could leave for another one; those that loads on their way will take the room of do not count."""
+        idle = len(self.report.gpu_models) - len(self.report.busy_models)
+        return idle > len(self.ledger.loads or ())
 
     def wait_s(self, now: float) -> float:
         """Seconds until a request placed now, for a model on its GPU, would begin: what it said, less the time since, plus what was sent since."""
         reported = self.report.wait_s - (now - self.heard_at)
-        return (reported if reported > 0.0 else 0.0) + self.ledger.cost_s
+        return (reported if reported > 0.0 else 0.0) + self.ledger.prefill_s
+
+    def load_queue_s(self, now: float) -> float:
+        """Seconds until the load path is free: what it said, less the time since, and the cold starts sent since, one after the other."""
+        free_at = self.heard_at + self.report.load_queue_s
+        loads = self.ledger.loads_from(free_at)
+        if loads:
+            free_at = loads[-1][1]
+        return free_at - now if free_at > now else 0.0
 
     def load_left_s(self, model: str, now: float) -> float | None:
         """Seconds until `model` is on the GPU: 0.0 if it is, None if nobody is loading it."""
@@ -128,29 +128,25 @@ class Row:
             return 0.0
         for name, left_s in report.loading:
             if name == model:
-                left_s -= now - self.heard_at
-                return left_s if left_s > 0.0 else 0.0
-        for entry in self.ledger.entries.values():
-            if entry.loads and entry.model == model:
-                left_s = entry.cost_s - (now - entry.at)
-                return left_s if left_s > 0.0 else 0.0
+                return max(0.0, self.heard_at + left_s - now)
+        if self.ledger.loads:
+            for name, end_at in self.ledger.loads_from(self.heard_at + report.load_queue_s):
+                if name == model:
+                    return max(0.0, end_at - now)
         return None
 
 
 class Fleet:
-    """Every worker heard of, and the indexes over those that can be given work."""
+    """Every worker heard of, and the indexes over those that can be given work. `models`: names to index; of others only their worker knows."""
 
-    __slots__ = (
-        "_buckets", "_lowest", "hosted", "ready", "rows", "states", "warm",
-    )  # fmt: skip
+    __slots__ = ("_models", "hosted", "kinds", "rows", "states", "warm")
 
-    def __init__(self) -> None:
+    def __init__(self, models: Container[str]) -> None:
+        self._models = models
         self.rows: dict[str, Row] = {}
-        self.ready = Bag()
-        self.warm: dict[str, Bag] = {}  # model -> READY workers that have it on the GPU or soon will
-        self.hosted: dict[str, Bag] = {}  # model -> READY workers that have it in host memory
-        self._buckets: list[Bag] = [Bag()]  # READY workers by depth
-        self._lowest = 0  # no bucket below it holds anybody
+        self.kinds: dict[str, Kind] = {}  # by hardware name: those that a row has
+        self.warm: dict[str, Bag[Row]] = {}  # model -> READY workers that have it on the GPU or soon will
+        self.hosted: dict[str, Bag[Row]] = {}  # model -> READY workers that have it in host memory
         self.states: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -160,6 +156,33 @@ class Fleet:
         return iter(self.rows.values())
 
     # --- membership -----------------------------------------------------------------------------------------------------------------
+
+    def admit(self, worker_id: str, hardware: Hardware, report: LoadReport) -> Row:
+        """A row for a worker never heard of."""
+        row = self.rows[worker_id] = Row(worker_id, self._kind(hardware), report)
+        row.kind.members += 1
+        return row
+
+    def _kind(self, hardware: Hardware) -> Kind:
+        kind = self.kinds.get(hardware.name)
+        if kind is None:
+            kind = self.kinds[hardware.name] = Kind(hardware)
+        return kind
+
+    def _leave_kind(self, kind: Kind) -> None:
+        kind.members -= 1
+        if not kind.members:
+            del self.kinds[kind.hardware.name]
+
+    def refit(self, row: Row, hardware: Hardware) -> None:
+        """The worker of this name has other hardware now."""
+        if row.state == READY:
+            self._withdraw(row)
+        self._leave_kind(row.kind)
+        row.kind = self._kind(hardware)
+        row.kind.members += 1
+        if row.state == READY:
+            self.reindex(row)
 
     def step(self, row: Row, what: str) -> tuple[str, str] | None:
         """Apply a transition; returns (old, new) when the state changed."""
@@ -172,11 +195,9 @@ class Fleet:
         if old != NEW:
             self.states[old] -= 1
         if new == READY:
-            self.ready.add(row)
             self.reindex(row)
         elif old == READY:
-            self.ready.remove(row)
-            self.reindex(row)
+            self._withdraw(row)
         if new == DEAD:
             row.ledger.clear()
         return old, new
@@ -184,6 +205,7 @@ class Fleet:
     def forget(self, row: Row) -> None:
         """Drop a dead worker from the table."""
         self.states[row.state] -= 1
+        self._leave_kind(row.kind)
         del self.rows[row.worker_id]
 
     # --- reports --------------------------------------------------------------------------------------------------------------------
@@ -201,7 +223,7 @@ class Fleet:
         row.heard_at = now
         row.report = report
         if row.ledger.entries and report.epoch == epoch:
-            changed |= row.ledger.acknowledge(report.dispatch_high, report.dispatch_seen)
+            changed |= row.ledger.acknowledge(report.dispatch_high, report.dispatch_missing)
         if changed and row.state == READY:
             self.reindex(row)
 
@@ -210,8 +232,8 @@ class Fleet:
     def dispatch(self, row: Row, entry: Entry, epoch: int) -> Dispatch:
         """Note work sent to a worker."""
         number = row.ledger.add(entry)
-        self._move(row, row.depth + 1)
-        if entry.loads and entry.model not in row.warm:
+        self._place(row, row.depth + 1, row.count_queued())
+        if entry.load_s > 0.0 and entry.model not in row.warm:
             self._index(row, self.warm, row.warm, (*row.warm, entry.model))
             row.warm = (*row.warm, entry.model)
         made: Dispatch = new_tuple(Dispatch, (epoch, number))
@@ -234,62 +256,53 @@ class Fleet:
     # --- indexes --------------------------------------------------------------------------------------------------------------------
 
     def reindex(self, row: Row) -> None:
-        """Bring the indexes in line with the row's state, report and ledger."""
-        warm: tuple[str, ...]
-        if row.state != READY:
-            warm, depth = (), -1
-            hosted: tuple[str, ...] = ()
-        else:
-            report, entries = row.report, row.ledger.entries
-            warm, hosted = report.gpu_models, report.host_models
-            depth = report.running + report.waiting + len(entries)
-            if report.loading or entries:
-                names = dict.fromkeys(warm)
-                names.update(dict.fromkeys(name for name, _ in report.loading))
-                names.update(dict.fromkeys(entry.model for entry in entries.values() if entry.loads))
-                warm = tuple(names)
+        """Bring the indexes in line with the report and the ledger of a READY row."""
+        report, loads = row.report, row.ledger.loads
+        warm, hosted = report.gpu_models, report.host_models
+        if report.loading or loads:
+            names = dict.fromkeys(warm)
+            names.update(dict.fromkeys(name for name, _ in report.loading))
+            if loads:
+                names.update(dict.fromkeys(entry.model for entry in loads.values()))
+            warm = tuple(names)
+        row.kind.ready.add(row)
+        self._index_models(row, warm, hosted)
+        self._place(row, row.count_depth(), row.count_queued())
+
+    def _withdraw(self, row: Row) -> None:
+        """Take a row out of every index."""
+        row.kind.ready.remove(row)
+        self._index_models(row, (), ())
+        self._place(row, -1, -1)
+
+    def _index_models(self, row: Row, warm: tuple[str, ...], hosted: tuple[str, ...]) -> None:
         if warm != row.warm:
             self._index(row, self.warm, row.warm, warm)
             row.warm = warm
         if hosted != row.hosted:
             self._index(row, self.hosted, row.hosted, hosted)
             row.hosted = hosted
-        if depth != row.depth:
-            self._move(row, depth)
 
-    @staticmethod
-    def _index(row: Row, index: dict[str, Bag], old: tuple[str, ...], new: tuple[str, ...]) -> None:
-        for name in old:
-            if name not in new:
-                bag = index[name]
+    def _index(self, row: Row, index: dict[str, Bag[Row]], old: tuple[str, ...], new: tuple[str, ...]) -> None:
+        """Move a row from the bags of its old models to those of its new ones; linear in the number of names."""
+        before, after = dict.fromkeys(old), dict.fromkeys(new)
+        for name in before:
+            if name not in after and (bag := index.get(name)) is not None:
                 bag.remove(row)
                 if not bag.rows:
                     del index[name]
-        for name in new:
-            if name not in old:
+        for name in after:
+            if name not in before and name in self._models:
                 found = index.get(name)
                 if found is None:
                     found = index[name] = Bag()
                 found.add(row)
 
-    def _move(self, row: Row, depth: int) -> None:
-        """Put a worker into the bucket of its depth; -1 takes it out."""
-        buckets = self._buckets
-        if row.depth >= 0:
-            buckets[min(row.depth, DEPTH_MAX)].remove(row)
-        row.depth = depth
-        if depth >= 0:
-            depth = min(depth, DEPTH_MAX)
-            while len(buckets) <= depth:
-                buckets.append(Bag())
-            buckets[depth].add(row)
-            if depth < self._lowest:
-                self._lowest = depth
-
-    def least_loaded(self) -> Bag:
-        """The READY workers with the fewest requests running, waiting or in flight; empty when no worker is READY."""
-        buckets, low = self._buckets, self._lowest
-        while low < len(buckets) - 1 and not buckets[low].rows:
-            low += 1
-        self._lowest = low
-        return buckets[low]
+    def _place(self, row: Row, depth: int, queued: int) -> None:
+        """Put a row where its numbers belong; -1 takes it out."""
+        if depth != row.depth:
+            row.kind.by_depth.move(row, row.depth, depth)
+            row.depth = depth
+        if queued != row.queued:
+            row.kind.by_queued.move(row, row.queued, queued)
+            row.queued = queued

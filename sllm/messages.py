@@ -27,7 +27,9 @@ SATURATED = "SATURATED"
 NO_WORKERS = "NO_WORKERS"
 DEADLINE_UNMEETABLE = "DEADLINE_UNMEETABLE"
 NOT_READY = "NOT_READY"
-ERROR_CODES = (UNKNOWN_MODEL, SATURATED, NO_WORKERS, DEADLINE_UNMEETABLE, NOT_READY)
+MODEL_TOO_LARGE = "MODEL_TOO_LARGE"
+REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
+ERROR_CODES = (UNKNOWN_MODEL, SATURATED, NO_WORKERS, DEADLINE_UNMEETABLE, NOT_READY, MODEL_TOO_LARGE, REQUEST_TOO_LARGE)
 
 # What a worker says of itself in a report.
 STARTING = "STARTING"
@@ -63,13 +65,15 @@ class LoadReport(NamedTuple):
     host: str  # where requests are to be sent; "" means: where this datagram came from
     port: int
     hardware: str  # preset name
+    queue_max: int  # requests it lets wait before it refuses
     slots: int  # sequences the engine can run at once
     running: int
-    waiting: int
+    waiting: int  # for a slot, memory, the end of a round or their model
+    blocked: int  # of those: for a slot or memory, which only others that finish can give
     wait_s: float  # until a request arriving now, for a model on the GPU, would begin its prefill
     load_queue_s: float  # until the load path is free
     kv_used: float  # 0..1 of the KV cache
-    gpu_free_bytes: int
+    gpu_free_bytes: int  # neither in use nor wanted as KV cache by requests that wait
     gpu_models: tuple[str, ...]
     busy_models: tuple[str, ...]  # of gpu_models: those that cannot be evicted now
     loading: tuple[tuple[str, float], ...]  # (model, seconds left)
@@ -78,7 +82,7 @@ class LoadReport(NamedTuple):
     disk_complete: bool  # every model of the catalogue is on disk, disk_models is empty
     epoch: int  # of the coordinator life the next two fields speak of; 0: none yet
     dispatch_high: int  # highest dispatch number received in that epoch
-    dispatch_seen: int  # bitmap: bit i set, number dispatch_high - 1 - i was received too
+    dispatch_missing: tuple[int, ...]  # those below it that have not arrived, rising; of very many only the latest
     interval_s: float  # the next report comes after this
 
 

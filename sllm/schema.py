@@ -131,7 +131,7 @@ RANGES: dict[str, Kind] = {
     "state": _one_of(messages.REPORTED_STATES), "action": _one_of(messages.ACTIONS), "code": _one_of(messages.ERROR_CODES),
     "outcome": _one_of(messages.OUTCOMES), "LoadReport.host": _text(0, 255), "reason": PROSE, "detail": PROSE, "port": _whole(1 << 16),
     "priority": _whole(10), "prompt_tokens": TOKENS, "max_tokens": TOKENS, "output_tokens": TOKENS, "kv_used": PART, "interval_s": INTERVAL,
-    "dispatch_seen": _whole(1 << 64),
+    "dispatch_missing": _tuple_of(COUNT),
 }  # fmt: skip
 """By the name of a field, which means the same in every message that has it; or of one message only."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -29,7 +29,7 @@ MakeCodec = Callable[[], Any]
 
 
 class Fleet:
-    """One coordinator, one client, some workers. `trace` has every event."""
+    """One coordinator, one client, some workers. `trace` has every event. `hardware`: of the first workers, the others have the configuration's."""
 
     def __init__(
         self,
@@ -46,10 +46,13 @@ class Fleet:
         coordinator_kind: type[Coordinator] = Coordinator,
         worker_kind: type[Worker] = Worker,
         trace: str | None = None,
+        lengths: str = "azure-conv",
+        models: int = 8,
+        hardware: Sequence[str] = (),
         **changes: Any,
     ) -> None:
         self.config = config = dataclasses.replace(Config.from_env({"DEPLOYMENT_MODE": "local"}), **changes)
-        self.catalog = catalog = Catalog.demo(8)
+        self.catalog = catalog = Catalog.demo(models)
         self.network = network or Network()
         self.trace: list[Event] = []
         self.world = world = World(seed, self.network, wire=make_codec is not None)
@@ -61,21 +64,22 @@ class Fleet:
             rng = stream(seed, f"coordinator/{incarnation}")
             return coordinator_kind(config, catalog, make_policy(config.policy), rng, incarnation, codec=codec(), now=now)
 
-        def worker(name: str) -> Callable[[int, float], Node]:
+        def worker(name: str, own: Config) -> Callable[[int, float], Node]:
             def make(incarnation: int, now: float) -> Node:
-                engine = LlmEngine(catalog, catalog.get_hardware(config.hardware))
+                engine = LlmEngine(catalog, catalog.get_hardware(own.hardware))
                 rng = stream(seed, f"{name}/{incarnation}")
-                return worker_kind(config, catalog, engine, COORDINATOR, rng, incarnation, node_id=name, codec=codec(), now=now)
+                return worker_kind(own, catalog, engine, COORDINATOR, rng, incarnation, node_id=name, codec=codec(), now=now)
 
             return make
 
         world.add(coordinator(1, 0.0), COORDINATOR, coordinator)
         for number in range(1, workers + 1):
             name = f"worker-{number}"
-            world.add(worker(name)(1, 0.0), (name, 8000), worker(name))
+            make = worker(name, dataclasses.replace(config, hardware=hardware[number - 1]) if number <= len(hardware) else config)
+            world.add(make(1, 0.0), (name, 8000), make)
         self.client = client_kind(config, COORDINATOR, Random(f"{seed}/client"), 1, codec=codec())
         host = world.add(self.client, ("client", 7000))
-        spec = WorkloadSpec(rate_per_s=rate_per_s, duration_s=None if trace else duration_s, trace=trace)
+        spec = WorkloadSpec(rate_per_s=rate_per_s, duration_s=None if trace else duration_s, trace=trace, lengths=lengths)
         world.feed(host, ((request.arrival_s, request) for request in generate(spec, catalog.names, seed)), self.client.submit)
         self.injector = Injector(world, schedule or Schedule())
         self.injector.install()

@@ -199,7 +199,6 @@ def route_to_the_dead(patch: pytest.MonkeyPatch) -> None:
         moved = original(self, row, what)
         if moved and moved[0] == READY:
             row.state = READY
-            self.ready.add(row)
             self.reindex(row)
             row.state = moved[1]
         return moved

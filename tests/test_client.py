@@ -185,3 +185,14 @@ def test_an_id_cannot_be_used_twice() -> None:
     node, _ = client()
     with pytest.raises(ValueError, match="r0"):
         node.submit(Request(0.0, "r0", MODEL, 1, 1), 1.0)
+
+
+def test_a_late_answer_to_a_request_that_was_given_up_is_no_work_done_twice() -> None:
+    node, talk = client(request_timeout_s=5.0, retry_initial_s=30.0)
+    place(talk, "w", 0.1)
+    talk.run_to(6.0)
+    assert [type(event) for event in ended(talk)] == [RequestFailed]
+    respond(talk, "w", 7.0)
+    respond(talk, "other", 7.0)
+    assert not talk.told(DuplicateResponse)
+    assert node.in_flight == 0

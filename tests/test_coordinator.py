@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from random import Random
 
 import pytest
-from roles import CATALOG, Talk, ask, configuration, coordinator, report
+from roles import CATALOG, MODEL, Talk, ask, configuration, coordinator, report
 
 from coordinator import Coordinator
-from sllm.events import CoordinatorReady, ExpiryHeld, ExpiryResumed, RequestRefused, RequestRouted, WorkerStateChanged
+from sllm import cost
+from sllm.catalog import DISK, Catalog, model_preset
+from sllm.events import CoordinatorReady, ExpiryHeld, ExpiryResumed, HardwareUnknown, RequestRefused, RequestRouted, WorkerStateChanged
 from sllm.fleet import DEAD, NEW, STATES, SUSPECT, TRANSITIONS
 from sllm.messages import (
     COLD_START,
@@ -17,10 +20,12 @@ from sllm.messages import (
     DRAINING,
     HIGH,
     LOW,
+    MODEL_TOO_LARGE,
     NO_WORKERS,
     NOT_READY,
     READY,
     REPORTED_STATES,
+    REQUEST_TOO_LARGE,
     SATURATED,
     SERVE,
     STARTING,
@@ -31,7 +36,7 @@ from sllm.messages import (
     ScheduleError,
     ScheduleResponse,
 )
-from sllm.placement.registry import make_policy
+from sllm.placement.registry import make_policy, policies
 
 
 def error_code(talk: Talk) -> str:
@@ -263,19 +268,19 @@ def test_in_flight_work_is_added_to_what_was_reported_until_a_report_has_counted
         talk.say("c", ask(f"r{i}"), 1.1)
     row = node.fleet.rows["a"]
     assert (row.pending, row.depth) == (3, 3)
-    assert row.ledger.cost_s > 0
-    talk.say("a", report(running=2, epoch=100, dispatch_high=2, dispatch_seen=1), 1.5)
+    assert row.ledger.prefill_s > 0
+    talk.say("a", report(running=2, epoch=100, dispatch_high=2), 1.5)
     assert (row.pending, row.depth) == (1, 3)
-    talk.say("a", report(running=3, epoch=99, dispatch_high=9, dispatch_seen=255), 1.6)  # of another life of the coordinator
+    talk.say("a", report(running=3, epoch=99, dispatch_high=9), 1.6)  # of another life of the coordinator
     assert row.pending == 1
-    talk.say("a", report(running=2, epoch=100, dispatch_high=2, dispatch_seen=1), 5.0)  # the third never arrived
-    assert (row.pending, row.depth, row.ledger.cost_s) == (0, 2, 0.0)
+    talk.say("a", report(running=2, epoch=100, dispatch_high=2), 5.0)  # the third never arrived
+    assert (row.pending, row.depth, row.ledger.prefill_s) == (0, 2, 0.0)
 
 
 def test_saturation_sheds_the_lowest_priority_first() -> None:
     _, talk = coordinator(queue_threshold=10)
     for waiting, served in ((4, (LOW, 1, HIGH)), (7, (1, HIGH)), (15, (HIGH,)), (25, ())):
-        talk.say("a", report(waiting=waiting, running=256), 10.0 * waiting)
+        talk.say("a", report(waiting=waiting, blocked=waiting, running=256), 10.0 * waiting)
         for priority in (LOW, 1, HIGH):
             talk.say("c", ask(f"{waiting}/{priority}", priority=priority), 10.0 * waiting)
             answer = talk.node.outbox[-1][0][4]
@@ -300,7 +305,7 @@ def test_a_restarted_worker_has_nothing_in_flight() -> None:
     talk.say("c", ask(), 1.1)
     talk.say("a", report(), 1.2, incarnation=2, sequence=1)
     row = node.fleet.rows["a"]
-    assert (row.pending, row.ledger.cost_s, row.depth) == (0, 0.0, 0)
+    assert (row.pending, row.ledger.prefill_s, row.depth) == (0, 0.0, 0)
     talk.say("c", ask("r1"), 1.3)
     assert talk.heard(ScheduleResponse)[-1].dispatch.number == 2  # numbers go on growing
 
@@ -308,7 +313,7 @@ def test_a_restarted_worker_has_nothing_in_flight() -> None:
 def test_the_more_are_turned_away_the_later_they_are_told_to_come_back() -> None:
     """Ten a tick for each worker may come back after a tick; a thousand must not ask every second."""
     _, talk = coordinator(queue_threshold=1)
-    talk.say("a", report(waiting=5), 1.0)
+    talk.say("a", report(waiting=5, blocked=5), 1.0)
     waits = []
     for number in range(1000):
         talk.say("c", ask(f"r{number}"), 1.5)
@@ -318,12 +323,12 @@ def test_the_more_are_turned_away_the_later_they_are_told_to_come_back() -> None
     assert all(1.0 <= wait_s <= 2.0 for wait_s in waits[:10])
     assert all(10.0 <= wait_s <= 20.0 for wait_s in waits[99:101])
     assert all(30.0 <= wait_s <= 60.0 for wait_s in waits[300:]), "bounded"
-    talk.say("a", report(waiting=5), 2.0)
+    talk.say("a", report(waiting=5, blocked=5), 2.0)
     talk.run_to(2.0)
     talk.say("c", ask("again"), 2.1)
     (error,) = talk.heard(ScheduleError)
     assert error.retry_after_s >= 30.0, "the crowd of the last tick is not forgotten at once"
-    talk.say("a", report(waiting=5), 4.0)
+    talk.say("a", report(waiting=5, blocked=5), 4.0)
     talk.run_to(4.0)
     talk.say("c", ask("later"), 4.1)
     (error,) = talk.heard(ScheduleError)
@@ -346,3 +351,154 @@ def test_old_answers_are_dropped() -> None:
         talk.say("c", ask(f"r{second}"), float(second))
         talk.run_to(float(second))
     assert len(node._decisions) <= 11
+
+
+# --- estimates, and what cannot be placed ---------------------------------------------------------------------------------------------------
+
+
+def test_forty_cold_starts_on_one_worker_are_estimated_as_a_queue_of_loads() -> None:
+    """Each load takes 0.3 s or so and they come one after the other: the last is there after 40 of them, not after a product."""
+    catalog = Catalog.demo(40)
+    node = Coordinator(configuration(), catalog, make_policy("startup_time"), Random(1), 100)
+    talk = Talk(node)
+    talk.run_to(1.0)
+    talk.say("w", report(gpu_models=(), host_models=()), 1.0)
+    for i, name in enumerate(catalog.names):
+        talk.say("c", ask(f"r{i}", name), 1.0 + i / 100)
+    etas = [answer.eta_s for answer in talk.heard(ScheduleResponse)]
+    assert len(etas) == 40
+    load_s = [cost.load_s(catalog[name], catalog.get_hardware("h100-80g"), DISK) for name in catalog.names]
+    for i in (0, 1, 10, 39):
+        assert etas[i] == pytest.approx(sum(load_s[: i + 1]) - i / 100, abs=0.15)  # and a prefill
+    assert max(etas) < 30.0
+
+
+def test_no_penalty_is_part_of_an_estimate() -> None:
+    for state in ({"kv_used": 0.99}, {"gpu_free_bytes": 0}, {"gpu_models": (CATALOG.names[1],), "busy_models": (CATALOG.names[1],), "gpu_free_bytes": 0}):
+        _, talk = coordinator()
+        talk.say("a", report(**state), 1.0)
+        talk.say("c", ask(), 1.0)
+        (answer,) = talk.heard(ScheduleResponse)
+        assert answer.eta_s < 1.0
+
+
+def test_a_request_goes_to_hardware_that_can_hold_it() -> None:
+    _, talk = coordinator()
+    for i in range(8):
+        talk.say(f"small-{i}", report(hardware="a5000-24g"), 1.0)
+    for i in range(2):
+        talk.say(f"large-{i}", report(hardware="h100-80g", running=50), 1.0)
+    for i in range(30):
+        talk.say("c", ask(f"r{i}", prompt_tokens=60_000), 1.0)
+    assert {answer.worker_id for answer in talk.heard(ScheduleResponse)} == {"large-0", "large-1"}
+
+
+@pytest.mark.parametrize("policy", policies())
+def test_the_one_worker_that_fits_is_found_among_a_thousand(policy: str) -> None:
+    _, talk = coordinator(policy)
+    for i in range(1000):
+        talk.say(f"w{i}", report(hardware="a5000-24g", gpu_models=()), 1.0)
+    talk.say("rare", report(hardware="h100-80g", gpu_models=(), host_models=(), disk_complete=False), 1.0)
+    talk.say("c", ask(prompt_tokens=100_000), 1.0)
+    (answer,) = talk.heard(ScheduleResponse)
+    assert answer.worker_id == "rare"
+
+
+@pytest.mark.parametrize("policy", policies())
+def test_the_one_worker_with_room_is_found_among_a_thousand(policy: str) -> None:
+    _, talk = coordinator(policy)
+    for i in range(1000):
+        talk.say(f"w{i}", report(running=256, waiting=20, blocked=20), 1.0)
+    talk.say("roomy", report(running=256, waiting=9, blocked=9), 1.0)
+    talk.say("c", ask(), 1.0)
+    assert [answer.worker_id for answer in talk.heard(ScheduleResponse)] == ["roomy"]
+
+
+def test_what_no_hardware_can_hold_is_refused_for_good_once_everybody_could_have_been_heard() -> None:
+    catalog = Catalog({name: model_preset(name) for name in (MODEL, "llama-2-70b")})
+    node = Coordinator(configuration(), catalog, make_policy("startup_time"), Random(1), 100)
+    talk = Talk(node)
+    talk.run_to(1.0)
+    cases = [("llama-2-70b", 1000, MODEL_TOO_LARGE, "140000000000"), (MODEL, 1_000_000, REQUEST_TOO_LARGE, "1000200 tokens")]
+    for now, final in ((1.5, False), (3.5, True)):
+        talk.say("a", report(), now)
+        for model, tokens, code, says in cases:
+            talk.say("c", ask(f"{now}/{model}", model, prompt_tokens=tokens), now)
+            (error,) = talk.heard(ScheduleError)
+            assert (error.retry_after_s == 0.0) == final
+            assert error.code == (code if final else NO_WORKERS)
+            assert not final or says in error.detail
+    talk.say("b", report(state=DRAINING, hardware="h100-80g-tp4"), 4.0)  # heard of, if not ready: another may come
+    talk.say("c", ask("again", "llama-2-70b"), 4.0)
+    (error,) = talk.heard(ScheduleError)
+    assert (error.code, error.retry_after_s > 0.0) == (NO_WORKERS, True)
+
+
+def test_a_context_limit_of_the_catalogue_is_final_at_once() -> None:
+    model = dataclasses.replace(model_preset(MODEL), context_tokens=4096)
+    node = Coordinator(configuration(), Catalog({MODEL: model}), make_policy("startup_time"), Random(1), 100)
+    talk = Talk(node)
+    talk.run_to(1.0)
+    talk.say("a", report(), 1.0)
+    talk.say("c", ask("fits", prompt_tokens=3896, max_tokens=200), 1.0)
+    assert talk.heard(ScheduleResponse)
+    talk.say("c", ask("long", prompt_tokens=3897, max_tokens=200), 1.0)
+    (error,) = talk.heard(ScheduleError)
+    assert (error.code, error.retry_after_s) == (REQUEST_TOO_LARGE, 0.0)
+    assert "4096" in error.detail
+
+
+def test_a_worker_gets_no_more_than_it_lets_wait_whatever_the_fleet_allows() -> None:
+    _, talk = coordinator(queue_threshold=1000)
+    talk.say("a", report(running=256, queue_max=5), 1.0)
+    for i in range(20):
+        talk.say("c", ask(f"r{i}"), 1.0)
+    assert len(talk.heard(ScheduleResponse)) == 5
+
+
+# --- lives and holds ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_life_that_has_been_silent_may_be_followed_by_one_whose_clock_was_set_back() -> None:
+    node, talk = coordinator(worker_timeout_s=10.0)
+    talk.say("a", report(), 1.0, incarnation=100)
+    talk.say("a", report(), 10.9, incarnation=80, sequence=1)
+    assert node.reports_rejected["old_incarnation"] == 1
+    talk.say("a", report(running=1), 11.0, incarnation=80, sequence=2)
+    row = node.fleet.rows["a"]
+    assert (row.incarnation, row.report.running, row.state) == (80, 1, READY)
+
+
+def test_a_worker_that_comes_back_with_other_hardware_is_another_worker_to_placement() -> None:
+    node, talk = coordinator()
+    talk.say("a", report(hardware="a5000-24g"), 1.0)
+    talk.say("a", report(hardware="h100-80g"), 2.0, incarnation=2, sequence=1)
+    assert node.fleet.rows["a"].hardware.name == "h100-80g"
+    talk.say("c", ask(prompt_tokens=100_000), 2.0)
+    assert talk.heard(ScheduleResponse)
+
+
+def test_unknown_hardware_is_told_once_for_each_name() -> None:
+    node, talk = coordinator()
+    for now in range(1, 5):
+        for name in ("tpu", "npu"):
+            talk.say(f"w-{name}", report(hardware=name), float(now))
+    assert [event.hardware for event in talk.told(HardwareUnknown)] == ["tpu", "npu"]
+    assert node.reports_rejected["unknown_hardware"] == 8
+
+
+def test_a_hold_ends_so_that_those_who_are_dead_for_good_are_dead() -> None:
+    node, talk = coordinator(hold_max_s=60.0)
+    for now in range(1, 6):
+        for i in range(10):
+            talk.say(f"w{i}", report(), float(now))
+    held_s = 0.0
+    for now in range(6, 120):
+        for i in range(3):
+            talk.say(f"w{i}", report(), float(now))
+        talk.run_to(float(now))
+        held_s += bool(node.degraded)
+    assert 55.0 <= held_s <= 65.0
+    assert not node.degraded
+    assert node.fleet.states["DEAD"] == 7
+    assert node.fleet.states[READY] == 3

@@ -1,40 +1,71 @@
 """The ledger and the receipts: what a report has counted in is released, once, whatever was lost or came out of order."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllm.dispatch import Entry, Ledger, Receipts
+from sllm.dispatch import MISSING_MAX, Entry, Ledger, Receipts
 
 
-def entry(cost_s: float = 1.0, at: float = 0.0) -> Entry:
-    return Entry("r", cost_s, "m", False, at)
+def entry(prefill_s: float = 1.0, at: float = 0.0, model: str = "m", load_s: float = 0.0, kv_bytes: int = 10) -> Entry:
+    return Entry("r", model, prefill_s, load_s, kv_bytes, at)
 
 
 def test_numbers_grow_and_cost_adds_up() -> None:
     ledger = Ledger()
     assert [ledger.add(entry(2.0)) for _ in range(3)] == [1, 2, 3]
-    assert ledger.cost_s == 6.0
+    assert (ledger.prefill_s, ledger.kv_bytes) == (6.0, 30)
     assert ledger.release(2)
     assert not ledger.release(2)
-    assert ledger.cost_s == 4.0
+    assert (ledger.prefill_s, ledger.kv_bytes) == (4.0, 20)
     ledger.clear()
-    assert (len(ledger), ledger.cost_s, ledger.add(entry())) == (0, 0.0, 4)
+    assert (len(ledger), ledger.prefill_s, ledger.kv_bytes, ledger.add(entry())) == (0, 0.0, 0, 4)
 
 
-@given(st.lists(st.integers(1, 90), max_size=90), st.integers(1, 90))
+@given(st.lists(st.integers(1, 400), max_size=400), st.integers(1, 400))
 def test_a_report_releases_what_arrived_and_only_that(arrivals: list[int], sent: int) -> None:
-    ledger, receipts = Ledger(), Receipts()
+    ledger, receipts = Ledger(), Receipts(10.0)
     for _ in range(sent):
         ledger.add(entry())
-    arrived = [n for n in arrivals if n <= sent]
-    for number in arrived:
-        receipts.note(7, number)
-    ledger.acknowledge(receipts.high, receipts.seen)
+    arrived = {n for n in arrivals if n <= sent}
+    for number in sorted(arrived, key=arrivals.index):
+        receipts.note(7, number, 0.0)
+    ledger.acknowledge(receipts.high, receipts.missing)
     left = set(ledger.entries)
-    assert left >= set(range(1, sent + 1)) - set(arrived)
-    # Numbers further below the highest than the bitmap is wide cannot be told; all others are.
-    assert not {n for n in arrived if receipts.high - n <= 64} & left
-    assert ledger.cost_s == len(left)
+    assert not arrived & left
+    assert left >= set(range(receipts.high + 1, sent + 1))
+    lost = set(range(1, receipts.high)) - arrived
+    if receipts.high <= MISSING_MAX + 1:  # of more losses at a time the oldest count as arrived
+        assert left >= lost
+    assert len(receipts.missing) <= MISSING_MAX
+    assert set(receipts.missing) <= lost
+    assert ledger.prefill_s == len(left)
+
+
+def test_any_number_of_dispatches_between_two_reports_is_acknowledged() -> None:
+    ledger, receipts = Ledger(), Receipts(10.0)
+    for number in range(1, 5001):
+        ledger.add(entry())
+        if number % 2000:
+            receipts.note(7, number, 0.0)
+    assert receipts.missing == (2000, 4000)
+    assert ledger.acknowledge(receipts.high, receipts.missing)
+    assert sorted(ledger.entries) == [2000, 4000]
+    receipts.note(7, 2000, 1.0)  # its datagram comes late
+    ledger.acknowledge(receipts.high, receipts.missing)
+    assert list(ledger.entries) == [4000]
+
+
+def test_a_cold_start_costs_its_own_load_and_waits_for_those_before_it() -> None:
+    ledger = Ledger()
+    for i in range(40):
+        ledger.add(entry(at=1.0, model=f"m{i}", load_s=0.4))
+    ends = ledger.loads_from(0.5)
+    assert [model for model, _ in ends] == [f"m{i}" for i in range(40)]
+    assert [end for _, end in ends] == pytest.approx([1.0 + 0.4 * (i + 1) for i in range(40)])
+    for number in range(1, 31):
+        ledger.release(number)
+    assert ledger.loads_from(13.0)[0] == ("m30", pytest.approx(13.4))
 
 
 def test_what_nobody_acknowledges_expires_by_age() -> None:
@@ -46,11 +77,20 @@ def test_what_nobody_acknowledges_expires_by_age() -> None:
 
 
 def test_a_new_life_of_the_coordinator_starts_afresh_and_an_old_one_is_ignored() -> None:
-    receipts = Receipts()
-    receipts.note(5, 10)
-    receipts.note(6, 2)
-    assert (receipts.epoch, receipts.high, receipts.seen) == (6, 2, 0)
-    receipts.note(5, 99)
+    receipts = Receipts(10.0)
+    receipts.note(5, 10, 0.0)
+    receipts.note(6, 2, 1.0)
+    assert (receipts.epoch, receipts.high, receipts.missing) == (6, 2, (1,))
+    receipts.note(5, 99, 2.0)
     assert receipts.high == 2
-    receipts.note(6, 1)
-    assert receipts.seen == 1
+    receipts.note(6, 1, 3.0)
+    assert receipts.missing == ()
+
+
+def test_a_life_of_the_coordinator_that_has_been_silent_may_be_followed_by_one_whose_clock_was_set_back() -> None:
+    receipts = Receipts(10.0)
+    receipts.note(6, 2, 1.0)
+    receipts.note(5, 1, 10.9)
+    assert receipts.epoch == 6
+    receipts.note(5, 1, 11.0)
+    assert (receipts.epoch, receipts.high) == (5, 1)

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from roles import CATALOG, report
 
 from sllm.dispatch import Entry
-from sllm.fleet import DEPTH_MAX, Bag, Fleet, Row
+from sllm.fleet import Fleet, Kind, Row
+from sllm.index import LEVEL_MAX, Bag, Levels, sample_all
 from sllm.messages import READY
 
 NAMES = CATALOG.names[:4]
-HARDWARE = CATALOG.get_hardware("h100-80g")
+HARDWARE = {"w0": CATALOG.get_hardware("a100-80g")}
+H100 = CATALOG.get_hardware("h100-80g")
 EPOCH = 5
 
 
 def row(fleet: Fleet, name: str) -> Row:
-    found = fleet.rows.get(name)
-    if found is None:
-        found = fleet.rows[name] = Row(name, HARDWARE, report())
-    return found
+    return fleet.rows.get(name) or fleet.admit(name, HARDWARE.get(name, H100), report())
+
+
+def lowest(levels: Levels[Row]) -> set[Row]:
+    return set(levels.lowest()[1].rows)
 
 
 def check(fleet: Fleet) -> None:
     ready = [r for r in fleet if r.state == READY]
-    assert set(fleet.ready.rows) == set(ready)
     for name in NAMES:
         expected = {r for r in ready if r.load_left_s(name, r.heard_at) is not None}
         bag = fleet.warm.get(name)
@@ -35,8 +38,17 @@ def check(fleet: Fleet) -> None:
         assert set(hosted.rows if hosted else ()) == {r for r in ready if name in r.report.host_models}
     for r in fleet:
         assert r.depth == (r.report.running + r.report.waiting + r.pending if r.state == READY else -1)
-    low = min((min(r.depth, DEPTH_MAX) for r in ready), default=None)
-    assert set(fleet.least_loaded().rows) == {r for r in ready if min(r.depth, DEPTH_MAX) == low}
+        assert r.queued == (r.count_queued() if r.state == READY else -1)
+    assert sum(kind.members for kind in fleet.kinds.values()) == len(fleet)
+    for kind in fleet.kinds.values():
+        members = [r for r in fleet if r.kind is kind]
+        here = [r for r in members if r.state == READY]
+        assert kind.members == len(members)
+        assert all(r.hardware is kind.hardware for r in members)
+        assert set(kind.ready.rows) == set(here)
+        low = min((min(r.depth, LEVEL_MAX) for r in here), default=None)
+        assert lowest(kind.by_depth) == {r for r in here if min(r.depth, LEVEL_MAX) == low}
+        assert [min(r.queued, LEVEL_MAX) for r in kind.by_queued.rising()] == sorted(min(r.queued, LEVEL_MAX) for r in here)
     for state in set(fleet.states):
         assert fleet.states[state] == sum(r.state == state for r in fleet)
 
@@ -45,8 +57,9 @@ MODELS = st.lists(st.sampled_from(NAMES), unique=True, max_size=3).map(tuple)
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("report"), st.integers(0, 3), st.tuples(MODELS, MODELS, st.integers(0, 3), st.integers(0, 3), st.integers(0, 5))),
-        st.tuples(st.just("dispatch"), st.integers(0, 3), st.tuples(st.sampled_from(NAMES), st.booleans())),
+        st.tuples(st.just("dispatch"), st.integers(0, 3), st.tuples(st.sampled_from(NAMES), st.sampled_from((0.0, 0.5)), st.integers(0, 60))),
         st.tuples(st.just("release"), st.integers(0, 3), st.integers(1, 6)),
+        st.tuples(st.just("refit"), st.integers(0, 3), st.booleans()),
         st.tuples(st.just("step"), st.integers(0, 3), st.sampled_from(["READY", "DRAINING", "STOPPED", "silent", "expired"])),
     ),
     max_size=40,
@@ -56,20 +69,22 @@ STEPS = st.lists(
 @settings(deadline=None)
 @given(STEPS)
 def test_the_indexes_are_what_a_scan_would_find(steps: list[tuple[str, int, object]]) -> None:
-    fleet = Fleet()
+    fleet = Fleet(CATALOG.models)
     for now, (what, which, detail) in enumerate(steps):
         one = row(fleet, f"w{which}")
         if what == "report":
             gpu, host, running, waiting, high = detail  # type: ignore[misc]
             loading = tuple((name, 1.0) for name in host[:1] if name not in gpu)
             message = report(
-                gpu_models=gpu, host_models=host, loading=loading, running=running, waiting=waiting, epoch=EPOCH, dispatch_high=high, dispatch_seen=3
+                gpu_models=gpu, host_models=host, loading=loading, running=running, waiting=waiting, epoch=EPOCH, dispatch_high=high, dispatch_missing=(2,)
             )
             fleet.apply(one, 1, one.sequence + 1, message, EPOCH, float(now))
             fleet.step(one, READY)
         elif what == "dispatch" and one.state == READY:
-            name, loads = detail  # type: ignore[misc]
-            fleet.dispatch(one, Entry("r", 1.0, name, loads, float(now)), EPOCH)
+            name, load_s, kv_gb = detail  # type: ignore[misc]
+            fleet.dispatch(one, Entry("r", name, 1.0, load_s, kv_gb * 10**9, float(now)), EPOCH)
+        elif what == "refit":
+            fleet.refit(one, CATALOG.get_hardware("a5000-24g") if detail else H100)
         elif what == "release":
             fleet.release(one, detail)  # type: ignore[arg-type]
         elif what == "step":
@@ -78,21 +93,69 @@ def test_the_indexes_are_what_a_scan_would_find(steps: list[tuple[str, int, obje
 
 
 def test_a_huge_number_in_a_report_costs_nothing() -> None:
-    fleet = Fleet()
+    fleet = Fleet(CATALOG.models)
     for name, running in (("a", 1 << 60), ("b", 1 << 61), ("c", 3)):
         one = row(fleet, name)
-        message = report(running=running)
-        fleet.apply(one, 1, 1, message, EPOCH, 0.0)
+        fleet.apply(one, 1, 1, report(running=running, blocked=running), EPOCH, 0.0)
         fleet.step(one, READY)
         check(fleet)
-    assert len(fleet._buckets) < 100_000
+    (kind,) = fleet.kinds.values()
+    assert max(len(kind.by_depth.bags), len(kind.by_queued.bags)) < 100_000
     fleet.step(row(fleet, "c"), "STOPPED")
-    assert {one.worker_id for one in fleet.least_loaded().rows} == {"a", "b"}
+    assert {one.worker_id for one in lowest(kind.by_depth)} == {"a", "b"}
+
+
+def test_only_models_of_the_catalogue_are_indexed() -> None:
+    fleet = Fleet(CATALOG.models)
+    one = row(fleet, "a")
+    fleet.apply(one, 1, 1, report(gpu_models=("made-up", NAMES[0]), host_models=("made-up-too",)), EPOCH, 0.0)
+    fleet.step(one, READY)
+    assert (set(fleet.warm), set(fleet.hosted)) == ({NAMES[0]}, set())
+    fleet.step(one, "silent")
+    assert (set(fleet.warm), set(fleet.hosted)) == (set(), set())
+
+
+def test_what_waits_for_the_end_of_a_round_does_not_make_later_dispatches_wait() -> None:
+    fleet = Fleet(CATALOG.models)
+    one = row(fleet, "a")
+    fleet.apply(one, 1, 1, report(running=15, waiting=1), EPOCH, 0.0)
+    fleet.step(one, READY)
+    for i in range(250):
+        assert one.queued == max(0, 16 + i - 256)
+        fleet.dispatch(one, Entry("r", NAMES[0], 0.01, 0.0, 1000, 0.0), EPOCH)
+    fleet.apply(one, 1, 2, report(running=15, waiting=9, blocked=9, epoch=EPOCH, dispatch_high=240), EPOCH, 1.0)
+    assert one.queued == 9 + 10
+
+
+def test_dispatches_that_memory_has_no_room_for_wait() -> None:
+    fleet = Fleet(CATALOG.models)
+    one = row(fleet, "a")
+    fleet.apply(one, 1, 1, report(gpu_free_bytes=1000), EPOCH, 0.0)
+    fleet.step(one, READY)
+    for _ in range(4):
+        fleet.dispatch(one, Entry("r", NAMES[0], 0.01, 0.0, 400, 0.0), EPOCH)
+    assert one.queued == 2  # 600 bytes of 1600 are missing: more than one of the four, less than three
+    assert not one.fits_now(1)
+
+
+def test_estimates_of_loads_are_what_a_queue_of_loads_takes() -> None:
+    fleet = Fleet(CATALOG.models)
+    one = row(fleet, "a")
+    fleet.apply(one, 1, 1, report(gpu_models=(), load_queue_s=2.0, loading=((NAMES[3], 2.0),)), EPOCH, 0.0)
+    fleet.step(one, READY)
+    for name in NAMES[:3]:
+        fleet.dispatch(one, Entry("r", name, 0.1, 0.5, 0, 1.0), EPOCH)
+    assert one.load_left_s(NAMES[3], 1.5) == 0.5
+    assert [one.load_left_s(name, 1.5) for name in NAMES[:3]] == [1.0, 1.5, 2.0]
+    assert one.load_queue_s(1.5) == 2.0
+    assert one.load_queue_s(9.0) == 0.0
+    assert one.wait_s(1.5) == pytest.approx(0.3)  # loads run beside what is served
 
 
 def test_a_sample_is_uniform_and_without_repeats() -> None:
-    bag, rng = Bag(), Random(3)
-    rows = [Row(f"w{i}", HARDWARE, report()) for i in range(10)]
+    bag, rng = Bag[Row](), Random(3)
+    kind = Kind(H100)
+    rows = [Row(f"w{i}", kind, report()) for i in range(10)]
     for one in rows:
         bag.add(one)
     counts = dict.fromkeys(rows, 0)
@@ -108,3 +171,17 @@ def test_a_sample_is_uniform_and_without_repeats() -> None:
     bag.remove(rows[4])
     assert len(bag) == 9
     assert rows[4] not in bag
+
+
+def test_a_sample_of_several_bags_is_uniform_over_all_of_them() -> None:
+    kind, rng = Kind(H100), Random(4)
+    bags: list[Bag[Row]] = [Bag(), Bag(), Bag()]
+    rows = [Row(f"w{i}", kind, report()) for i in range(10)]
+    for i, one in enumerate(rows):
+        bags[0 if i < 2 else 2].add(one)
+    counts = dict.fromkeys(rows, 0)
+    for _ in range(4000):
+        for one in sample_all(bags, 3, rng):
+            counts[one] += 1
+    assert all(abs(count - 1200) < 145 for count in counts.values())  # 1200 expected, standard deviation 29: five of them
+    assert set(sample_all(bags, 99, rng)) == set(rows)

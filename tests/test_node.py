@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from roles import report
 
 from sllm.messages import Address, Envelope, FirstToken, LoadReport, ReportAck
 from sllm.node import FRESH_WITHIN_S, Node
 
-REPORT = LoadReport("READY", "", 0, "h", 1, 0, 0, 0.0, 0.0, 0.0, 0, (), (), (), (), (), True, 0, 0, 0, 1.0)
+REPORT = report(port=0, hardware="h")
 
 
 class Ear(Node):

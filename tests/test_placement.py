@@ -11,10 +11,7 @@ from roles import CATALOG, MODEL, ask, coordinator, report
 
 from sllm import placement
 from sllm.errors import UsageError
-from sllm.fleet import Fleet
-from sllm.messages import ACTIONS, COLD_START, DRAINING, SERVE, ScheduleError, ScheduleResponse
-from sllm.placement.base import FleetView, Query
-from sllm.placement.costs import make_costs
+from sllm.messages import ACTIONS, COLD_START, DRAINING, SATURATED, SERVE, ScheduleError, ScheduleResponse
 from sllm.placement.registry import make_policy, policies
 
 SECOND = CATALOG.names[1]
@@ -51,10 +48,15 @@ class TestContract:
             assert answer.eta_s >= 0.0
             assert row.pending == 1 or row.ledger.next_number > 2
 
-    def test_none_fits_no_answer(self, name: str) -> None:
-        costs = make_costs("llm", 1.0)
-        query = Query(CATALOG[MODEL], 10, 10, 1, (), 0.0, Random(1))
-        assert make_policy(name).place(query, FleetView(Fleet(), costs, 10, 0.9)) is None
+    def test_none_admits_no_answer(self, name: str) -> None:
+        node, talk = coordinator(name, queue_threshold=10)
+        talk.say("full", report(running=256, waiting=10, blocked=10), 1.0)
+        talk.say("smaller queue", report(running=256, waiting=3, blocked=3, queue_max=3), 1.0)
+        talk.say("c", ask(), 1.0)
+        (error,) = talk.heard(ScheduleError)
+        assert error.code == SATURATED
+        assert "10 requests wait" in error.detail
+        assert not any(row.pending for row in node.fleet)
 
     def test_the_same_randomness_gives_the_same_placements(self, name: str) -> None:
         def run() -> list[str]:

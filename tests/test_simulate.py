@@ -76,7 +76,7 @@ def route_to_the_dead(patch: pytest.MonkeyPatch) -> None:
     def step(self: Fleet, row: Any, what: str) -> Any:
         moved = original(self, row, what)
         if moved and moved[0] == READY:
-            self.ready.add(row)
+            self.reindex(row)
         return moved
 
     patch.setattr(Fleet, "step", step)

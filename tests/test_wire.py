@@ -127,7 +127,7 @@ def test_keys_are_never_shown() -> None:
     [
         {"running": -1}, {"running": 1.0}, {"running": True}, {"wait_s": 1}, {"wait_s": float("nan")}, {"wait_s": float("inf")}, {"wait_s": -0.1},
         {"kv_used": 1.5}, {"state": "ASLEEP"}, {"state": None}, {"gpu_models": ["a"]}, {"gpu_models": ("",)}, {"gpu_models": (1,)}, {"loading": (("m",),)},
-        {"loading": (("m", -1.0),)}, {"disk_complete": 1}, {"port": 65536}, {"hardware": ""}, {"hardware": "x" * 129}, {"dispatch_seen": 1 << 64},
+        {"loading": (("m", -1.0),)}, {"disk_complete": 1}, {"port": 65536}, {"hardware": ""}, {"hardware": "x" * 129}, {"dispatch_missing": (-1,)},
         {"interval_s": 0.0},
     ],
     ids=str,

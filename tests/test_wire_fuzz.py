@@ -144,14 +144,15 @@ def test_what_can_be_sent_can_be_heard_and_the_rest_is_an_error_that_names_the_f
 
 def test_fields_and_kinds_have_the_types_the_messages_declare() -> None:
     samples: dict[Any, Any] = {
-        str: "READY", int: 1, float: 0.5, bool: True, tuple[str, ...]: ("a",), tuple[tuple[str, float], ...]: (("a", 0.5),), Dispatch: (1, 2),
+        str: "READY", int: 1, float: 0.5, bool: True, tuple[str, ...]: ("a",), tuple[tuple[str, float], ...]: (("a", 0.5),),
+        tuple[int, ...]: (1, 2, 3), Dispatch: (1, 2),
     }  # fmt: skip
     for message in MESSAGES:
         hints = typing.get_type_hints(message)
         assert list(hints) == list(SCHEMAS[message])
         for name, kind in SCHEMAS[message].items():
             for hint, sample in samples.items():
-                if hint != hints[name]:
+                if hint != hints[name] and {hint, hints[name]} != {Dispatch, tuple[int, ...]}:  # a pair of numbers is both
                     assert not kind.accepts(sample), (message, name)
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from roles import judged
+from roles import judged, report
 from simulated import Fleet
 
 from sllm.events import CoordinatorReady, ExpiryResumed, RequestSent
-from sllm.messages import READY, Address, Envelope, Enveloped, LoadReport, ReportAck, ScheduleRequest
+from sllm.messages import Address, Envelope, Enveloped, LoadReport, ReportAck, ScheduleRequest
 from sllm.node import Judge, Node, Rejected
 from sllm.runtime.keys import ephemeral_keyring
 from sllm.sim.faults import load_schedule
@@ -28,7 +28,7 @@ from sllm.wire import PickleCodec
 
 ROOT = Path(__file__).parent.parent
 ASK = ScheduleRequest("r", "m", 1, 1, 1, 0.0, ())
-REPORT = LoadReport(READY, "", 1, "h", 1, 0, 0, 0.0, 0.0, 0.0, 0, (), (), (), (), (), True, 0, 0, 0, 1.0)
+REPORT = report(host="", port=1, hardware="h")
 
 
 class Echo(Node):

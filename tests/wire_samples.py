@@ -16,8 +16,8 @@ CODEC = PickleCodec(Keyring(1, {1: KEY}))
 
 SAMPLES: dict[type, Message] = {
     messages.LoadReport: messages.LoadReport(
-        messages.READY, "10.0.0.7", 8000, "h100-80g", 256, 3, 1, 0.25, 0.0, 0.5, 5_000_000_000, ("llama-3.1-8b", "opt-6.7b"), ("opt-6.7b",),
-        (("mistral-7b", 0.4),), ("llama-3.1-8b",), (), True, 1_764_000_000_000_000_000, 77, (1 << 64) - 1, 1.0,
+        messages.READY, "10.0.0.7", 8000, "h100-80g", 1000, 256, 3, 1, 1, 0.25, 0.0, 0.5, 5_000_000_000, ("llama-3.1-8b", "opt-6.7b"), ("opt-6.7b",),
+        (("mistral-7b", 0.4),), ("llama-3.1-8b",), (), True, 1_764_000_000_000_000_000, 77, (70, 75), 1.0,
     ),
     messages.ReportAck: messages.ReportAck(1_764_000_000_000_000_000, 12),
     messages.ScheduleRequest: messages.ScheduleRequest("r0", "llama-3.1-8b", 1155, 211, 1, 0.0, ("worker-1",)),
@@ -37,12 +37,12 @@ SECONDS = st.floats(0.0, 1e9)
 BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "state": st.sampled_from(messages.REPORTED_STATES), "action": st.sampled_from(messages.ACTIONS), "code": st.sampled_from(messages.ERROR_CODES),
     "outcome": st.sampled_from(messages.OUTCOMES), "port": st.integers(0, 65535), "priority": st.integers(0, 9), "kv_used": st.floats(0.0, 1.0),
-    "interval_s": st.floats(0.001, 3600.0), "disk_complete": st.booleans(), "dispatch_seen": st.integers(0, (1 << 64) - 1),
+    "interval_s": st.floats(0.001, 3600.0), "disk_complete": st.booleans(), "dispatch_missing": st.lists(COUNTS, max_size=4).map(tuple),
     "dispatch": st.builds(Dispatch, COUNTS, COUNTS), "loading": st.lists(st.tuples(NAMES, SECONDS), max_size=3).map(tuple), "reason": TEXTS, "detail": TEXTS,
     **dict.fromkeys(("gpu_models", "busy_models", "host_models", "disk_models", "exclude"), st.lists(NAMES, max_size=4).map(tuple)),
     **dict.fromkeys(("request_id", "model", "worker_id", "target_worker_id", "hardware", "host"), NAMES),
     **dict.fromkeys(("prompt_tokens", "max_tokens", "output_tokens"), st.integers(0, 100_000_000)),
-    **dict.fromkeys(("slots", "running", "waiting", "gpu_free_bytes", "epoch", "dispatch_high", "sequence", "queue_depth"), COUNTS),
+    **dict.fromkeys(("queue_max", "slots", "running", "waiting", "blocked", "gpu_free_bytes", "epoch", "dispatch_high", "sequence", "queue_depth"), COUNTS),
 }  # fmt: skip
 
 

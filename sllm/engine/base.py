@@ -62,11 +62,12 @@ class EngineSnapshot(NamedTuple):
 
     slots: int
     running: int
-    waiting: int  # for a place in the batch, KV cache or their model
+    waiting: int  # for a slot, memory, the end of a round or their model
+    blocked: int  # of those: for a slot or memory, which only others that finish can give
     wait_s: float  # estimate: until a request arriving now, for a model on the GPU, begins its prefill
     load_queue_s: float  # until the load path is free
     kv_used: float  # 0..1 of the memory that loaded and loading models leave
-    gpu_free_bytes: int  # neither weights nor KV cache in use
+    gpu_free_bytes: int  # neither in use by weights and KV cache nor wanted as KV cache by requests that wait
     gpu: tuple[str, ...]  # loaded, sorted
     busy_models: tuple[str, ...]  # those of `gpu` that cannot be evicted now, sorted
     loading: tuple[tuple[str, float], ...]  # (model, seconds until it is there), in the order of loading

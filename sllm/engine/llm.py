@@ -44,7 +44,7 @@ class LlmEngine(GpuResidency):
 
     __slots__ = (
         "_active", "_begin", "_boundary_at", "_busy_s", "_busy_since", "_first_s", "_fresh", "_fresh_tokens", "_growth_s",
-        "_idle_snapshot", "_prefill_tokens_max", "_round", "_rounds", "_running", "_slots", "_submitted_at", "_waiting", "next_at",
+        "_idle_snapshot", "_prefill_tokens_max", "_round", "_rounds", "_running", "_slots", "_submitted_at", "_waiting", "_waiting_kv_bytes", "next_at",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +62,7 @@ class LlmEngine(GpuResidency):
         self._submitted_at = -inf  # the last time
         self.next_at = inf  # when the next thing will happen by itself, absolute; infinite: nothing will
         self._waiting = 0
+        self._waiting_kv_bytes = 0
         self._running: list[tuple[int, int, Request]] = []  # heap of (number of the last round, seq, request)
         self._active: list[ModelState] = []  # with a batch
         self._fresh: list[Request] = []  # being prefilled in this round
@@ -86,6 +87,8 @@ class LlmEngine(GpuResidency):
         state = self._states.get(model) or self._state(model)
         if prompt_tokens < 0 or output_tokens < 1:
             raise ValueError(f"{request_id}: {prompt_tokens} prompt and {output_tokens} output tokens")
+        if 0 < state.model.context_tokens < prompt_tokens + output_tokens:
+            raise RequestTooLarge(f"{request_id}: {prompt_tokens} and {output_tokens} tokens, {model} has a context of {state.model.context_tokens}")
         kv_bytes = (prompt_tokens + output_tokens) * state.kv_bytes_per_token
         others_bytes = self._pinned_bytes - state.size_bytes if state.pinned else self._pinned_bytes
         if state.size_bytes + kv_bytes + others_bytes > self._capacity_bytes:
@@ -94,6 +97,7 @@ class LlmEngine(GpuResidency):
             raise RequestTooLarge(f"{request_id}: {kv_bytes} bytes of KV cache, {room_bytes} bytes of GPU memory beside {model}")
         self._seq += 1
         self._waiting += 1
+        self._waiting_kv_bytes += kv_bytes
         self._idle_snapshot = None
         state.queue.append(Request(request_id, state, prompt_tokens, output_tokens, kv_bytes, self._seq))
         if state.stage == LOADED:
@@ -185,17 +189,24 @@ class LlmEngine(GpuResidency):
         loading, load_queue_s = self._loading(now) if self._load is not None or self._load_queue else ((), 0.0)
         room_bytes = self._capacity_bytes - self._weights_bytes
         kv_used = self._kv_bytes / room_bytes if room_bytes > 0 else 1.0
+        free_bytes = room_bytes - self._kv_bytes - self._waiting_kv_bytes
         gpu, busy = self.gpu_names()
         snapshot: EngineSnapshot = new_tuple(
             EngineSnapshot,
             (
-                self._slots, len(self._running), self._waiting, self._wait_s(now), load_queue_s, kv_used, room_bytes - self._kv_bytes,
+                self._slots, len(self._running), self._waiting, self._blocked(), self._wait_s(now), load_queue_s, kv_used, max(0, free_bytes),
                 gpu, busy, loading, *self._tiers.names(),
             ),
         )  # fmt: skip
         if not self._running and not self._waiting and not loading:
             self._idle_snapshot = snapshot
         return snapshot
+
+    def _blocked(self) -> int:
+        """Requests of loaded models that the end of this round alone will not let in: slots or memory are wanting, or an older load waits for memory."""
+        if self._hold_seq == self._blocked_seq and len(self._running) < self._slots:  # both infinite: nobody waits for memory
+            return 0
+        return sum(len(state.queue) for state in self._ready.values())
 
     def _loading(self, now: float) -> tuple[tuple[tuple[str, float], ...], float]:
         """(what is being loaded and what waits for it, with the seconds until it is there; seconds until the last of them is)."""
@@ -325,6 +336,7 @@ class LlmEngine(GpuResidency):
             if not running:
                 self._busy_since = now
             self._waiting -= 1
+            self._waiting_kv_bytes -= request.kv_bytes
             self._kv_bytes += request.kv_bytes
             self._fresh.append(request)
             self._fresh_tokens += request.prompt_tokens

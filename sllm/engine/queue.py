@@ -155,6 +155,7 @@ class QueueEngine:
         return EngineSnapshot(
             running=running,
             waiting=waiting + self._held_count,
+            blocked=waiting,
             wait_s=0.0 if running < self._slots else (waiting + 1) * self.service.mean_s / self._slots,
             load_queue_s=loading[-1][1] if loading else 0.0,
             kv_used=running / self._slots,

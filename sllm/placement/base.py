@@ -12,18 +12,23 @@ from random import Random
 from typing import ClassVar, NamedTuple, Protocol
 
 from sllm.catalog import Hardware, Model
-from sllm.fleet import Bag, Fleet, Row
+from sllm.fleet import Fleet, Kind, Row
+from sllm.index import Bag, sample_all
 from sllm.messages import COLD_START, HIGH, LOW, SERVE
 
 
 class Costs(Protocol):
-    """Seconds of the cost model, as the coordinator knows it."""
+    """Seconds and bytes of the cost model, as the coordinator knows it."""
 
     def prefill_s(self, model: Model, hardware: Hardware, prompt_tokens: int) -> float: ...
 
     def load_s(self, model: Model, hardware: Hardware, tier: int) -> float: ...
 
-    def fits(self, model: Model, hardware: Hardware) -> bool: ...
+    def kv_bytes(self, model: Model, tokens: int) -> int:
+        """KV cache of a request with so many tokens, prompt and output."""
+
+    def fits(self, model: Model, hardware: Hardware, kv_bytes: int) -> bool:
+        """The model and so much KV cache fit the hardware when nothing else is there."""
 
     def tier(self, model: Model, row: Row) -> int:
         """The nearest storage tier from which a worker can load the model, by its last report."""
@@ -35,8 +40,10 @@ class Query(NamedTuple):
     model: Model
     prompt_tokens: int
     max_tokens: int
+    kv_bytes: int  # that prompt and output may need
     priority: int
     exclude: tuple[str, ...]
+    kinds: tuple[Kind, ...]  # the hardware that can hold the request and has READY workers; never empty
     now: float
     rng: Random
 
@@ -47,7 +54,8 @@ class Placement(NamedTuple):
     row: Row
     action: str
     eta_s: float  # estimated time to first token
-    cost_s: float  # what the dispatch adds to the worker's wait (SERVE), or the load to come (COLD_START)
+    prefill_s: float  # what the request adds to the worker's wait
+    load_s: float  # of its own cold start, without the loads before it; 0.0 for SERVE
     reason: str
 
 
@@ -56,55 +64,84 @@ class FleetView:
 
     def __init__(self, fleet: Fleet, costs: Costs, queue_threshold: int, memory_threshold: float) -> None:
         self.costs = costs
-        self.memory_threshold = memory_threshold
+        self._memory_threshold = memory_threshold
         self._fleet = fleet
         # Under saturation the lowest priority is shed first: it may fill half of the queue, the highest twice as much.
-        self._waiting_max = {LOW: max(1, queue_threshold // 2), HIGH: 2 * queue_threshold}
-        self._waiting_normal = queue_threshold
+        self._queued_max = {LOW: max(1, queue_threshold // 2), HIGH: 2 * queue_threshold}
+        self._queued_normal = queue_threshold
 
-    def waiting_max(self, query: Query) -> int:
-        """A worker with so many requests waiting gets none of this priority."""
-        return self._waiting_max.get(query.priority, self._waiting_normal)
+    def queued_max(self, query: Query) -> int:
+        """A worker on which so many requests wait for a place gets none of this priority."""
+        return self._queued_max.get(query.priority, self._queued_normal)
 
     def admits(self, row: Row, query: Query) -> bool:
-        """The worker's queue has room for a request of this priority, it was not excluded, and the model fits its hardware."""
+        """The worker's hardware can hold the request, its queue has room for one of this priority, and the worker was not excluded."""
         return (
-            row.waiting() < self._waiting_max.get(query.priority, self._waiting_normal)
+            row.queued < self.queued_max(query)
+            and row.queued < row.report.queue_max
+            and row.kind in query.kinds
             and row.worker_id not in query.exclude
-            and self.costs.fits(query.model, row.hardware)
-        )
+        )  # fmt: skip
 
     def admitted(self, rows: Iterable[Row], query: Query) -> list[Row]:
         return [row for row in rows if self.admits(row, query)]
 
-    @property
-    def ready(self) -> Bag:
-        """Every READY worker."""
-        return self._fleet.ready
+    def is_crowded(self, row: Row, query: Query) -> bool:
+        """The worker's KV cache is nearly full, or has no room for the request now: it would wait for others to finish."""
+        return row.report.kv_used > self._memory_threshold or not row.fits_now(query.kv_bytes)
 
-    def warm(self, model: Model) -> Bag:
+    def warm(self, model: Model) -> Bag[Row]:
         """READY workers that have the model on the GPU, are loading it, or are about to."""
-        return self._fleet.warm.get(model.name, _EMPTY)
+        return self._fleet.warm.get(model.name, _NOBODY)
 
-    def hosted(self, model: Model) -> Bag:
+    def hosted(self, model: Model) -> Bag[Row]:
         """READY workers that have the model in host memory."""
-        return self._fleet.hosted.get(model.name, _EMPTY)
+        return self._fleet.hosted.get(model.name, _NOBODY)
 
-    def least_loaded(self) -> Bag:
-        """READY workers with the fewest requests running, waiting or in flight."""
-        return self._fleet.least_loaded()
+    def count(self, query: Query) -> int:
+        """How many READY workers have hardware that can hold the request."""
+        return sum(len(kind.ready) for kind in query.kinds)
+
+    def row_at(self, place: int, query: Query) -> Row:
+        """One of those workers, by its place below `count`."""
+        for kind in query.kinds:
+            if place < len(kind.ready):
+                return kind.ready.rows[place]
+            place -= len(kind.ready)
+        raise IndexError(place)
+
+    def sample(self, count: int, query: Query) -> list[Row]:
+        """READY workers whose hardware can hold the request, `count` at random."""
+        return sample_all([kind.ready for kind in query.kinds], count, query.rng)
+
+    def sample_least_loaded(self, count: int, query: Query) -> list[Row]:
+        """Of those with the fewest requests running, waiting or in flight, `count` at random."""
+        levels = [kind.by_depth.lowest() for kind in query.kinds]
+        low = min(level for level, _ in levels)
+        return sample_all([bag for level, bag in levels if level == low], count, query.rng)
 
     def any_admitting(self, query: Query, tries: int = 8) -> Row | None:
-        """Some worker that admits the request: a few at random, else among the least loaded; None means the fleet is saturated."""
-        for bag in (self.ready, self.least_loaded()):
-            for row in bag.sample(tries, query.rng):
-                if self.admits(row, query):
-                    return row
-        # Exclusions or unfit hardware may hide the few that remain; this is the rare slow path.
-        return next((row for row in self.ready.rows if self.admits(row, query)), None) if query.exclude or len(self.ready) <= 64 else None
+        """Some worker that admits the request: a few at random, else one with the shortest queue. None: no worker admits it."""
+        for row in self.sample(tries, query):
+            if self.admits(row, query):
+                return row
+        return min(filter(None, (self._shortest_queue(kind, query) for kind in query.kinds)), key=_queued, default=None)
+
+    def _shortest_queue(self, kind: Kind, query: Query) -> Row | None:
+        """The first worker by queue that admits the request. Only excluded workers, and those whose own limit is below the fleet's, are passed over."""
+        for row in kind.by_queued.rising():
+            if row.queued >= self.queued_max(query):
+                return None
+            if self.admits(row, query):
+                return row
+        return None
 
 
-_EMPTY = Bag()
+def _queued(row: Row) -> int:
+    return row.queued
+
+
+_NOBODY: Bag[Row] = Bag()
 
 
 class Policy(ABC):
@@ -119,10 +156,10 @@ class Policy(ABC):
 
 def placed_on(row: Row, query: Query, fleet: FleetView, reason: str) -> Placement:
     """The placement on a worker chosen without regard to cost: SERVE if the model is there or coming, else COLD_START."""
-    costs, model = fleet.costs, query.model
-    prefill_s = costs.prefill_s(model, row.hardware, query.prompt_tokens)
-    left_s = row.load_left_s(model.name, query.now)
+    costs, model, now = fleet.costs, query.model, query.now
+    prefill_s, wait_s = costs.prefill_s(model, row.hardware, query.prompt_tokens), row.wait_s(now)
+    left_s = row.load_left_s(model.name, now)
     if left_s is not None:
-        return Placement(row, SERVE, max(left_s, row.wait_s(query.now)) + prefill_s, prefill_s, reason)
-    load_s = row.report.load_queue_s + costs.load_s(model, row.hardware, costs.tier(model, row))
-    return Placement(row, COLD_START, max(load_s, row.wait_s(query.now)) + prefill_s, load_s, reason)
+        return Placement(row, SERVE, max(left_s, wait_s) + prefill_s, prefill_s, 0.0, reason)
+    load_s = costs.load_s(model, row.hardware, costs.tier(model, row))
+    return Placement(row, COLD_START, max(row.load_queue_s(now) + load_s, wait_s) + prefill_s, prefill_s, load_s, reason)

@@ -24,8 +24,11 @@ class EngineCosts:
     def load_s(self, model: Model, hardware: Hardware, tier: int) -> float:
         return load_s(model, hardware, tier)
 
-    def fits(self, model: Model, hardware: Hardware) -> bool:
-        return model.size_bytes < hardware.usable_gpu_bytes
+    def kv_bytes(self, model: Model, tokens: int) -> int:
+        return tokens * model.kv_bytes_per_token
+
+    def fits(self, model: Model, hardware: Hardware, kv_bytes: int) -> bool:
+        return model.size_bytes + kv_bytes <= hardware.usable_gpu_bytes
 
     def tier(self, model: Model, row: Row) -> int:
         report = row.report
@@ -35,22 +38,26 @@ class EngineCosts:
 
 
 class QueueCosts(EngineCosts):
-    """Costs of the queue engine: no prefill, a load takes what the engine was told, each request adds its mean share of a slot to the wait."""
+    """Costs of the queue engine: a request adds its mean service time to the wait, every load takes the same time, memory is no object."""
 
-    def __init__(self, service_mean_s: float) -> None:
+    def __init__(self, service_mean_s: float, load_s: float) -> None:
         super().__init__()
         self._service_mean_s = service_mean_s
+        self._load_s = load_s
 
     def prefill_s(self, model: Model, hardware: Hardware, prompt_tokens: int) -> float:
         return self._service_mean_s
 
     def load_s(self, model: Model, hardware: Hardware, tier: int) -> float:
-        return 0.0
+        return self._load_s
 
-    def fits(self, model: Model, hardware: Hardware) -> bool:
+    def kv_bytes(self, model: Model, tokens: int) -> int:
+        return 0
+
+    def fits(self, model: Model, hardware: Hardware, kv_bytes: int) -> bool:
         return True
 
 
-def make_costs(engine: str, service_mean_s: float) -> Costs:
-    """The costs that go with an engine's name."""
-    return QueueCosts(service_mean_s) if engine == "queue" else EngineCosts()
+def make_costs(engine: str, service_mean_s: float, service_load_s: float) -> Costs:
+    """The costs that go with an engine's name; the seconds are the queue engine's."""
+    return QueueCosts(service_mean_s, service_load_s) if engine == "queue" else EngineCosts()

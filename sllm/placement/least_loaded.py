@@ -15,6 +15,6 @@ class LeastLoaded(Policy):
     name: ClassVar[str] = "least_loaded"
 
     def place(self, query: Query, fleet: FleetView) -> Placement | None:
-        drawn = fleet.admitted(fleet.least_loaded().sample(1 + len(query.exclude), query.rng), query)
+        drawn = fleet.admitted(fleet.sample_least_loaded(1 + len(query.exclude), query), query)
         row = drawn[0] if drawn else fleet.any_admitting(query)
         return placed_on(row, query, fleet, "shortest queue") if row else None

@@ -27,7 +27,7 @@ class PowerOfTwo(Policy):
             raise ValueError(f"corrected={self.corrected} must be 0 or 1")
 
     def place(self, query: Query, fleet: FleetView) -> Placement | None:
-        drawn = fleet.admitted(fleet.ready.sample(self.choices, query.rng), query)
+        drawn = fleet.admitted(fleet.sample(self.choices, query), query)
         row = min(drawn, key=_depth if self.corrected else _reported) if drawn else fleet.any_admitting(query)
         return placed_on(row, query, fleet, f"shortest of {self.choices}") if row else None
 

@@ -18,11 +18,11 @@ class RoundRobin(Policy):
     _next: int = field(default=0, init=False)
 
     def place(self, query: Query, fleet: FleetView) -> Placement | None:
-        rows = fleet.ready.rows
-        for step in range(min(len(rows), TRIES)):
-            row = rows[(self._next + step) % len(rows)]
+        count = fleet.count(query)
+        for step in range(min(count, TRIES)):
+            row = fleet.row_at((self._next + step) % count, query)
             if fleet.admits(row, query):
-                self._next = (self._next + step + 1) % len(rows)
+                self._next = (self._next + step + 1) % count
                 return placed_on(row, query, fleet, "next in turn")
         other = fleet.any_admitting(query)
         return placed_on(other, query, fleet, "those next in turn are full") if other else None

@@ -6,30 +6,50 @@ The idea of comparing estimated start-up times, and the estimate of a load as qu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from math import inf
+from typing import ClassVar, NamedTuple
 
-from sllm.catalog import HOST, Hardware
+from sllm.catalog import HOST
 from sllm.fleet import Row
-from sllm.messages import COLD_START, SERVE, LoadReport
-from sllm.node import new_tuple
-from sllm.placement.base import FleetView, Placement, Policy, Query
+from sllm.messages import COLD_START, SERVE
+from sllm.placement.base import FleetView, Placement, Policy, Query, placed_on
 
-LAST_RESORT_S = 1000.0  # added where the KV cache is nearly full: taken only if there is nothing else
-WEIGHED = slice(LoadReport._fields.index("slots"), LoadReport._fields.index("gpu_models") + 1)
+
+class Choice(NamedTuple):
+    """One way to serve the request. A last resort is taken only when nothing else is there, however long the wait elsewhere."""
+
+    last_resort: bool  # other requests must finish there first, and nobody knows when they will
+    weight_s: float  # what is compared: the estimate, and the price of pushing another model out
+    eta_s: float  # estimated time to the first token
+    prefill_s: float
+    load_s: float  # of the cold start; 0.0: none
+    row: Row
+
+    def beats(self, other: Choice, margin_s: float) -> bool:
+        """Better than `other` by more than a margin."""
+        if self.last_resort != other.last_resort:
+            return other.last_resort
+        return self.weight_s + margin_s < other.weight_s
+
+    def placement(self) -> Placement:
+        if self.load_s > 0.0:
+            return Placement(self.row, COLD_START, self.eta_s, self.prefill_s, self.load_s, "cold")
+        return Placement(self.row, SERVE, self.eta_s, self.prefill_s, 0.0, "warm")
 
 
 @dataclass
 class StartupTime(Policy):
     """Cheapest of a sample of warm workers, unless a cold start elsewhere beats it by `margin_s`.
 
-    warm = max(time left of its load, wait) + prefill; cold = load queue + load from the nearest tier + eviction penalty + prefill, on a sample of the
-    workers that hold the model in host memory and of the least loaded ones.
+    warm = max(time left of its load, wait) + prefill; cold = load queue + load from the nearest tier + prefill, on a sample of the workers that hold the
+    model in host memory and of the least loaded ones of each hardware. `eviction_s` is weighed beside a cold start that pushes a model out; it is a price
+    and no time, so it is not part of any estimate.
     """
 
     name: ClassVar[str] = "startup_time"
     sample: int = 8  # candidates looked at of each kind
-    margin_s: float = 0.5  # hysteresis: a cold start must be worth its eviction and its memory
-    eviction_s: float = 0.2  # cost given to pushing another model off the GPU, which somebody will have to load again
+    margin_s: float = 0.0  # hysteresis: a cold start must be better than the warm worker by more than this
+    eviction_s: float = 0.2  # price of pushing another model off the GPU, which somebody will have to load again
 
     def __post_init__(self) -> None:
         if self.sample < 1:
@@ -39,84 +59,62 @@ class StartupTime(Policy):
 
     def place(self, query: Query, fleet: FleetView) -> Placement | None:
         warm = self._best_warm(query, fleet)
-        if warm is not None and (warm.eta_s <= self.margin_s or warm.eta_s <= self._cheapest_load_s(query, fleet, warm.row) + self.margin_s):
-            return warm
+        if warm is not None and self._is_good(warm, query, fleet):
+            return warm.placement()
         cold = self._best_cold(query, fleet)
-        if cold is not None and (warm is None or cold.eta_s + self.margin_s < warm.eta_s):
-            return cold
-        return warm
+        if cold is not None and (warm is None or cold.beats(warm, self.margin_s)):
+            return cold.placement()
+        if warm is not None:
+            return warm.placement()
+        row = fleet.any_admitting(query)
+        return placed_on(row, query, fleet, "whoever has room") if row else None
 
-    def _cheapest_load_s(self, query: Query, fleet: FleetView, row: Row) -> float:
-        """No cold start is quicker than one from host memory: below that, none needs to be looked at."""
-        return fleet.costs.load_s(query.model, row.hardware, HOST)
+    def _is_good(self, warm: Choice, query: Query, fleet: FleetView) -> bool:
+        """No cold start can be better by the margin: none is quicker than one from host memory."""
+        if warm.last_resort:
+            return False
+        return warm.eta_s <= self.margin_s or warm.eta_s <= fleet.costs.load_s(query.model, warm.row.hardware, HOST) + self.margin_s
 
-    def _best_warm(self, query: Query, fleet: FleetView) -> Placement | None:
-        model, now, exclude = query.model, query.now, query.exclude
-        name, waiting_max, memory_threshold = model.name, fleet.waiting_max(query), fleet.memory_threshold
+    def _best_warm(self, query: Query, fleet: FleetView) -> Choice | None:
+        now, name = query.now, query.model.name
         best: Row | None = None
-        best_s = 0.0
-        for row in fleet.warm(model).sample(self.sample, query.rng):
-            # Row.waiting, FleetView.admits (a model it holds fits) and Row.wait_s, without the calls: this loop is most of a placement.
-            figures: Any = row.report[WEIGHED]
-            slots, running, waiting, cost_s, _, kv_used, _, gpu_models = figures
-            ledger = row.ledger
-            sent = len(ledger.entries)
-            if (waiting + sent if waiting else running + sent - slots) >= waiting_max or (exclude and row.worker_id in exclude):
+        best_rank = (True, inf)
+        for row in fleet.warm(query.model).sample(self.sample, query.rng):
+            if not fleet.admits(row, query):
                 continue
-            cost_s -= now - row.heard_at
-            if cost_s < 0.0:
-                cost_s = 0.0
-            cost_s += ledger.cost_s
-            if name not in gpu_models:
-                cost_s = max(cost_s, row.load_left_s(name, now) or 0.0)
-            if kv_used > memory_threshold:
-                cost_s += LAST_RESORT_S
-            if best is None or cost_s < best_s:
-                best, best_s = row, cost_s
+            wait_s = row.wait_s(now)
+            if name not in row.report.gpu_models:
+                wait_s = max(wait_s, row.load_left_s(name, now) or 0.0)
+            rank = fleet.is_crowded(row, query), wait_s
+            if best is None or rank < best_rank:
+                best, best_rank = row, rank
         if best is None:
             return None
-        prefill_s = fleet.costs.prefill_s(model, best.hardware, query.prompt_tokens)
-        placement: Placement = new_tuple(Placement, (best, SERVE, best_s + prefill_s, prefill_s, "warm"))
-        return placement
+        prefill_s = fleet.costs.prefill_s(query.model, best.hardware, query.prompt_tokens)
+        eta_s = best_rank[1] + prefill_s
+        return Choice(best_rank[0], eta_s, eta_s, prefill_s, 0.0, best)
 
-    def _best_cold(self, query: Query, fleet: FleetView) -> Placement | None:
-        name = query.model.name
+    def _best_cold(self, query: Query, fleet: FleetView) -> Choice | None:
+        """The best of a sample: some of the least loaded workers of each hardware, whose loads take different times, and some that have the model at hand."""
         candidates = dict.fromkeys(fleet.hosted(query.model).sample(self.sample // 2 + 1, query.rng))
-        candidates.update(dict.fromkeys(fleet.least_loaded().sample(self.sample, query.rng)))
-        best: Row | None = None
-        best_eta_s = best_load_s = prefill_s = 0.0
-        hardware: Hardware | None = None
-        for row in candidates:
-            if name in row.warm or not fleet.admits(row, query):
-                continue
-            if row.hardware is not hardware:  # most fleets have one kind
-                hardware = row.hardware
-                prefill_s = fleet.costs.prefill_s(query.model, hardware, query.prompt_tokens)
-            ready_s, load_s = self._cold_s(row, query, fleet)
-            if best is None or ready_s + prefill_s < best_eta_s:
-                best, best_eta_s, best_load_s = row, ready_s + prefill_s, load_s
-        if best is None:
-            best = fleet.any_admitting(query)
-            if best is None:
-                return None
-            ready_s, best_load_s = self._cold_s(best, query, fleet)
-            best_eta_s = ready_s + fleet.costs.prefill_s(query.model, best.hardware, query.prompt_tokens)
-        return Placement(best, COLD_START, best_eta_s, best_load_s, "cold")
+        for kind in query.kinds:
+            candidates.update(dict.fromkeys(kind.by_depth.lowest()[1].sample(self.sample, query.rng)))
+        name = query.model.name
+        choices = [self._cold(row, query, fleet) for row in candidates if name not in row.warm and fleet.admits(row, query)]
+        return min(choices, key=_rank, default=None)
 
-    def _cold_s(self, row: Row, query: Query, fleet: FleetView) -> tuple[float, float]:
-        """Loading the model on this worker: seconds until the prefill can begin, and of those the load."""
-        costs, report, model, ledger = fleet.costs, row.report, query.model, row.ledger
-        load_s = report.load_queue_s - (query.now - row.heard_at)
-        if load_s < 0.0:
-            load_s = 0.0
-        load_s += costs.load_s(model, row.hardware, costs.tier(model, row))
-        if ledger.entries:
-            load_s += sum(entry.cost_s for entry in ledger.entries.values() if entry.loads)
-        wait_s = row.wait_s(query.now)
-        eta_s = load_s if load_s > wait_s else wait_s
-        if report.gpu_free_bytes < model.size_bytes:
-            # Room must be made. Models that serve cannot leave: when nothing else is there, the load waits for one of them to finish.
-            eta_s += self.eviction_s if len(report.busy_models) < len(report.gpu_models) else wait_s + LAST_RESORT_S
-        if report.kv_used > fleet.memory_threshold:
-            eta_s += LAST_RESORT_S
-        return eta_s, load_s
+    def _cold(self, row: Row, query: Query, fleet: FleetView) -> Choice:
+        """Loading the model on this worker."""
+        costs, model, now = fleet.costs, query.model, query.now
+        load_s = costs.load_s(model, row.hardware, costs.tier(model, row))
+        prefill_s = costs.prefill_s(model, row.hardware, query.prompt_tokens)
+        eta_s = max(row.load_queue_s(now) + load_s, row.wait_s(now)) + prefill_s
+        weight_s, last_resort = eta_s, fleet.is_crowded(row, query)
+        if not row.fits_now(model.size_bytes):  # room must be made
+            weight_s += self.eviction_s
+            last_resort = last_resort or not row.has_idle_model  # models that serve cannot leave: the load waits for one of them to finish
+        return Choice(last_resort, weight_s, eta_s, prefill_s, load_s, row)
+
+
+def _rank(choice: Choice) -> tuple[bool, float]:
+    return choice.last_resort, choice.weight_s

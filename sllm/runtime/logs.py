@@ -46,6 +46,7 @@ LINES: dict[type, Line] = {
     events.RequestRouted: Line(logging.DEBUG, "request {request_id} for {model} goes to {worker_id}: {action}"),
     events.RequestRefused: Line(logging.DEBUG, "request {request_id} for {model} refused: {code}"),
     events.WorkerStateChanged: Line(logging.INFO, "{worker_id} is {new}: {reason}"),
+    events.HardwareUnknown: Line(logging.WARNING, "{worker_id} reports hardware {hardware!r}, which is not in the catalogue: it gets no requests"),
     events.CoordinatorReady: Line(logging.INFO, "ready, with {workers} workers"),
     events.ExpiryHeld: Line(logging.WARNING, "degraded: {silent} of {known} workers silent; nobody is declared dead: {reason}"),
     events.ExpiryResumed: Line(logging.INFO, "no longer degraded: silent workers are declared dead again"),

@@ -102,14 +102,16 @@ class InFlight(Checker):
 
     def _look(self, node: Any, row: Any) -> None:
         ledger = row.ledger
-        total = sum(entry.cost_s for entry in ledger.entries.values())
-        if ledger.cost_s < -ROUNDING_S or abs(ledger.cost_s - total) > ROUNDING_S * max(1.0, total):
-            self.fail(f"{row.worker_id}: {len(ledger.entries)} dispatches in flight cost {total} s, the ledger says {ledger.cost_s} s")
-        if (row in node.fleet.ready) != (row.state == READY):
-            self.fail(f"{row.worker_id} is {row.state} and {'is' if row in node.fleet.ready else 'is not'} among those who can be given work")
-        report = row.report
-        if row.state == READY and row.depth != report.running + report.waiting + len(ledger.entries):
-            self.fail(f"{row.worker_id} stands in bucket {row.depth}, with {report.running} + {report.waiting} reported and {len(ledger.entries)} in flight")
+        entries = ledger.entries.values()
+        total = sum(entry.prefill_s for entry in entries)
+        if ledger.prefill_s < 0.0 or abs(ledger.prefill_s - total) > ROUNDING_S * max(1.0, total):
+            self.fail(f"{row.worker_id}: {len(ledger.entries)} dispatches in flight cost {total} s, the ledger says {ledger.prefill_s} s")
+        if ledger.kv_bytes != sum(entry.kv_bytes for entry in entries):
+            self.fail(f"{row.worker_id}: the ledger's {ledger.kv_bytes} bytes of KV cache are not the sum over its {len(ledger.entries)} entries")
+        if (row in row.kind.ready) != (row.state == READY):
+            self.fail(f"{row.worker_id} is {row.state} and {'is' if row in row.kind.ready else 'is not'} among those who can be given work")
+        if row.state == READY and (row.depth, row.queued) != (row.count_depth(), row.count_queued()):
+            self.fail(f"{row.worker_id} stands at depth {row.depth} and {row.queued} queued instead of {row.count_depth()} and {row.count_queued()}")
         self.checked += 1
 
     def inspect(self) -> None:
