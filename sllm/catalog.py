@@ -373,10 +373,9 @@ class _Reader:
     def model(self, name: str, values: dict[str, Any], known_hardware: tuple[str, ...]) -> list[Model]:
         table = f"model.{name}"
         fields = self.fields(table, values, _MODEL_KEYS, ("preset", "count", "step"))
-        base = self.preset(table, values, _MODELS, name if name in _MODELS else None, _MODEL_KEYS.keys() - {"context_tokens"})
-        steps = (
-            dict(base.steps) if base and fields.keys() <= {"context_tokens"} else {}
-        )  # a changed model is another one: its preset's measurements do not hold
+        base = self.preset(table, values, _MODELS, name if name in _MODELS else None, [key for key in _MODEL_KEYS if key != "context_tokens"])
+        same = fields.keys() <= {"context_tokens"}  # a changed model is another one: its preset's measurements do not hold
+        steps = dict(base.steps) if base and same else {}
         if not isinstance(values.get("step", {}), dict):
             raise self.fail(table, "step must be a table")
         for hardware, step in self.tables(values, "step"):
