@@ -66,7 +66,7 @@ class Config:
     )
     worker_timeout_s: float = setting(10.0, "WORKER_TIMEOUT", "a worker silent for so long is dead", unit="s", above=0.0, high=3600.0, group="coordinator")
     suspect_intervals: float = setting(3.0, "SUSPECT_INTERVALS", "missed reports until a worker is suspect; one lost datagram must not move work", unit="report intervals", low=1.5, high=100.0, group="coordinator")
-    forget_after_s: float = setting(300.0, "FORGET_AFTER", "a dead worker is listed for so long", unit="s", above=0.0, group="coordinator")
+    forget_after_s: float = setting(300.0, "FORGET_AFTER", "a worker that is dead or has left is listed for so long", unit="s", above=0.0, group="coordinator")
     dispatch_expiry_intervals: float = setting(3.0, "DISPATCH_EXPIRY_INTERVALS", "a dispatch no report has acknowledged is written off after so many", unit="report intervals", low=1.0, high=100.0, group="coordinator")
     hold_fraction: float = setting(0.5, "HOLD_FRACTION", "when more than this part of the fleet is silent at once, nobody is declared dead", low=0.1, high=1.0, group="coordinator")
     stall_s: float = setting(2.0, "STALL_AFTER", "a gap so long in the coordinator's own loop holds expiry for a report interval", unit="s", above=0.0, group="coordinator")

@@ -17,16 +17,18 @@ from sllm.timers import NEVER
 
 SUSPECT = "SUSPECT"
 DEAD = "DEAD"
+LEFT = "LEFT"  # it said that it stopped: nobody is missing
+GONE = (DEAD, LEFT)  # listed for a while, and no part of the fleet any more
 NEW = ""
 DEPTH_MAX = 20_000  # workers with more requests than this are all alike: one report with a huge number in it must not cost as many buckets
-STATES = (STARTING, READY, DRAINING, SUSPECT, DEAD)
+STATES = (STARTING, READY, DRAINING, SUSPECT, DEAD, LEFT)
 
 # What can happen to a member: a report with a state in it, too many missed reports, or the timeout.
 SILENT = "silent"
 EXPIRED = "expired"
 TRANSITIONS: dict[tuple[str, str], str] = {
     **{(old, reported): reported for old in (NEW, *STATES) for reported in (STARTING, READY, DRAINING)},
-    **{(old, STOPPED): DEAD for old in (NEW, *STATES)},
+    **{(old, STOPPED): LEFT for old in (NEW, *STATES)},
     **{(old, SILENT): SUSPECT for old in (STARTING, READY, DRAINING)},
     (SUSPECT, EXPIRED): DEAD,
 }
@@ -177,12 +179,12 @@ class Fleet:
         elif old == READY:
             self.ready.remove(row)
             self.reindex(row)
-        if new == DEAD:
+        if new in GONE:
             row.ledger.clear()
         return old, new
 
     def forget(self, row: Row) -> None:
-        """Drop a dead worker from the table."""
+        """Drop a dead worker, or one that left, from the table."""
         self.states[row.state] -= 1
         del self.rows[row.worker_id]
 
