@@ -66,7 +66,7 @@ class Config:
     )
     worker_timeout_s: float = setting(10.0, "WORKER_TIMEOUT", "a worker silent for so long is dead", unit="s", above=0.0, high=3600.0, group="coordinator")
     suspect_intervals: float = setting(3.0, "SUSPECT_INTERVALS", "missed reports until a worker is suspect; one lost datagram must not move work", unit="report intervals", low=1.5, high=100.0, group="coordinator")
-    forget_after_s: float = setting(300.0, "FORGET_AFTER", "a dead worker is listed for so long", unit="s", above=0.0, group="coordinator")
+    forget_after_s: float = setting(300.0, "FORGET_AFTER", "a worker that is dead or has left is listed for so long", unit="s", above=0.0, group="coordinator")
     dispatch_expiry_intervals: float = setting(3.0, "DISPATCH_EXPIRY_INTERVALS", "a dispatch no report has acknowledged is written off after so many", unit="report intervals", low=1.0, high=100.0, group="coordinator")
     hold_fraction: float = setting(0.5, "HOLD_FRACTION", "when more than this part of the fleet is silent at once, nobody is declared dead", low=0.1, high=1.0, group="coordinator")
     hold_max_s: float = setting(60.0, "HOLD_MAX", "nobody is declared dead because of that for at most so long", unit="s", above=0.0, high=86400.0, group="coordinator")
@@ -80,7 +80,7 @@ class Config:
     # --- workers ----------------------------------------------------------------------------------------------------------------------
     model_catalog: str = setting("", "MODEL_CATALOG", "TOML file of models and hardware; empty: the built-in demonstration catalogue", flag="--catalog", group="run")
     demo_models: int = setting(0, "DEMO_MODELS", "models each worker loads by itself at start", unit="models", low=0, high=64, group="worker")
-    hardware: str = setting("h100-80g", "HARDWARE", "hardware preset of a worker", flag="--hardware", group="run")
+    hardware: str = setting("h100-80g", "HARDWARE", "hardware of a worker; of a fleet also NAME:COUNT,NAME:COUNT", flag="--hardware", group="run")
     engine: str = setting("llm", "ENGINE", "how a worker serves: continuous batching, or a queue with exponential, deterministic or hyperexponential service", choices=("llm", "queue"), flag="--engine", group="run")
     service: str = setting("exponential", "SERVICE", "service times of the queue engine: exponential, deterministic or hyperexponential:CV", flag="--service", group="run")
     service_mean_s: float = setting(1.0, "SERVICE_MEAN", "mean service time of the queue engine", unit="s", above=0.0, flag="--service-mean", group="run")

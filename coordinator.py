@@ -20,7 +20,7 @@ from sllm.catalog import Catalog, Model
 from sllm.dispatch import Entry
 from sllm.errors import UsageError
 from sllm.events import CoordinatorReady, ExpiryHeld, ExpiryResumed, HardwareUnknown, RequestRefused, RequestRouted, WorkerStateChanged
-from sllm.fleet import DEAD, EXPIRED, SILENT, SUSPECT, Fleet, Kind, Row
+from sllm.fleet import EXPIRED, GONE, SILENT, SUSPECT, Fleet, Kind, Row
 from sllm.messages import (
     DEADLINE_UNMEETABLE,
     MODEL_TOO_LARGE,
@@ -307,7 +307,7 @@ class Coordinator(Node):
             due = self._silence_deadline(row)
             if due > now:
                 self._silence.set(row, due)
-            elif row.state == DEAD:
+            elif row.state in GONE:
                 self.fleet.forget(row)
             else:
                 overdue.append(row)
@@ -322,7 +322,7 @@ class Coordinator(Node):
 
     def _silence_deadline(self, row: Row) -> float:
         """When the row's silence means something next."""
-        if row.state == DEAD:
+        if row.state in GONE:
             return row.heard_at + self.config.forget_after_s
         if row.state == SUSPECT:
             return row.heard_at + max(self.config.worker_timeout_s, self.config.suspect_intervals * row.report.interval_s)
@@ -331,7 +331,7 @@ class Coordinator(Node):
     def _hold_or_resume(self, overdue: list[Row], now: float) -> None:
         """Our own deafness looks like everybody's death: then nobody is declared dead until reports come again."""
         states = self.fleet.states
-        known = len(self.fleet) - states[DEAD]
+        known = len(self.fleet) - sum(states[state] for state in GONE)
         silent = states[SUSPECT] + sum(row.state != SUSPECT for row in overdue)
         why = ""
         if now < self._hold_until:

@@ -6,6 +6,7 @@ system: start the fleet, let the workload come, wait for what is in flight, send
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -17,11 +18,12 @@ from typing import Any, TextIO
 from client import Client
 from config import Config
 from coordinator import Coordinator
-from sllm.assemble import build_catalog, build_engine, default_rate
+from sllm.assemble import build_catalog, build_engine, check_models_fit, default_rate
 from sllm.cli import Options
 from sllm.errors import UsageError
 from sllm.events import Event
 from sllm.messages import READY, Address
+from sllm.mix import hardware_of_workers
 from sllm.node import Codec, Node
 from sllm.placement.registry import make_policy
 from sllm.report.csv import RequestsCsv
@@ -61,15 +63,19 @@ class System:
     def __init__(self, config: Config, *, wire: bool, stopwatch: Callable[[], float] | None = None) -> None:
         self.config = config
         self.catalog = build_catalog(config)
-        self.hardware = self.catalog.get_hardware(config.hardware)
+        kinds = hardware_of_workers(config.hardware, config.workers)
+        configs = {kind: dataclasses.replace(config, hardware=kind) for kind in dict.fromkeys(kinds)}
+        self.hardware: Counter[str] = Counter(kinds)  # workers by hardware
         self.coordinator_address: Address = ("coordinator", config.coordinator_port)
         self.coordinators: list[Coordinator] = []  # every life
         self.workers: dict[str, list[Worker]] = {f"worker-{i}": [] for i in range(config.workers)}
+        self._worker_configs = {name: configs[kind] for name, kind in zip(self.workers, kinds, strict=True)}
         self.clients: list[Client] = []
         self._stopwatch = stopwatch
         self._keyring = ephemeral_keyring() if wire else None
         make_policy(config.policy)  # a bad one is an error before anything starts
-        build_engine(config, self.catalog, stream(config.seed, "check"))
+        for worker_config in configs.values():
+            build_engine(worker_config, self.catalog, stream(config.seed, "check"))
 
     def codec(self) -> Codec | None:
         return PickleCodec(self._keyring) if self._keyring is not None else None
@@ -85,10 +91,11 @@ class System:
 
     def make_worker(self, name: str, incarnation: int, now: float, wall_offset_s: float = 0.0) -> Worker:
         lives = self.workers[name]
-        seed, role = self.config.seed, f"{name}/{len(lives) + 1}"
-        engine = build_engine(self.config, self.catalog, stream(seed, f"{role}/service"))
+        config = self._worker_configs[name]
+        seed, role = config.seed, f"{name}/{len(lives) + 1}"
+        engine = build_engine(config, self.catalog, stream(seed, f"{role}/service"))
         node = Worker(
-            self.config, self.catalog, engine, self.coordinator_address, stream(seed, role), incarnation,
+            config, self.catalog, engine, self.coordinator_address, stream(seed, role), incarnation,
             node_id=name, codec=self.codec(), wall_offset_s=wall_offset_s, now=now,
         )  # fmt: skip
         lives.append(node)
@@ -149,6 +156,8 @@ class Run(ABC):
         self.options = options
         self.system = System(config, wire=options.wire or self.mode == "udp", stopwatch=time.perf_counter)
         self.workload = self.system.workload()
+        if self.workload.trace is None or not self.workload.trace.format.exact:  # which models a recording asks for, its rows say
+            check_models_fit(config, self.system.catalog)
         self.recorder = Recorder()
         self.requests_csv = RequestsCsv(options.requests_csv) if options.requests_csv else None
         self.recording = RecordedWriter(options.record) if options.record else None
@@ -250,7 +259,7 @@ class Run(ABC):
         busy_s = [after - before for after, before in zip(self._busy_after, self._busy_before, strict=True)]
         info = RunInfo(
             self.mode, "centralized", config.workers, config.policy, config.seed,
-            self.workload.spec.duration_s or window_s, self.wall_s, self.workload.describe(),
+            self.workload.spec.duration_s or window_s, self.wall_s, self.workload.describe(), self.system.hardware,
         )  # fmt: skip
         return self.recorder.results(
             info,

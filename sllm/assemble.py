@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 
 from config import Config
-from sllm.catalog import Catalog
+from sllm.catalog import GB, Catalog
 from sllm.cost import half_busy_rate, service_s
 from sllm.engine import Engine, LlmEngine, QueueEngine
+from sllm.errors import UsageError
+from sllm.mix import hardware_of_workers, parse_mix
+from sllm.placement.costs import make_costs
 from sllm.workload.lengths import AZURE_CONV_OUTPUT, AZURE_CONV_PROMPT, clamped_mean
 from sllm.workload.popularity import Zipf
 
@@ -21,7 +25,8 @@ def build_catalog(config: Config) -> Catalog:
         catalog = Catalog.from_file(config.model_catalog)
     else:
         catalog = Catalog.demo(max(config.models or DEMO_CATALOG_MODELS, config.demo_models))
-    catalog.get_hardware(config.hardware)
+    for name in parse_mix(config.hardware):
+        catalog.get_hardware(name)
     return catalog
 
 
@@ -40,9 +45,24 @@ def default_rate(config: Config, catalog: Catalog) -> float:
     conversation trace, which synthetic workloads follow."""
     if config.engine == "queue":
         return 0.5 * config.workers * (config.slots or 1) / config.service_mean_s
-    hardware = catalog.get_hardware(config.hardware)
     names = catalog.names[: config.models or None]
     popularity = Zipf(names, config.zipf)
     prompt, output = round(clamped_mean(AZURE_CONV_PROMPT)), round(clamped_mean(AZURE_CONV_OUTPUT))
-    mean_s = sum(popularity.probability(rank) * service_s(catalog[name], hardware, prompt, output) for rank, name in enumerate(names))
-    return half_busy_rate(config.workers, mean_s)
+    rate_per_s = 0.0
+    for kind, workers in Counter(hardware_of_workers(config.hardware, config.workers)).items():
+        hardware = catalog.get_hardware(kind)
+        mean_s = sum(popularity.probability(rank) * service_s(catalog[name], hardware, prompt, output) for rank, name in enumerate(names))
+        rate_per_s += half_busy_rate(workers, mean_s)
+    return rate_per_s
+
+
+def check_models_fit(config: Config, catalog: Catalog) -> None:
+    """UsageError when a model that requests will be for fits on no worker of the fleet, by the same rule as placement's."""
+    costs = make_costs(config.engine, config.service_mean_s, config.service_load_s)
+    fleet = [catalog.get_hardware(name) for name in parse_mix(config.hardware)]
+    largest = max(fleet, key=lambda hardware: hardware.usable_gpu_bytes)
+    for name in catalog.names[: config.models or None]:
+        model = catalog[name]
+        if not any(costs.fits(model, hardware, costs.kv_bytes(model, 1)) for hardware in fleet):
+            room = f"the largest, {largest.name}, has room for less than {largest.usable_gpu_bytes / GB:,.1f} GB"
+            raise UsageError(f"model {name!r} has {model.size_bytes / GB:,.1f} GB of weights and fits on no worker: {room} (--hardware, --catalog, --models)")

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from config import Config, parse_setting
 from sllm import __version__
 from sllm.errors import UsageError
+from sllm.mix import parse_mix
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,19 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], program: str, descrip
         values[_dest(flag)] = bool(getattr(arguments, _dest(flag))) or _switched_on(env, environ)
     values |= {"no_color": bool(environ.get("NO_COLOR")), "dumb_terminal": environ.get("TERM") == "dumb"}
     config, options = dataclasses.replace(config, **overrides), Options(**values)
+    if "workers" not in overrides and not environ.get("WORKERS", "").strip():
+        config = _count_workers(config)
     check(config, options)
     return config, options
+
+
+def _count_workers(config: Config) -> Config:
+    """A fleet of several kinds of hardware has as many workers as its counts say, unless their number was given."""
+    count = sum(parse_mix(config.hardware).values())
+    if not count:
+        return config
+    (field,) = (field for field in flag_fields() if field.name == "workers")
+    return dataclasses.replace(config, workers=parse_setting(field, str(count), f"--hardware {config.hardware}: workers"))
 
 
 def _dest(flag: str) -> str:

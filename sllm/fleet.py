@@ -18,15 +18,17 @@ from sllm.timers import NEVER
 
 SUSPECT = "SUSPECT"
 DEAD = "DEAD"
+LEFT = "LEFT"  # it said that it stopped: nobody is missing
+GONE = (DEAD, LEFT)  # listed for a while, and no part of the fleet any more
 NEW = ""
-STATES = (STARTING, READY, DRAINING, SUSPECT, DEAD)
+STATES = (STARTING, READY, DRAINING, SUSPECT, DEAD, LEFT)
 
 # What can happen to a member: a report with a state in it, too many missed reports, or the timeout.
 SILENT = "silent"
 EXPIRED = "expired"
 TRANSITIONS: dict[tuple[str, str], str] = {
     **{(old, reported): reported for old in (NEW, *STATES) for reported in (STARTING, READY, DRAINING)},
-    **{(old, STOPPED): DEAD for old in (NEW, *STATES)},
+    **{(old, STOPPED): LEFT for old in (NEW, *STATES)},
     **{(old, SILENT): SUSPECT for old in (STARTING, READY, DRAINING)},
     (SUSPECT, EXPIRED): DEAD,
 }
@@ -198,12 +200,12 @@ class Fleet:
             self.reindex(row)
         elif old == READY:
             self._withdraw(row)
-        if new == DEAD:
+        if new in GONE:
             row.ledger.clear()
         return old, new
 
     def forget(self, row: Row) -> None:
-        """Drop a dead worker from the table."""
+        """Drop a dead worker, or one that left, from the table."""
         self.states[row.state] -= 1
         self._leave_kind(row.kind)
         del self.rows[row.worker_id]

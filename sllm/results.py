@@ -56,6 +56,7 @@ class RunInfo(NamedTuple):
     duration_s: float  # time in which requests arrived, of the run's clock
     wall_s: float  # wall time of the whole run
     workload: Mapping[str, Any] = {}
+    hardware: Mapping[str, int] = {}  # workers by hardware
 
 
 class FleetFigures(NamedTuple):
@@ -355,6 +356,7 @@ def _run_section(run: RunInfo, completed: int) -> dict[str, Any]:
         "mode": run.mode,
         "architecture": run.architecture,
         "workers": run.workers,
+        "hardware": dict(run.hardware),
         "policy": run.policy,
         "seed": run.seed,
         "duration_s": rounded(run.duration_s),

@@ -136,6 +136,11 @@ def test_a_recorded_workload_is_replayed_exactly(tmp_path: Path) -> None:
         assert again[key] == first[key]
 
 
+def test_a_mixed_fleet_has_as_many_workers_as_its_counts_say() -> None:
+    run_section = results("--virtual", "--hardware", "h100-80g:3,a5000-24g:4", "--duration", "20", "--quiet")["run"]
+    assert (run_section["workers"], run_section["hardware"]) == (7, {"h100-80g": 3, "a5000-24g": 4})
+
+
 def test_settings_come_from_the_environment_and_flags_win() -> None:
     assert results("--virtual", "--duration", "20", "--quiet", WORKERS="3", SEED="9")["run"]["workers"] == 3
     assert results("--virtual", "--duration", "20", "--quiet", "--workers", "4", WORKERS="3")["run"]["workers"] == 4
@@ -167,6 +172,10 @@ BAD: list[tuple[list[str], list[str]]] = [
     (["--json", "/nowhere/results.json"], ["--json", "/nowhere/results.json"]),
     (["--requests-csv", "/nowhere/rows.csv"], ["--requests-csv", "/nowhere/rows.csv"]),
     (["extra"], ["extra"]),
+    (["--workers", "5", "--hardware", "h100-80g:3,a5000-24g:3"], ["--hardware", "sum to 6", "5 workers"]),
+    (["--hardware", "h100-80g:3,abacus:2"], ["abacus"]),
+    (["--hardware", "h100-80g:3,a5000-24g"], ["--hardware", "a5000-24g"]),
+    (["--hardware", "h100-80g:999999,a5000-24g:2"], ["--hardware", "at most"]),
 ]
 
 
@@ -177,6 +186,16 @@ def test_wrong_usage_is_one_clear_line(arguments: list[str], words: list[str]) -
     assert done.stderr.count("\n") == 1, done.stderr
     for word in words:
         assert word in done.stderr
+
+
+def test_a_model_that_fits_no_worker_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text('[model.giant]\npreset = "llama-2-70b"\n[model.small]\npreset = "opt-6.7b"\n')
+    for mode in (["--virtual"], []):
+        done = run("--catalog", str(path), *mode, expect=2)
+        assert done.stderr.count("\n") == 1
+        for word in ("giant", "140.0 GB", "72.0 GB", "h100-80g"):
+            assert word in done.stderr
 
 
 def test_a_bad_variable_is_one_clear_line() -> None:

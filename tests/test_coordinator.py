@@ -13,7 +13,7 @@ from coordinator import Coordinator
 from sllm import cost
 from sllm.catalog import DISK, Catalog, model_preset
 from sllm.events import CoordinatorReady, ExpiryHeld, ExpiryResumed, HardwareUnknown, RequestRefused, RequestRouted, WorkerStateChanged
-from sllm.fleet import DEAD, NEW, STATES, SUSPECT, TRANSITIONS
+from sllm.fleet import DEAD, LEFT, NEW, STATES, SUSPECT, TRANSITIONS
 from sllm.messages import (
     COLD_START,
     DEADLINE_UNMEETABLE,
@@ -95,7 +95,7 @@ def test_every_transition(old: str, what: str) -> None:
     if what in (STARTING, READY, DRAINING):
         assert new == what
     elif what == STOPPED:
-        assert new == DEAD
+        assert new == LEFT
     elif what == "silent":
         assert new == (SUSPECT if old in (STARTING, READY, DRAINING) else old)
     else:
@@ -335,13 +335,30 @@ def test_the_more_are_turned_away_the_later_they_are_told_to_come_back() -> None
     assert 1.0 <= error.retry_after_s <= 2.0
 
 
-def test_a_stopped_worker_gets_nothing() -> None:
+def test_a_worker_that_said_goodbye_has_left_and_gets_nothing() -> None:
     node, talk = coordinator()
     talk.say("a", report(), 1.0)
     talk.say("a", report(state=STOPPED), 1.1)
-    assert node.fleet.rows["a"].state == DEAD
+    assert node.fleet.rows["a"].state == LEFT
+    assert node.fleet.states[DEAD] == 0
     talk.say("c", ask(), 1.2)
     assert error_code(talk) == NO_WORKERS
+
+
+def test_workers_that_left_are_forgotten_and_are_nobody_silent() -> None:
+    """Two of three that went home are no reason to hold expiry when the third falls silent."""
+    node, talk = coordinator(forget_after_s=30.0)
+    for name in ("a", "b", "c", "d"):
+        talk.say(name, report(), 1.0)
+    for name in ("a", "b"):
+        talk.say(name, report(state=STOPPED), 1.5)
+    for second in range(2, 50):
+        talk.say("d", report(), float(second))
+        talk.run_to(float(second))
+    changes = talk.told(WorkerStateChanged)
+    assert [e.new for e in changes if e.worker_id == "a"] == [READY, LEFT]
+    assert [e.new for e in changes if e.worker_id == "c"] == [READY, SUSPECT, DEAD]
+    assert set(node.fleet.rows) == {"d"}
 
 
 def test_old_answers_are_dropped() -> None:

@@ -259,7 +259,7 @@ def test_a_worker_told_to_stop_finishes_what_it_runs(bench: Bench) -> None:
     told = [line.get("event") for line in worker.told]
     assert told.count("RequestServed") == told.count("RequestAdmitted") >= 1
     assert told[-1] == "WorkerDrained"
-    assert coordinator.wait_event("WorkerStateChanged", new="DEAD")["reason"] == "reported"
+    assert coordinator.wait_event("WorkerStateChanged", new="LEFT")["reason"] == "reported"
     replacement = bench.worker(9, port, SERVICE_MEAN="0.05")  # for what the first would not take any more
     assert client.exit_status() == 0
     replacement.signal(signal.SIGTERM)

@@ -15,7 +15,7 @@ from sllm.report.text import count, duration, percent, rate, span
 from sllm.results import STATISTICS, Recorder
 
 ACTION_NAMES = dict(zip(ACTIONS, ("serve", "cold start", "migrate"), strict=True))
-STATE_COLOURS = {"READY": 3, "STARTING": 1, "DRAINING": 5, "SUSPECT": 2, "DEAD": 4}
+STATE_COLOURS = {"READY": 3, "STARTING": 1, "DRAINING": 5, "SUSPECT": 2, "DEAD": 4, "LEFT": 6}
 TIME_UNITS = ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "d"))
 
 
@@ -186,7 +186,7 @@ def _states_plot(recorder: Recorder, bins: series.Bins, time: Axis) -> Plot | No
     """Workers by state, if anything but their start happened."""
     points = recorder.fleet.points
     states = [state for state in STATE_COLOURS if any(counts.get(state) for _, counts in points)]
-    if not set(states) & {"DRAINING", "SUSPECT", "DEAD"}:
+    if not set(states) & {"DRAINING", "SUSPECT", "DEAD", "LEFT"}:
         return None
     y = Axis(0.0, nice_top([max(counts.values()) for _, counts in points if counts]), "workers", _plain, ticks=5)
     plot = Plot("states", "Workers by state", "As the coordinator knows them", time, y)
@@ -243,6 +243,7 @@ def _figures_tables(results: Mapping[str, Any], recorder: Recorder) -> str:
 def _parameters(results: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
     run = results["run"]
     known = {name: run[name] for name in ("mode", "architecture", "workers", "policy", "seed", "duration_s")}
+    known["hardware"] = ", ".join(f"{number:,} × {name}" for name, number in run["hardware"].items())
     return [(str(name), str(value)) for name, value in {**known, **run["workload"], **parameters}.items()]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sllm.results import DISTRIBUTIONS, SCHEMA, STATISTICS
 
 KEYS: dict[str, tuple[str, ...]] = {
-    "run": ("mode", "architecture", "workers", "policy", "seed", "duration_s", "wall_s", "requests_per_wall_s", "workload"),
+    "run": ("mode", "architecture", "workers", "hardware", "policy", "seed", "duration_s", "wall_s", "requests_per_wall_s", "workload"),
     "requests": ("sent", "completed", "failed", "rejected", "in_flight", "duplicates"),
     "actions": ("serve", "cold_start", "migrate"),
     **dict.fromkeys(DISTRIBUTIONS, STATISTICS),
@@ -24,8 +24,9 @@ COUNTS = {
     ("run", "workers"), ("run", "seed"), ("fleet", "ready"), ("invariants", "checked"),
     *(("requests", key) for key in KEYS["requests"]), *(("actions", key) for key in KEYS["actions"]), *(("reports", key) for key in KEYS["reports"][:3]),
 }  # fmt: skip
+COUNTS_BY_NAME = {("run", "hardware"), ("reports", "rejected")}
 FRACTIONS = {("slo", "attainment"), ("fleet", "utilisation"), ("fleet", "cold_start_rate"), ("fleet", "model_hit_rate")}
-MAPPINGS = {("run", "workload"), ("reports", "rejected")}
+MAPPINGS = {("run", "workload"), *COUNTS_BY_NAME}
 REQUIRED = {("run", "duration_s"), ("run", "wall_s"), ("run", "requests_per_wall_s"), ("slo", "ttft_s")}  # numbers that are never null
 TOLERANCE = 1e-6  # relative; figures are rounded
 
@@ -73,7 +74,7 @@ def _check_value(section: str, key: str, value: Any) -> list[str]:
     if path in MAPPINGS:
         if not isinstance(value, dict):
             return [f"{where} is not an object"]
-        return [f"{where}: {count!r} is not a whole number above 0" for count in value.values() if key == "rejected" and not (_is_count(count) and count)]
+        return [f"{where}: {count!r} is not a whole number above 0" for count in value.values() if path in COUNTS_BY_NAME and not (_is_count(count) and count)]
     if path == ("invariants", "violations"):
         return [] if isinstance(value, list) and all(isinstance(item, str) for item in value) else [f"{where} is not a list of texts"]
     if value is None and path not in REQUIRED:

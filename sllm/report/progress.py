@@ -14,7 +14,7 @@ REDRAW_EVERY_S = 0.2  # wall time, on a terminal
 LINE_EVERY_S = 5.0  # wall time, elsewhere
 RATE_OVER_S = 5.0  # wall time that rates are the mean of
 BAR_WIDTH = 24
-STATE_ORDER = ("READY", "STARTING", "DRAINING", "SUSPECT", "DEAD")
+STATE_ORDER = ("READY", "STARTING", "DRAINING", "SUSPECT", "DEAD", "LEFT")
 
 _HIDE_CURSOR, _SHOW_CURSOR, _CLEAR_BELOW, _CLEAR_LINE = "\x1b[?25l", "\x1b[?25h", "\x1b[J", "\x1b[K"
 

@@ -2,10 +2,10 @@
 
 STYLE = """\
 :root { --page: #f7f8fa; --card: #fff; --ink: #1c2430; --dim: #5a6675; --rule: #dde2e8; --grid: #e9edf1; --bad: #b3261e;
-  --c1: #2466c2; --c2: #c8540a; --c3: #23855a; --c4: #b3261e; --c5: #7a5bb8; }
+  --c1: #2466c2; --c2: #c8540a; --c3: #23855a; --c4: #b3261e; --c5: #7a5bb8; --c6: #6b7684; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #12161c; --card: #1a2029; --ink: #e4e9f0; --dim: #9aa7b7; --rule: #303a47; --grid: #262e39; --bad: #ff8a80;
-    --c1: #6fa8ff; --c2: #f2b04c; --c3: #55c794; --c4: #ff6b6b; --c5: #b79cf2; }
+    --c1: #6fa8ff; --c2: #f2b04c; --c3: #55c794; --c4: #ff6b6b; --c5: #b79cf2; --c6: #94a0ae; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -34,7 +34,7 @@ svg .note { fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-w
 .bar, .dot { fill: var(--c); }
 .key { background: var(--c); display: inline-block; width: 14px; height: 4px; border-radius: 2px; margin-right: 6px; vertical-align: middle; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 6px 0 0; padding: 0; font-size: 13px; }
-.c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); } .c4 { --c: var(--c4); } .c5 { --c: var(--c5); }
+.c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); } .c4 { --c: var(--c4); } .c5 { --c: var(--c5); } .c6 { --c: var(--c6); }
 .tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 270px), 1fr)); gap: 16px; margin-bottom: 22px; align-items: start; }
 .tables > div { overflow-x: auto; }
 .tables > .wide { grid-column: 1 / -1; }

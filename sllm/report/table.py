@@ -89,10 +89,17 @@ def _plain(*parts: str) -> list[tuple[str, str | None]]:
 def _run(results: Mapping[str, Any], interrupted: bool) -> list[_Line | str]:
     run = results["run"]
     clock = "simulated" if run["mode"] == "virtual" else "of the run's clock"
-    what = f"{run['architecture']} · {run['mode']} · {count(run['workers'], 'worker')} · {run['policy']} · seed {run['seed']}"
+    fleet = f"{count(run['workers'], 'worker')} of {' and '.join(_kinds(run))}" if run["hardware"] else count(run["workers"], "worker")
+    what = f"{run['architecture']} · {run['mode']} · {fleet} · {run['policy']} · seed {run['seed']}"
     speed = _plain(f"wall time {_wall(run['wall_s'])}: {rate(run['requests_per_wall_s']).removesuffix('/s')} requests/s")
     lines: list[_Line | str] = [_Line("Run", _plain(what)), _Line("", [*_plain(f"arrivals for {span(run['duration_s'])} {clock}"), *speed])]
     return [*lines, _Line("", [("interrupted: these are the figures up to then", YELLOW)])] if interrupted else lines
+
+
+def _kinds(run: Mapping[str, Any]) -> list[str]:
+    """The hardware of a fleet; of one with several kinds also how many workers have each."""
+    kinds = run["hardware"]
+    return list(kinds) if len(kinds) == 1 else [f"{number:,} × {name}" for name, number in kinds.items()]
 
 
 def _wall(value: float) -> str:

@@ -55,11 +55,11 @@ class FleetPicture(NamedTuple):
     waiting: int
     pending: int
     slots: int
-    kv_used: float  # mean over the workers that are not dead
+    kv_used: float  # mean over the workers that are neither dead nor gone
     models: tuple[tuple[str, int, int, int], ...]  # (name, workers that have it on the GPU, loading it, in host memory)
 
 
-DEAD = "DEAD"
+GONE = ("DEAD", "LEFT")  # states of workers that are no part of the fleet any more
 
 
 def view_of(row: Any, now: float) -> WorkerView:
@@ -88,7 +88,7 @@ def walk(rows: Iterable[Any], now: float) -> Iterator[FleetPicture | None]:
             view = view_of(row, now)
             views.append(view)
             states[view.state] += 1
-            if view.state == DEAD:
+            if view.state in GONE:
                 continue
             running += view.running
             waiting += view.waiting
@@ -99,7 +99,7 @@ def walk(rows: Iterable[Any], now: float) -> Iterator[FleetPicture | None]:
             loading.update(view.loading)
             host.update(row.report.host_models)
         yield None
-    alive = max(1, len(views) - states[DEAD])
+    alive = max(1, len(views) - sum(states[state] for state in GONE))
     names = gpu.keys() | loading.keys() | host.keys()
     models = heapq.nsmallest(MODELS_MAX, ((name, gpu[name], loading[name], host[name]) for name in names), key=_by_copies)
     yield FleetPicture(now, tuple(views), dict(states), running, waiting, pending, slots, kv_used / alive, tuple(models))

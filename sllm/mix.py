@@ -1,0 +1,40 @@
+"""What hardware a fleet's workers have: one kind for all, or a count of workers for each of several kinds."""
+
+from __future__ import annotations
+
+from sllm.errors import UsageError
+
+
+def parse_mix(text: str, label: str = "--hardware") -> dict[str, int]:
+    """Workers by hardware name, in order, of `NAME:COUNT,NAME:COUNT`; {NAME: 0} of a bare `NAME`, which is the hardware of all workers.
+
+    UsageError, naming `label`, for a part without a count, a count below 1 and a name given twice.
+    """
+    parts = text.split(",")
+    if len(parts) == 1 and not _is_counted(text):
+        return {text.strip(): 0}
+    mix: dict[str, int] = {}
+    for part in parts:
+        name, _, number = (piece.strip() for piece in part.rpartition(":"))
+        if not _is_counted(part) or not name or int(number) < 1:
+            raise UsageError(f"{label}={text!r}: {part.strip()!r} is not NAME:COUNT with a count of at least 1")
+        if name in mix:
+            raise UsageError(f"{label}={text!r}: {name!r} is named twice")
+        mix[name] = int(number)
+    return mix
+
+
+def _is_counted(part: str) -> bool:
+    _, colon, number = part.rpartition(":")
+    number = number.strip()
+    return bool(colon) and number.isascii() and number.isdigit() and len(number) <= 9
+
+
+def hardware_of_workers(text: str, workers: int, label: str = "--hardware") -> list[str]:
+    """The hardware name of each of `workers` workers: the first kind of the mix comes first. UsageError when the counts do not sum to `workers`."""
+    mix = parse_mix(text, label)
+    if list(mix.values()) == [0]:
+        return list(mix) * workers
+    if sum(mix.values()) != workers:
+        raise UsageError(f"{label}={text!r}: its counts sum to {sum(mix.values()):,}, but the fleet has {workers:,} workers (--workers)")
+    return [name for name, count in mix.items() for _ in range(count)]
