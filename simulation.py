@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from coordinator import Coordinator
 from sllm.assemble import build_catalog, build_engine, check_models_fit, default_rate
 from sllm.cli import Options
 from sllm.errors import UsageError
-from sllm.events import Event
+from sllm.events import Event, InternalErrorCaught
 from sllm.messages import READY, Address
 from sllm.mix import hardware_of_workers
 from sllm.node import Codec, Node
@@ -331,6 +332,11 @@ class VirtualRun(Run):
             self._settle(faults_end_s)
         except InvariantViolation as violation:
             self.violations.append(str(violation))
+        except UsageError:
+            raise
+        except Exception as error:  # a bug of ours: the run is worth nothing from here on, and the seed shows it again
+            where = f"internal error at {self.now:.6f} s with seed {self.config.seed}"
+            self.violations.append(f"{where}: {type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
 
     def _inject(self) -> float:
         """Schedule the faults; returns when the last of them ends."""
@@ -406,6 +412,9 @@ class LiveRun(Run):
         return self._checkers
 
     def _observe(self, node: Node, event: Event) -> None:
+        if type(event) is InternalErrorCaught:
+            self.violations.append(f"internal error in {event.node_id}, {event.what} was dropped: {event.problem}\n{event.trace}")
+            return
         self._checkers.see(node, event)
         self.recorder.observe(event)
         if self.requests_csv is not None:

@@ -208,6 +208,20 @@ class CoordinatorChanged(NamedTuple):
     epoch: int
 
 
+# --- the live driver ----------------------------------------------------------------------------------------------------------------
+
+
+class InternalErrorCaught(NamedTuple):
+    """An exception of our own while a live process handled one datagram, timer or question. It is counted each time and told once for each place."""
+
+    at: float
+    node_id: str
+    place: str  # file and line that raised it
+    what: str  # what was being done, and was dropped with it
+    problem: str  # the exception
+    trace: str  # its stack, several lines
+
+
 Event = (
     RequestSent
     | FirstTokenReceived
@@ -231,4 +245,5 @@ Event = (
     | WorkerDrained
     | CoordinatorSilent
     | CoordinatorChanged
+    | InternalErrorCaught
 )

@@ -172,14 +172,22 @@ class Node:
         sequences[kind] = sequence = sequences[kind] + 1
         self.outbox.append(((self.node_id, self.incarnation, sequence, now + self.wall_offset_s, message), addr))
 
-    def datagrams_to_send(self) -> list[tuple[bytes, Address]]:
-        """Take out what is to be sent, packed and signed."""
+    def datagrams_to_send(self, unsendable: Callable[[Exception], None] | None = None) -> list[tuple[bytes, Address]]:
+        """Take out what is to be sent, packed and signed. `unsendable` is told of each message that cannot be packed, and the others are packed all the
+        same; without it, the error is raised."""
         if not self.outbox:
             return []
         assert self.codec is not None
-        encode = self.codec.encode
-        datagrams = [(encode(envelope), addr) for envelope, addr in self.outbox]
+        encode, outbox = self.codec.encode, self.outbox[:]
         self.outbox.clear()
+        datagrams = []
+        for envelope, addr in outbox:
+            try:
+                datagrams.append((encode(envelope), addr))
+            except Exception as error:
+                if unsendable is None:
+                    raise
+                unsendable(error)
         return datagrams
 
     def next_event(self) -> Event | None:

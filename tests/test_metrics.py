@@ -88,7 +88,7 @@ def busy_coordinator() -> CoordinatorMetrics:
     node = SimpleNamespace(rejected=Tally(tag=3), reports_accepted=10, reports_rejected=Tally(replayed=2), degraded="")
     made.collect(node)
     made.collect_driver(
-        SimpleNamespace(received=5, sent=6, send_errors=Tally(unresolved=1), sends_deferred=0),
+        SimpleNamespace(received=5, sent=6, send_errors=Tally(unresolved=1), sends_deferred=0, internal_errors={}),
         SimpleNamespace(kernel_drops=7, receive_buffer_bytes=425984),
     )
     made.collect_fleet({"READY": 4, "DEAD": 1}, 3, 2, 1)

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sllm.runtime.udp import UdpDriver
@@ -55,7 +56,7 @@ class Bridge:
                 pass
         while self._questions:
             work, take = self._questions.popleft()
-            work(take)
+            self._driver.attempt("a question over HTTP", partial(work, take))
 
     def close(self) -> None:
         self._open = False

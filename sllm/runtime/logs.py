@@ -57,6 +57,7 @@ LINES: dict[type, Line] = {
     events.ModelEvicted: Line(logging.INFO, "{model} evicted"),
     events.WorkerDrained: Line(logging.INFO, "{worker_id} drained: nothing is running any more"),
     events.CoordinatorSilent: Line(logging.WARNING, "coordinator silent for {silent_s:.1f} s: looking it up again, over a new socket"),
+    events.InternalErrorCaught: Line(logging.ERROR, "internal error at {place}: {problem}; {what} was dropped, the next ones from there are only counted"),
     events.CoordinatorChanged: Line(logging.INFO, "another life of the coordinator answers"),
 }
 
@@ -145,6 +146,9 @@ class TextFormatter(logging.Formatter):
         message = _one_line(record.getMessage())
         text = f"{timestamp(record.created)} {record.levelname.lower():<7} {message}"
         for name, value in (getattr(record, "fields", None) or {}).items():
+            if name == "trace" and "\n" in value:
+                text += "".join(f"\n  {_one_line(line)}" for line in value.splitlines())
+                continue
             shown = _value(value)
             if shown.strip('"') not in message:
                 text += f" {name}={shown}"

@@ -192,6 +192,7 @@ class RoleMetrics:
         self.sent = add.counter("sllm_datagrams_sent_total", "Datagrams handed to the network.")
         self.rejected = add.counter("sllm_datagrams_rejected_total", "Datagrams heard and not accepted, by reason.", ("reason",))
         self.send_errors = add.counter("sllm_datagrams_send_errors_total", "Datagrams that could not be sent, by reason.", ("reason",))
+        self.internal_errors = add.counter("sllm_internal_errors_total", "Exceptions of our own, dropped with what was handled, by place.", ("place",))
         self.deferred = add.counter("sllm_datagrams_send_deferred_total", "Datagrams that waited for room in the send buffer.")
         self.kernel_drops = add.counter("sllm_kernel_drops_total", "Datagrams dropped by the kernel because the receive buffer was full.")
         self.buffer = add.gauge("sllm_receive_buffer_bytes", "Effective size of the main socket's receive buffer.")
@@ -213,6 +214,7 @@ class RoleMetrics:
         self.sent.set(driver.sent)
         self.send_errors.set_all(driver.send_errors)
         self.deferred.set(driver.sends_deferred)
+        self.internal_errors.set_all(driver.internal_errors)
         self.kernel_drops.set(host.kernel_drops)
         self.buffer.set(host.receive_buffer_bytes)
 

@@ -100,7 +100,7 @@ class Service:
         self.started_wall_s = time.time()
         self.incarnation = time.time_ns()
         self.clock = Clock()
-        self.driver = UdpDriver(self.clock, self._observe)
+        self.driver = UdpDriver(self.clock, self._observe, survive=role != "client")  # a load generator that cannot go on must end
         self.driver.add_reader(self._signal_out.fileno(), self._on_wakeup)
         self.resolver = Resolver(self.driver)
         self.bridge = Bridge(self.driver)

@@ -5,6 +5,9 @@ nodes have to say; only then run the timers that were due when the round began. 
 answers waiting in its sockets before it can take anybody for silent.
 
 The driver drives any `sllm.node.Node`; it knows no role. What a node tells (events) goes to the `observer`.
+
+No datagram and no timer can end the loop. An exception while a node hears, wakes or speaks is a bug of ours: it is counted by the place that raised it,
+told once for each place (`InternalErrorCaught`), and dropped with what was being handled.
 """
 
 from __future__ import annotations
@@ -15,15 +18,18 @@ import select
 import socket
 import struct
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from heapq import heappop, heappush
 from math import inf
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from sllm.events import Event
+from sllm.errors import UsageError
+from sllm.events import Event, InternalErrorCaught
 from sllm.messages import Address
 from sllm.node import Node
 from sllm.runtime.clock import Clock
@@ -39,6 +45,8 @@ ROUTES_MAX = 200_000  # destinations remembered; then the table starts anew
 NAME_KEEP_WALL_S = 30.0  # a destination's name is looked up again after so long
 IDLE_WALL_S = 0.5  # the loop turns at least so often: its heartbeat
 FINE_WALL_S = 0.002  # shorter waits of a sped-up run do not use epoll, whose milliseconds are too coarse for it
+TIMER_PAUSE_WALL_S = 0.1  # a timer that raised is tried again after so long, however soon the node would have it
+TRACE_MAX = 20  # innermost frames of an exception that are told
 READ, WRITE = 1, 4  # EPOLLIN and EPOLLOUT; the same numbers as POLLIN and POLLOUT
 
 SockAddr = tuple[str, int]
@@ -65,7 +73,7 @@ class UdpHost:
 
     __slots__ = (
         "address", "backlog", "batch", "count_drops", "driver", "due_at", "entry_at", "full_since_s", "index", "kernel_drops", "node",
-        "receive_buffer_bytes", "routes", "socket", "uplink",
+        "receive_buffer_bytes", "rest_until", "routes", "socket", "uplink",
     )  # fmt: skip
 
     def __init__(self, driver: UdpDriver, node: Node, index: int, sock: socket.socket, *, count_drops: bool) -> None:
@@ -80,6 +88,7 @@ class UdpHost:
         self.kernel_drops = 0  # datagrams the kernel threw away because the receive buffer was full; only with count_drops
         self.batch = BATCH if count_drops else 1
         self.due_at = self.entry_at = inf  # of its timer
+        self.rest_until = -inf  # no timer before: the last one raised
         self.full_since_s: float | None = None
         self.backlog: deque[tuple[socket.socket, bytes, SockAddr]] = deque()
         self.routes = driver._routes[sock.family]
@@ -95,12 +104,18 @@ class UdpHost:
 
 
 class UdpDriver:
-    """An event loop for nodes. Not thread-safe: everything but `stop` belongs to the thread that runs it."""
+    """An event loop for nodes. Not thread-safe: everything but `stop` belongs to the thread that runs it.
 
-    def __init__(self, clock: Clock, observer: Observer | None = None, *, resolver: NameResolver | None = None) -> None:
+    `survive`: observers, readers and calls may raise without ending the loop, as nodes may anyway; for processes that serve others. UsageError ends it
+    all the same.
+    """
+
+    def __init__(self, clock: Clock, observer: Observer | None = None, *, resolver: NameResolver | None = None, survive: bool = False) -> None:
         self.clock = clock
         self.observer = observer
         self.resolver = resolver
+        self.survive = survive
+        self.internal_errors: Counter[str] = Counter()  # exceptions of our own, by file and line
         self.hosts: dict[int, UdpHost] = {}
         self.heartbeat = time.monotonic()  # of the last round
         self.received = 0
@@ -236,7 +251,7 @@ class UdpDriver:
             if entry is None:
                 reader = self._readers.get(fd)
                 if reader is not None:
-                    reader()
+                    self.attempt("what a file brought", reader)
                 continue
             host, sock = entry
             if mask & WRITE:
@@ -296,8 +311,8 @@ class UdpDriver:
     def _receive(self, host: UdpHost, sock: socket.socket, now: float) -> None:
         """Read up to a batch and hand it to the node. The batch grows while the socket keeps filling it, so that a quiet node is not read
         twice for one datagram."""
-        view, buffer = self._view, self._buffer
-        hear = host.node.receive_datagram if sock.family == socket.AF_INET else partial(_hear_ipv6, host.node)
+        view, buffer, node = self._view, self._buffer, host.node
+        hear = node.receive_datagram if sock.family == socket.AF_INET else partial(_hear_ipv6, node)
         receive = sock.recvfrom_into
         limit = host.batch
         count = 0
@@ -307,11 +322,17 @@ class UdpDriver:
                 count = 1
                 if ancillary:
                     _note_drops(host, ancillary)
-                hear(view[:size], addr, now)
+                try:
+                    hear(view[:size], addr, now)
+                except Exception as error:
+                    self.note_error("a datagram", error, node)
             while count < limit:
                 size, addr = receive(buffer)
                 count += 1
-                hear(view[:size], addr, now)
+                try:
+                    hear(view[:size], addr, now)
+                except Exception as error:
+                    self.note_error("a datagram", error, node)
         except BlockingIOError:
             pass
         except OSError as error:  # the echo of a datagram nobody wanted (ICMP); the socket is none the worse for it
@@ -335,10 +356,18 @@ class UdpDriver:
             if node.events:
                 events = node.events[:]
                 node.events.clear()
-                if self.observer is not None:
+                observer = self.observer
+                if observer is not None:
                     for event in events:
-                        self.observer(node, event)
+                        try:
+                            observer(node, event)
+                        except Exception as error:
+                            if not self.survive or isinstance(error, UsageError):
+                                raise
+                            self.note_error("an event", error)
         at = node.wake_at
+        if at < host.rest_until:
+            at = host.rest_until
         if at != host.due_at and host.index in self.hosts:
             if at < inf:
                 self._timers.set(host, at)
@@ -357,7 +386,11 @@ class UdpDriver:
             if host.full_since_s is not None and self.heartbeat - host.full_since_s < CATCH_UP_WALL_S:
                 timers.set(host, now)  # its answer may still be in the socket: first finish reading
                 continue
-            host.node.handle_timer(now)
+            try:
+                host.node.handle_timer(now)
+            except Exception as error:
+                self.note_error("a timer", error, host.node)
+                host.rest_until = now + TIMER_PAUSE_WALL_S * self.clock.speedup
             self._settle(host)
         calls = self._calls
         pending: list[tuple[int, Callback]] = []
@@ -368,7 +401,26 @@ class UdpDriver:
             if handle in self._cancelled:
                 self._cancelled.discard(handle)
             else:
-                callback()
+                self.attempt("a call", callback)
+
+    # --- what must not end the loop ---------------------------------------------------------------------------------------------------
+
+    def note_error(self, what: str, error: Exception, node: Node | None = None) -> None:
+        """Count an exception that is our own fault; tell the observer of the first from each place. `what` was being handled, and is dropped."""
+        place = place_of(error)
+        self.internal_errors[place] += 1
+        if node is not None and self.observer is not None and self.internal_errors[place] == 1:
+            trace = "".join(traceback.format_exception(error, limit=-TRACE_MAX)).rstrip()
+            self.observer(node, InternalErrorCaught(self.clock.now, node.node_id, place, what, f"{type(error).__name__}: {error}", trace))
+
+    def attempt(self, what: str, callback: Callback) -> None:
+        """Call back something beside the nodes. What it raises ends the loop unless `survive` says otherwise."""
+        try:
+            callback()
+        except Exception as error:
+            if not self.survive or isinstance(error, UsageError):
+                raise
+            self.note_error(what, error, next((host.node for host in self.hosts.values()), None))
 
     # --- sending --------------------------------------------------------------------------------------------------------------------
 
@@ -377,7 +429,8 @@ class UdpDriver:
         sock = host.socket
         coordinator = getattr(host.node, "coordinator", None) if host.uplink is not None else None
         sent = 0
-        for data, addr in host.node.datagrams_to_send():
+        unsendable = partial(self.note_error, "a message to send", node=host.node)
+        for data, addr in host.node.datagrams_to_send(unsendable):
             target = routes.get(addr) or self._route(host, addr)
             if target is None:
                 self.send_errors["unresolved"] += 1
@@ -391,7 +444,7 @@ class UdpDriver:
                 sent += 1
             except BlockingIOError:
                 self._defer(host, out, data, target)
-            except OSError as error:  # unreachable, refused by a firewall, too long for the network: lost like any datagram, but counted
+            except Exception as error:  # unreachable, refused by a firewall, too long, no address at all: lost like any datagram, but counted
                 self.send_errors[_reason(error)] += 1
         self.sent += sent
 
@@ -418,7 +471,7 @@ class UdpDriver:
                 except BlockingIOError:
                     self._poller.modify(sock.fileno(), READ | WRITE)
                     return
-                except OSError as error:
+                except Exception as error:
                     self.send_errors[_reason(error)] += 1
             backlog.popleft()
         for sock_ in (host.socket, host.uplink):
@@ -462,8 +515,17 @@ def _hear_ipv6(node: Node, data: memoryview, addr: tuple[str, int, int, int], no
     node.receive_datagram(data, (addr[0].removeprefix("::ffff:"), addr[1]), now)
 
 
-def _reason(error: OSError) -> str:
-    return errno.errorcode.get(error.errno or 0, "EUNKNOWN").lower()
+def _reason(error: Exception) -> str:
+    """A name for what went wrong with a socket: the system's, or that of the exception."""
+    return errno.errorcode.get(error.errno or 0, "EUNKNOWN").lower() if isinstance(error, OSError) else type(error).__name__.lower()
+
+
+def place_of(error: BaseException) -> str:
+    """Where an exception was raised, as file and line: "fleet.py:120"."""
+    place = "unknown"
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        place = f"{Path(frame.f_code.co_filename).name}:{line}"
+    return place
 
 
 def _make_poller() -> tuple[Poller, Callable[[float], list[tuple[int, int]]]]:
