@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from client import Client
 from config import Config
 from coordinator import Coordinator
-from sllm.assemble import build_catalog, build_engine, default_rate
+from sllm.assemble import build_catalog, build_engine, build_workload, count_trace_models
 from sllm.cli import Options
 from sllm.errors import UsageError
 from sllm.events import Event
@@ -39,10 +39,9 @@ from sllm.sim.network import Latency, Link, Network
 from sllm.sim.world import World
 from sllm.streams import stream
 from sllm.wire import PickleCodec
-from sllm.workload import RecordedWriter, Request, Workload, WorkloadSpec, generate
+from sllm.workload import RecordedWriter, Request, Workload
 from worker import Worker
 
-DURATION_S = 30.0  # of synthetic arrivals, unless said otherwise
 LOOPBACK: Address = ("127.0.0.1", 0)
 DESCRIPTORS_BESIDES = 64  # files, the coordinator's and the client's sockets
 PROGRESS_WALL_S = 0.2
@@ -60,7 +59,8 @@ class System:
 
     def __init__(self, config: Config, *, wire: bool, stopwatch: Callable[[], float] | None = None) -> None:
         self.config = config
-        self.catalog = build_catalog(config)
+        self._trace_models = count_trace_models(config)
+        self.catalog = build_catalog(config, len(self._trace_models.requests) if self._trace_models else 0)
         self.hardware = self.catalog.get_hardware(config.hardware)
         self.coordinator_address: Address = ("coordinator", config.coordinator_port)
         self.coordinators: list[Coordinator] = []  # every life
@@ -102,11 +102,7 @@ class System:
 
     def workload(self) -> Workload:
         """The requests of this run, from the configuration."""
-        config = self.config
-        rate = config.rate_per_s or default_rate(config, self.catalog)
-        duration_s = config.duration_s or (None if config.trace else DURATION_S)
-        spec = WorkloadSpec(rate, config.arrivals, config.cv, trace=config.trace, duration_s=duration_s, zipf=config.zipf, models=config.models)
-        return generate(spec, self.catalog.names, config.seed)
+        return build_workload(self.config, self.catalog, self._trace_models)
 
     @property
     def all_workers(self) -> list[Worker]:
@@ -157,7 +153,7 @@ class Run(ABC):
         )
         self.violations: list[str] = []
         self.interrupted = False
-        self.warnings: list[str] = []
+        self.warnings: list[str] = self.workload.warnings
         self.began_s = 0.0  # of the run's clock: when requests began to come
         self.window_s = 0.0  # for how long they came
         self.ready_workers = 0  # just before they were sent home
