@@ -16,7 +16,7 @@ from typing import Any
 
 from client import Client
 from config import Config
-from sllm.assemble import build_catalog, default_rate
+from sllm.assemble import build_catalog, build_workload
 from sllm.errors import UsageError
 from sllm.events import Event
 from sllm.messages import Address
@@ -28,11 +28,11 @@ from sllm.runtime.launch import launch
 from sllm.runtime.metrics import ClientMetrics
 from sllm.runtime.service import Service
 from sllm.streams import stream
-from sllm.workload import Request, Workload, WorkloadSpec, generate
+from sllm.workload import Request, Workload
+from sllm.workload.modelmap import TooFewModels
 
 RECEIVE_BUFFER_BYTES = 4 << 20
 PROGRESS_S = 5.0
-DURATION_S = 30.0  # of synthetic arrivals, unless said otherwise
 UNRESOLVED_S = 60.0  # a coordinator's name that has had no address for so long is a wrong one: better an end than a Job that waits for ever
 # What a simulation does with these, a load generator cannot: it sees its own requests and no fleet. Rather one clear line than a wish ignored.
 REFUSED = ("RESULTS_JSON", "REPORT_HTML", "RECORD", "FAULTS", "VIRTUAL", "WIRE")
@@ -146,10 +146,13 @@ class ClientPart:
         return 0 if good else 1
 
 
-def _spec(config: Config) -> WorkloadSpec:
-    rate = config.rate_per_s or default_rate(config, build_catalog(config))
-    duration_s = config.duration_s or (None if config.trace else DURATION_S)
-    return WorkloadSpec(rate, config.arrivals, config.cv, trace=config.trace, duration_s=duration_s, zipf=config.zipf, models=config.models)
+def _workload(config: Config) -> Workload:
+    """The requests to send. The catalogue is the fleet's: a load generator cannot make it larger, however many models its trace names."""
+    try:
+        return build_workload(config, build_catalog(config))
+    except TooFewModels as error:
+        what = "a larger MODEL_CATALOG" if config.model_catalog else "the same larger MODELS, which sizes the demonstration catalogue"
+        raise UsageError(f"{error}; or give coordinator, workers and load generator {what}") from None
 
 
 def _refuse(config: Config, environ: Mapping[str, str]) -> None:
@@ -165,9 +168,9 @@ def _refuse(config: Config, environ: Mapping[str, str]) -> None:
 def serve(config: Config, environ: Mapping[str, str]) -> int:
     """Send the workload and wait for every answer."""
     _refuse(config, environ)
-    names, path = build_catalog(config).names, environ.get("REQUESTS_CSV", "").strip()
+    path = environ.get("REQUESTS_CSV", "").strip()
     with contextlib.ExitStack() as stack:
-        workload = stack.enter_context(generate(_spec(config), names, config.seed))
+        workload = stack.enter_context(_workload(config))
         requests_csv = stack.enter_context(RequestsCsv(path, "REQUESTS_CSV")) if path else None
         service = stack.enter_context(Service("client", config, environ))
 
@@ -180,6 +183,10 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
             )  # fmt: skip
             return ClientPart(service, node, workload, requests_csv)
 
+        if workload.model_map is not None:
+            service.log.info("models of the trace", extra={"event": "TraceModels", "fields": workload.model_map.describe()})
+        for warning in workload.warnings:
+            service.log.warning("%s", warning)
         part = service.listen(make, 0, "", uplink=True, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
         assert isinstance(part, ClientPart)
         service.run()

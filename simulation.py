@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from client import Client
 from config import Config
 from coordinator import Coordinator
-from sllm.assemble import build_catalog, build_engine, check_models_fit, default_rate
+from sllm.assemble import build_catalog, build_engine, build_workload, check_models_fit, count_trace_models
 from sllm.cli import Options
 from sllm.errors import UsageError
 from sllm.events import Event, InternalErrorCaught
@@ -42,10 +42,9 @@ from sllm.sim.network import Latency, Link, Network
 from sllm.sim.world import World
 from sllm.streams import stream
 from sllm.wire import PickleCodec
-from sllm.workload import RecordedWriter, Request, Workload, WorkloadSpec, generate
+from sllm.workload import RecordedWriter, Request, Workload
 from worker import Worker
 
-DURATION_S = 30.0  # of synthetic arrivals, unless said otherwise
 LOOPBACK: Address = ("127.0.0.1", 0)
 DESCRIPTORS_BESIDES = 64  # files, the coordinator's and the client's sockets
 PROGRESS_WALL_S = 0.2
@@ -63,7 +62,8 @@ class System:
 
     def __init__(self, config: Config, *, wire: bool, stopwatch: Callable[[], float] | None = None) -> None:
         self.config = config
-        self.catalog = build_catalog(config)
+        self._trace_models = count_trace_models(config)
+        self.catalog = build_catalog(config, len(self._trace_models.requests) if self._trace_models else 0)
         kinds = hardware_of_workers(config.hardware, config.workers)
         configs = {kind: dataclasses.replace(config, hardware=kind) for kind in dict.fromkeys(kinds)}
         self.hardware: Counter[str] = Counter(kinds)  # workers by hardware
@@ -110,11 +110,7 @@ class System:
 
     def workload(self) -> Workload:
         """The requests of this run, from the configuration."""
-        config = self.config
-        rate = config.rate_per_s or default_rate(config, self.catalog)
-        duration_s = config.duration_s or (None if config.trace else DURATION_S)
-        spec = WorkloadSpec(rate, config.arrivals, config.cv, trace=config.trace, duration_s=duration_s, zipf=config.zipf, models=config.models)
-        return generate(spec, self.catalog.names, config.seed)
+        return build_workload(self.config, self.catalog, self._trace_models)
 
     @property
     def all_workers(self) -> list[Worker]:
@@ -167,7 +163,7 @@ class Run(ABC):
         )
         self.violations: list[str] = []
         self.interrupted = False
-        self.warnings: list[str] = []
+        self.warnings: list[str] = self.workload.warnings
         self.began_s = 0.0  # of the run's clock: when requests began to come
         self.window_s = 0.0  # for how long they came
         self.ready_workers = 0  # just before they were sent home

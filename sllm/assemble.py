@@ -1,7 +1,8 @@
-"""From a configuration to the parts that roles are made of: the catalogue and a worker's engine. Shared by entry points and simulations."""
+"""From a configuration to the parts that a run is made of: the catalogue, a worker's engine, the workload. Shared by entry points and simulations."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from random import Random
 
@@ -12,19 +13,21 @@ from sllm.engine import Engine, LlmEngine, QueueEngine
 from sllm.errors import UsageError
 from sllm.mix import hardware_of_workers, parse_mix
 from sllm.placement.costs import make_costs
+from sllm.workload import ModelCounts, Workload, WorkloadSpec, count_models, generate
 from sllm.workload.lengths import AZURE_CONV_OUTPUT, AZURE_CONV_PROMPT, clamped_mean
 from sllm.workload.popularity import Zipf
 
 DEMO_CATALOG_MODELS = 8  # models of the demonstration catalogue unless more are asked for
+DURATION_S = 30.0  # of synthetic arrivals, unless said otherwise
 
 
-def build_catalog(config: Config) -> Catalog:
-    """The catalogue of `config.model_catalog`, or the demonstration one, which has as many models as are asked for. UsageError for a bad file, and for
-    hardware that is in neither the catalogue nor the presets."""
+def build_catalog(config: Config, named: int = 0) -> Catalog:
+    """The catalogue of `config.model_catalog`, or the demonstration one, which has as many models as are asked for: `config.models`, or else eight, or the
+    number of models that a trace names if these are more. UsageError for a bad file, and for hardware that is in neither the catalogue nor the presets."""
     if config.model_catalog:
         catalog = Catalog.from_file(config.model_catalog)
     else:
-        catalog = Catalog.demo(max(config.models or DEMO_CATALOG_MODELS, config.demo_models))
+        catalog = Catalog.demo(max(config.models or max(DEMO_CATALOG_MODELS, named), config.demo_models))
     for name in parse_mix(config.hardware):
         catalog.get_hardware(name)
     return catalog
@@ -66,3 +69,23 @@ def check_models_fit(config: Config, catalog: Catalog) -> None:
         if not any(costs.fits(model, hardware, costs.kv_bytes(model, 1)) for hardware in fleet):
             room = f"the largest, {largest.name}, has room for less than {largest.usable_gpu_bytes / GB:,.1f} GB"
             raise UsageError(f"model {name!r} has {model.size_bytes / GB:,.1f} GB of weights and fits on no worker: {room} (--hardware, --catalog, --models)")
+
+
+def count_trace_models(config: Config) -> ModelCounts | None:
+    """The models that the trace of a configuration names; None if there is no trace, or one that names none. Reads the trace once."""
+    return count_models(config.trace, config.duration_s or math.inf) if config.trace else None
+
+
+def build_workload(config: Config, catalog: Catalog, counts: ModelCounts | None = None) -> Workload:
+    """The requests that a configuration describes, for the models of `catalog`; `counts` is what `count_trace_models` returned, if it was asked. UsageError
+    as `generate`."""
+    if config.trace:
+        spec = WorkloadSpec(
+            trace=config.trace, duration_s=config.duration_s or None, zipf=config.zipf, models=config.models, model_map=config.model_map or None
+        )  # fmt: skip
+    else:
+        spec = WorkloadSpec(
+            config.rate_per_s or default_rate(config, catalog), config.arrivals, config.cv, duration_s=config.duration_s or DURATION_S, zipf=config.zipf,
+            models=config.models, model_map=config.model_map or None,
+        )  # fmt: skip
+    return generate(spec, catalog.names, config.seed, counts)

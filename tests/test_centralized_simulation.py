@@ -214,6 +214,53 @@ def test_a_malformed_trace_names_file_line_and_column(tmp_path: Path) -> None:
             assert word in done.stderr
 
 
+CSV = "arrived_at,num_prefill_tokens,num_decode_tokens,model\n"
+RECORD = '{"timestamp": 0, "input_length": 10, "output_length": 5}\n'
+MALFORMED = [
+    ("a,b\n1,2\n", ["line 1", "no known format"]),
+    ("arrived_at,Arrived_At ,num_prefill_tokens,num_decode_tokens\n0,0,1,1\n", ["line 1", "'Arrived_At'", "column 1"]),
+    (CSV + '0,1,1,"x\n', ["line 2", "quote"]),
+    (CSV + "0,1,1,x\nlate,1,1,x\n", ["line 3", "arrived_at", "'late'"]),
+    (CSV + "0,1,1,x\n1,1\n", ["line 3", "2 columns", "4"]),
+    (CSV + "0,1,1," + "x" * 129 + "\n", ["line 2", "column model", "128"]),
+    (CSV + "1732600000000,1,1,x\n", ["line 2", "milliseconds"]),
+    (RECORD + RECORD.replace('{"', '{"timestamp": 0, "'), ["line 2", "'timestamp'", "twice"]),
+    (RECORD.replace(": 0", ": 0.489"), ["line 1", "timestamp", "0.489", "seconds"]),
+    (RECORD + RECORD.replace("}", ', "model": "x"}'), ["line 2", "model", "first request"]),
+    (RECORD.replace("}", ', "model": 7}'), ["line 1", "model", "'7'"]),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), MALFORMED, ids=lambda value: repr(value)[:40])
+def test_every_malformed_trace_is_one_clear_line(content: str, words: list[str], tmp_path: Path) -> None:
+    trace = tmp_path / "trace.dat"
+    trace.write_text(content)
+    done = run("--virtual", "--workers", "4", "--quiet", "--trace", str(trace), expect=2)
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"centralized_simulation.py: error: {trace}, line ")
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize("mode", [["--virtual"], ["--speedup", "100"]])
+def test_the_models_of_a_trace_are_kept_apart_and_said(mode: list[str], tmp_path: Path) -> None:
+    trace, rows, model_map = tmp_path / "trace.csv", tmp_path / "rows.csv", tmp_path / "map.toml"
+    names = ["GPT-4", "ChatGPT", "ChatGPT", "Claude"] * 5
+    lines = "".join(f"{3 * i}, {name}, 210, 19, 229, Conversation log\n" for i, name in enumerate(names))
+    trace.write_text("Timestamp, Model, Request tokens, Response tokens, Total tokens, Log Type\n" + lines)
+    model_map.write_text('Claude = "mistral-7b"\n')
+    arguments = (*mode, "--workers", "3", "--trace", str(trace), "--model-map", str(model_map), "--requests-csv", str(rows), "--json", "-")
+    done = run(*arguments)
+    models = {"ChatGPT": "llama-3.1-8b", "GPT-4": "opt-6.7b", "Claude": "mistral-7b"}
+    with rows.open(encoding="utf-8") as file:
+        sent = {row["request_id"]: row["model"] for row in csv.DictReader(file)}
+    assert sent == {f"r{i}": models[name] for i, name in enumerate(names)}
+    told = json.loads(done.stdout)["run"]["workload"]["trace_models"]
+    assert told == [{"name": name, "model": model, "requests": names.count(name)} for name, model in models.items()]
+    assert "Models     ChatGPT as llama-3.1-8b: 10   GPT-4 as opt-6.7b: 5   Claude as mistral-7b: 5\n" in done.stderr
+    assert f"warning: {trace}: 2 of its 3 model names are not in the catalogue" in done.stderr
+
+
 def test_help_lists_every_option() -> None:
     text = run("--help").stdout
     for word in ("--workers", "--virtual", "--report-interval", "[WORKERS", "Exit status"):

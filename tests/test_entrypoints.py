@@ -354,6 +354,50 @@ def test_a_wrong_setting_is_one_clear_line(
     assert out == ""
 
 
+def trace_of(folder: Path, names: int) -> str:
+    """A trace whose requests, a hundredth of a second apart, name as many models; the first of them twice."""
+    path = folder / "trace.csv"
+    rows = [f"{i / 100},10,5,name-{i % names}\n" for i in range(names + 1)]
+    path.write_text("arrived_at,num_prefill_tokens,num_decode_tokens,model\n" + "".join(rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "names 9 models, but only 8 of the catalogue can be asked for; .* coordinator, workers and load generator the same larger MODELS, .*"),
+        ({"MODELS": "5"}, "names 9 models, but only 5 of the catalogue can be asked for; .* the same larger MODELS, .*"),
+        ({"MODEL_CATALOG": "two.toml"}, "names 9 models, but only 2 of the catalogue can be asked for; .* a larger MODEL_CATALOG"),
+    ],
+)
+def test_a_fleet_with_fewer_models_than_the_trace_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: dict[str, str], message: str
+) -> None:
+    """The load generator must not ask for models that the fleet's catalogue does not have."""
+    (tmp_path / "two.toml").write_text('[model."opt-6.7b"]\ncount = 2\n')
+    monkeypatch.chdir(tmp_path)
+    trace = trace_of(tmp_path, 9)
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path), **QUICK, "TRACE": trace, **settings})
+    assert importlib.import_module("entrypoint_client").main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f"client: {re.escape(trace)}: {message}", line), line
+
+
+def test_a_load_generator_says_what_the_models_of_its_trace_are(bench: Bench, tmp_path: Path) -> None:
+    _, workers, port = bench.fleet(1)
+    model_map = tmp_path / "map.toml"
+    model_map.write_text('name-1 = "llama-3.1-8b"\n')
+    client = bench.start("client", COORDINATOR_PORT=port, TRACE=trace_of(tmp_path, 2), MODEL_MAP=str(model_map), DURATION="")
+    assert client.exit_status() == 0
+    figures = closing(client)
+    assert figures["completed"] == figures["sent"] == 3
+    told = client.wait_event("TraceModels")["trace_models"]
+    assert told == [{"name": "name-0", "model": "opt-6.7b", "requests": 2}, {"name": "name-1", "model": "llama-3.1-8b", "requests": 1}]
+    (warning,) = [line["message"] for line in client.told if line["level"] == "warning"]
+    assert "1 of its 2 model names are not in the catalogue" in warning
+    workers[0].signal(signal.SIGTERM)
+
+
 def test_a_port_in_use_is_one_clear_line(bench: Bench) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken, socket.socket() as taken_tcp:
         taken.bind(("127.0.0.1", 0))

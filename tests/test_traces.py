@@ -10,6 +10,7 @@ import math
 import os
 import statistics
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,13 @@ from hypothesis import strategies as st
 from sllm.errors import UsageError
 from sllm.workload import FORMATS, RecordedWriter, Request, TraceRow, WorkloadSpec, generate, open_trace, read_trace, write_recorded
 from sllm.workload.traces.azure import parse_timestamp
-from sllm.workload.traces.recorded import NAME_MAX
+from sllm.workload.traces.base import NAME_MAX, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 AZURE_CONV = ROOT / ".." / "shared" / "traces" / "AzureLLMInferenceTrace_conv.csv"
 MODELS = ["alpha", "beta", "gamma"]
+WITHOUT_HEADER = {"bailian", "mooncake"}  # each line is a request, the first one too
+JSON_LINES = {*WITHOUT_HEADER, "recorded"}
 
 # One good file of each format and the rows (arrival, prompt, output, model) it holds. A new format without an entry fails a test below.
 GOOD: dict[str, tuple[str, list[tuple[float, int, int, str | None]]]] = {
@@ -31,6 +34,14 @@ GOOD: dict[str, tuple[str, list[tuple[float, int, int, str | None]]]] = {
         "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:15:46.6805900,374,44\r\n2023-11-16 18:15:50.9951690,396,109\r\n"
         "2023-11-16 18:16:00.0000000,10,1\r\n2023-11-17 00:00:46.6805900,11,2\r\n",
         [(0.0, 374, 44, None), (4.314579, 396, 109, None), (13.31941, 10, 1, None), (20700.0, 11, 2, None)],
+    ),
+    "bailian": (
+        "".join(
+            json.dumps({"chat_id": i, "parent_chat_id": -1, "timestamp": t, "input_length": p, "output_length": o, "type": "text", "turn": 1, "hash_ids": [i]})
+            + "\n"
+            for i, (t, p, o) in enumerate([(61.114, 521, 132), (61.114, 20, 7), (61.2, 90, 3), (93.5, 12, 1)])
+        ),
+        [(0.0, 521, 132, None), (0.0, 20, 7, None), (0.086, 90, 3, None), (32.386, 12, 1, None)],
     ),
     "burstgpt": (
         "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,Conversation log\n"
@@ -144,7 +155,7 @@ def test_not_utf8_names_the_place(name: str, tmp_path: Path) -> None:
 def spoil(name: str, column: str, value: str, row: int = 1) -> str:
     """The good file of a format with one value (as JSON, or as CSV text) replaced in one row, from 0."""
     lines = GOOD[name][0].replace("\r\n", "\n").splitlines()
-    if name in ("mooncake", "recorded"):
+    if name in JSON_LINES:
         at = row + (name == "recorded")
         record = json.loads(lines[at])
         record[column] = "@@"
@@ -158,6 +169,7 @@ def spoil(name: str, column: str, value: str, row: int = 1) -> str:
 
 COLUMNS = {
     "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+    "bailian": ("timestamp", "input_length", "output_length"),
     "burstgpt": ("Timestamp", "Request tokens", "Response tokens"),
     "mooncake": ("timestamp", "input_length", "output_length"),
     "recorded": ("arrival_s", "prompt_tokens", "output_tokens"),
@@ -171,9 +183,9 @@ COLUMNS = {
 @pytest.mark.parametrize("value", ["abc", "", "nan", "NaN", "Infinity", "-Infinity", "1e400", "12a", '"x"', "1e16", "-99999999999999999999"])
 def test_a_bad_number_names_line_and_column(name: str, which: int, value: str, tmp_path: Path) -> None:
     text = failure(put(tmp_path, spoil(name, COLUMNS[name][which], value)))
-    line = 2 if name == "mooncake" else 3
+    line = 2 if name in WITHOUT_HEADER else 3
     assert text.startswith(f"FILE, line {line}, column ")
-    if not (name in ("mooncake", "recorded") and "JSON" in text):  # what is no JSON at all has a position instead of a name
+    if not (name in JSON_LINES and "JSON" in text):  # what is no JSON at all has a position instead of a name
         assert text.startswith(f"FILE, line {line}, column {COLUMNS[name][which]}: ")
 
 
@@ -183,7 +195,7 @@ def test_a_bad_number_names_line_and_column(name: str, which: int, value: str, t
 def test_a_count_no_request_can_have(name: str, which: int, value: str, tmp_path: Path) -> None:
     text = failure(put(tmp_path, spoil(name, COLUMNS[name][which], value)))
     assert len(text) < 200
-    assert f"line {2 if name == 'mooncake' else 3}, column " in text
+    assert f"line {2 if name in WITHOUT_HEADER else 3}, column " in text
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -196,7 +208,7 @@ def test_whole_numbers_may_be_written_with_a_point(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", FORMATS)
 def test_time_must_not_go_back(name: str, tmp_path: Path) -> None:
     text = failure(put(tmp_path, spoil(name, COLUMNS[name][0], "2023-11-16 18:15:46.6805899" if name == "azure" else "0.1")))
-    assert text.startswith(f"FILE, line {2 if name == 'mooncake' else 3}, column {COLUMNS[name][0]}: ")
+    assert text.startswith(f"FILE, line {2 if name in WITHOUT_HEADER else 3}, column {COLUMNS[name][0]}: ")
     assert "earlier" in text
 
 
@@ -210,12 +222,12 @@ def test_a_request_that_did_no_work_is_skipped_and_counted(name: str, which: int
     assert rows[0].arrival_s == 0.0
 
 
-@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"recorded", "mooncake"}))
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - JSON_LINES))
 def test_a_header_alone_is_no_trace(name: str, tmp_path: Path) -> None:
     assert "no requests" in failure(put(tmp_path, GOOD[name][0].splitlines()[0]))
 
 
-@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"recorded", "mooncake"}))
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - JSON_LINES))
 @pytest.mark.parametrize(("line", "column"), [("1,2", "3"), (",".join("1" * 12), None)])
 def test_a_row_of_another_width(name: str, line: str, column: str | None, tmp_path: Path) -> None:
     text = failure(put(tmp_path, GOOD[name][0].replace("\r\n", "\n") + line + "\n"))
@@ -265,7 +277,7 @@ def test_unknown_columns_list_the_known_formats(content: str, tmp_path: Path) ->
     text = failure(put(tmp_path, content))
     assert text.startswith("FILE, line 1, column 1: no known format")
     assert all(kind.about in text for kind in FORMATS.values())
-    assert len(text) < 1200
+    assert len(text) < 1300
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "{" + '"a":[' * 100_000, "{not json}\n", '{"a":' + "9" * 5000 + "}"])
@@ -324,6 +336,16 @@ def test_quoted_fields(tmp_path: Path) -> None:
         ("2024-05-10T01:02:03Z", (62, 3.0)),
         ("2024-05-10 01:02:03.1234567-02:30", (212, 3.1234567)),
         ("2024-05-10 00:10:59.999999999", (10, 59.999999999)),
+        ("2024-05-10T01:02:03z", (62, 3.0)),
+        ("2024-05-10t01:02:03.5+0000", (62, 3.5)),
+        ("2024-05-10T06:32:03.5+05:30", (62, 3.5)),
+        ("2024-05-10T06:32:03.5+0530", (62, 3.5)),
+        ("2024-05-10 02:02:03+01", (62, 3.0)),
+        ("2024-05-10 01:02:03 +00:00", (62, 3.0)),
+        ("2024-05-10 01:02:03.25 UTC", (62, 3.25)),
+        ("2024-05-10 01:02:03,25-00", (62, 3.25)),
+        ("20240510T010203Z", (62, 3.0)),
+        (" 2024-05-10 01:02:03 ", (62, 3.0)),
     ],
 )
 def test_timestamps(text: str, wanted: tuple[int, float]) -> None:
@@ -333,16 +355,109 @@ def test_timestamps(text: str, wanted: tuple[int, float]) -> None:
 @pytest.mark.parametrize(
     "text",
     ["2023-02-30 00:00:00", "2023-11-16 24:00:00", "2023-11-16 18:60:00", "2023-11-16 18:15:60", "2023-11-16", "2023-11-16 18:15:4e1", "18:15:46",
-     "2023-11-16 18:15:46e12", "2023-11-16 18:15:-5.00", "2023-11-16 18:15:46.68+25:00"],
+     "2023-11-16 18:15:46e12", "2023-11-16 18:15:-5.00", "2023-11-16 18:15:46.68+25:00",
+     "2023-11-16 18:15", "2023-1116 18:15:46", "2023-11-16 18:1546", "2023-11-16 18:15:46+5", "2023-11-16 18:15:46 CET", "2023-11-16 18:15:46+00:60", "46"],
 )  # fmt: skip
 def test_bad_timestamps(text: str, tmp_path: Path) -> None:
     said = failure(put(tmp_path, spoil("azure", "TIMESTAMP", text)))
-    assert said == f"FILE, line 3, column TIMESTAMP: {text!r} is not a date and time (YYYY-MM-DD hh:mm:ss.fffffff)"
+    assert said == f"FILE, line 3, column TIMESTAMP: {text!r} is not a date and time (YYYY-MM-DD hh:mm:ss.fffffff, with or without a time zone)"
 
 
 def test_azure_with_time_zones_over_midnight(tmp_path: Path) -> None:
     text = "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 23:59:59.500000+00:00,1,2\n2024-05-11 00:00:00.250000+00:00,3,4\n"
     assert_rows(list(read_trace(put(tmp_path, text))), [(0.0, 1, 2, None), (0.75, 3, 4, None)])
+
+
+def test_azure_of_every_form_in_one_file(tmp_path: Path) -> None:
+    """Each row is read by its own form: what is kept from one row for the next is no zone and no origin of another."""
+    times = [
+        "2024-05-10 23:59:58.5", "2024-05-10T23:59:59.5+0000", "2024-05-10 23:59:59.7500000", "2024-05-11T00:00:00.5z", "2024-05-11T05:30:01.5+05:30",
+        "2024-05-10 23:00:02.5-01", "2024-05-11 00:00:03.5", "20240511T000004.5Z", "2024-05-11 00:00:05.5 UTC",
+    ]  # fmt: skip
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(f"{time},1,2\n" for time in times)
+    assert [row.arrival_s for row in read_trace(put(tmp_path, text))] == [0.0, 1.0, 1.25, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+
+
+# Spaces, tabs and quotes around what each format has.
+PADDINGS = ["{} ", " {}", "\t{}\t", '"{}"', ' "{}"', '"{}" ', ' " {} " ']
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - JSON_LINES))
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_spaces_around_fields_are_no_part_of_them(name: str, padding: str, mark: str, tmp_path: Path) -> None:
+    lines = [[*line.split(","), "more"] for line in GOOD[name][0].replace("\r\n", "\n").splitlines()]
+    lines = [[*fields, "Model" if number == 0 and name != "burstgpt" else "GPT-4"] for number, fields in enumerate(lines)]
+    text = mark + "\r\n".join(",".join(padding.format(field) for field in fields) for fields in lines)
+    wanted = [(*row[:3], row[3] or "GPT-4") for row in GOOD[name][1]]
+    assert_rows(list(read_trace(put(tmp_path, text))), wanted)
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - JSON_LINES))
+@pytest.mark.parametrize("spelling", ["{}", " {}", '"{}"'])
+@pytest.mark.parametrize("change", [str, str.upper, str.lower])
+def test_a_repeated_column_is_refused(name: str, spelling: str, change: Callable[[str], str], tmp_path: Path) -> None:
+    """Any column, found by name or not: which of the two holds the figures nobody can tell."""
+    header, *rows = GOOD[name][0].replace("\r\n", "\n").splitlines()
+    for position, column in enumerate(header.split(","), 1):
+        again = change(column)
+        text = "\n".join([f"{header},x,{spelling.format(again)}", *(f"{row},x,y" for row in rows)])
+        last = len(header.split(",")) + 2
+        assert failure(put(tmp_path, text)) == f"FILE, line 1, column {last}: {again!r} is the name of column {position} too: which of them counts?"
+
+
+def test_columns_without_a_name_may_repeat(tmp_path: Path) -> None:
+    text = ",arrived_at,num_prefill_tokens,num_decode_tokens,,\n0,0.5,10,20,,\n1,1.5,30,40,,\n"
+    assert_rows(list(read_trace(put(tmp_path, text))), [(0.0, 10, 20, None), (1.0, 30, 40, None)])
+
+
+@pytest.mark.parametrize("name", sorted(JSON_LINES))
+def test_a_repeated_key_is_refused(name: str, tmp_path: Path) -> None:
+    lines = GOOD[name][0].splitlines()
+    for at in range(len(lines)):
+        key = next(iter(json.loads(lines[at])))
+        spoilt = [*lines[:at], lines[at][:-1] + f', "{key}": 1}}', *lines[at + 1 :]]
+        assert failure(put(tmp_path, "\n".join(spoilt))) == f"FILE, line {at + 1}: the key {key!r} is there twice: which of them counts?"
+
+
+def test_a_quote_without_its_other_half(tmp_path: Path) -> None:
+    text = "arrived_at,num_prefill_tokens,num_decode_tokens\n0,1,2\n1,1,\"2\n"
+    assert failure(put(tmp_path, text)) == "FILE, line 3, column 5: a quote without its other half"
+
+
+# --- units ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_bailian_times_are_seconds_and_are_not_spread_over_buckets(tmp_path: Path) -> None:
+    rows = list(read_trace(put(tmp_path, GOOD["bailian"][0])))
+    assert [row.arrival_s for row in rows] == pytest.approx([0.0, 0.0, 0.086, 32.386], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("time", "said"), [("0.489", "0.489 is not a whole number of milliseconds"), ("1732600000", "1732600000 is a date in seconds since 1970")]
+)
+def test_seconds_where_mooncake_has_milliseconds(time: str, said: str, tmp_path: Path) -> None:
+    """Without a chat_id nothing but the times themselves tells that they are seconds."""
+    text = failure(put(tmp_path, f'{{"timestamp": {time}, "input_length": 1, "output_length": 1}}\n'))
+    assert text.startswith(f"FILE, line 1, column timestamp: {said}")
+    assert "multiply" in text
+
+
+def test_milliseconds_since_1970_are_milliseconds(tmp_path: Path) -> None:
+    lines = [f'{{"timestamp": {1_732_600_000_000 + offset}, "input_length": 1, "output_length": 1}}\n' for offset in (0, 1500)]
+    assert [row.arrival_s for row in read_trace(put(tmp_path, "".join(lines)))] == [0.0, 1.5]
+
+
+@pytest.mark.parametrize("name", ["bailian", "burstgpt", "splitwise-sim", "vidur"])
+def test_milliseconds_since_1970_are_no_seconds(name: str, tmp_path: Path) -> None:
+    text = failure(put(tmp_path, spoil(name, COLUMNS[name][0], "1732600000000")))
+    assert "1732600000000" in text
+    assert "milliseconds" in text
+
+
+@pytest.mark.parametrize(("value", "said"), [(1e16, "10000000000000000"), (1e-05, "0.00001"), (2.5, "2.5"), (1e6, "1000000"), (math.inf, "inf")])
+def test_numbers_in_errors_have_no_exponent(value: float, said: str) -> None:
+    assert plain(value) == said
 
 
 def test_mooncake_buckets_do_not_reach_into_the_next(tmp_path: Path) -> None:
@@ -452,18 +567,6 @@ def test_a_recording_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 # --- traces as workloads --------------------------------------------------------------------------------------------------------------
-
-
-def test_a_model_we_do_not_have_is_replaced_by_popularity(tmp_path: Path) -> None:
-    rows = "".join(f"{i},{'beta' if i % 4 == 0 else 'ChatGPT'},10,5,15,API log\n" for i in range(400))
-    path = put(tmp_path, "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n" + rows)
-    requests = list(generate(WorkloadSpec(trace=path, zipf=0.0), MODELS, 1))
-    assert [r.request_id for r in requests] == [f"r{i}" for i in range(400)]
-    assert all(r.model == "beta" for r in requests[::4])
-    assert {r.model for r in requests} == set(MODELS)
-    # Where a row names its model, the rows after it still get the models they would have got.
-    others = list(generate(WorkloadSpec(trace=path, zipf=0.0), ["alpha", "x", "gamma"], 1))
-    assert all(a.model == b.model for a, b in zip(requests, others, strict=True) if a.model != "beta" and b.model != "x")
 
 
 def test_duration_cuts_a_trace_and_closes_it(tmp_path: Path) -> None:

@@ -218,12 +218,14 @@ def test_a_duration_of_zero_has_no_requests() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rate_per_s": 0.0}, "rate 0.0"),
+        ({"rate_per_s": 0.0}, "rate 0:"),
         ({"rate_per_s": math.nan}, "rate nan"),
+        ({"rate_per_s": -1e16}, "rate -10000000000000000:"),
+        ({"duration_s": -1e-05}, "duration -0.00001:"),
         ({"arrivals": "nope"}, "poisson, gamma, deterministic"),
-        ({"cv": 0.0}, "variation 0.0"),
-        ({"duration_s": -1.0}, "duration -1.0"),
-        ({"zipf": -1.0}, "exponent -1.0"),
+        ({"cv": 0.0}, "variation 0:"),
+        ({"duration_s": -1.0}, "duration -1:"),
+        ({"zipf": -1.0}, "exponent -1:"),
         ({"models": -1}, "models -1"),
     ],
 )

@@ -17,6 +17,7 @@ from sllm.results import STATISTICS, Recorder
 ACTION_NAMES = dict(zip(ACTIONS, ("serve", "cold start", "migrate"), strict=True))
 STATE_COLOURS = {"READY": 3, "STARTING": 1, "DRAINING": 5, "SUSPECT": 2, "DEAD": 4, "LEFT": 6}
 TIME_UNITS = ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "d"))
+MODELS_SHOWN = 30  # of a trace, those with the most requests
 
 
 def render_html(results: Mapping[str, Any], recorder: Recorder, *, command: str = "", parameters: Mapping[str, Any] | None = None) -> str:
@@ -244,7 +245,9 @@ def _parameters(results: Mapping[str, Any], parameters: Mapping[str, Any]) -> li
     run = results["run"]
     known = {name: run[name] for name in ("mode", "architecture", "workers", "policy", "seed", "duration_s")}
     known["hardware"] = ", ".join(f"{number:,} × {name}" for name, number in run["hardware"].items())
-    return [(str(name), str(value)) for name, value in {**known, **run["workload"], **parameters}.items()]
+    workload = dict(run["workload"])
+    models = [(f"model {row['name']}", f"{row['model']}, {count(row['requests'], 'request')}") for row in workload.pop("trace_models", [])[:MODELS_SHOWN]]
+    return [*((str(name), str(value)) for name, value in {**known, **workload, **parameters}.items()), *models]
 
 
 def _pairs_table(title: str, rows: Sequence[tuple[str, str]]) -> str:

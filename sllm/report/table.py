@@ -19,6 +19,7 @@ ROWS = (
     ("decision_s", "placement decision"),
 )
 REASONS_SHOWN = 5  # of failures, the most frequent ones
+MODELS_SHOWN = 5  # of a trace, those with the most requests
 VIOLATIONS_SHOWN = 10
 
 
@@ -46,7 +47,8 @@ def print_table(results: Mapping[str, Any], stream: TextIO, *, details: Details 
 def render_table(results: Mapping[str, Any], *, details: Details | None = None, colour: bool = False, width: int = WIDTH_MAX, interrupted: bool = False) -> str:
     """The table as text, no line of it longer than `width` columns."""
     details = details or Details()
-    lines = [*_run(results, interrupted), "", *_requests(results, details), "", *_times(results, width), *_fleet(results), *_invariants(results)]
+    head = [*_run(results, interrupted), *_models(results["run"]["workload"])]
+    lines = [*head, "", *_requests(results, details), "", *_times(results, width), *_fleet(results), *_invariants(results)]
     painter = _Painter(colour, width)
     return "".join(line + "\n" for entry in lines for line in painter.lines(entry))
 
@@ -100,6 +102,17 @@ def _kinds(run: Mapping[str, Any]) -> list[str]:
     """The hardware of a fleet; of one with several kinds also how many workers have each."""
     kinds = run["hardware"]
     return list(kinds) if len(kinds) == 1 else [f"{number:,} × {name}" for name, number in kinds.items()]
+
+
+def _models(workload: Mapping[str, Any]) -> list[_Line | str]:
+    """What the models that a trace names are in the catalogue."""
+    rows = workload.get("trace_models", [])
+    if not rows:
+        return []
+    shown = [row["name"] if row["name"] == row["model"] else f"{row['name']} as {row['model']}" for row in rows[:MODELS_SHOWN]]
+    parts = _plain(*(f"{text}: {row['requests']:,}" for text, row in zip(shown, rows, strict=False)))
+    more = len(rows) - MODELS_SHOWN
+    return [_Line("Models", [*parts, (f"and {more:,} more" if more > 0 else "", DIM)])]
 
 
 def _wall(value: float) -> str:

@@ -1,18 +1,21 @@
 """Workloads: arrivals, token lengths, model popularity, and traces of real requests."""
 
 from sllm.workload.generate import Workload, WorkloadSpec, generate
+from sllm.workload.modelmap import ModelCounts, count_models
 from sllm.workload.request import Request
 from sllm.workload.traces import FORMATS, Trace, TraceRow, open_trace, read_trace
 from sllm.workload.traces.recorded import RecordedWriter, write_recorded
 
 __all__ = [
     "FORMATS",
+    "ModelCounts",
     "RecordedWriter",
     "Request",
     "Trace",
     "TraceRow",
     "Workload",
     "WorkloadSpec",
+    "count_models",
     "generate",
     "open_trace",
     "read_trace",

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import BinaryIO, cast
 
 from sllm.errors import UsageError
-from sllm.workload.traces.base import TOKENS_MAX, Header, Lines, TraceFormat, TraceRow, json_object, shorten, split_csv
+from sllm.workload.traces.base import MODEL, TOKENS_MAX, Header, Lines, TraceFormat, TraceRow, json_object, shorten, split_csv
 
 __all__ = ["FORMATS", "TOKENS_MAX", "Trace", "TraceFormat", "TraceRow", "open_trace", "read_trace"]
 
@@ -32,6 +32,7 @@ class Trace(Iterator[TraceRow]):
     def __init__(self, lines: Lines, body: Iterator[str], header: Header, kind: TraceFormat) -> None:
         self.path = lines.path
         self.format = kind
+        self.names_models = not kind.exact and header.find(MODEL) is not None  # a recording's models are binding: they are no names to be mapped
         self._lines = lines
         self._rows = _closing(lines, kind.rows(lines, body, header))
 
@@ -102,6 +103,7 @@ def open_trace(path: str) -> Trace:
         header = _read_header(lines, body)
         for kind in FORMATS.values():
             if kind.matches(header):
+                header.check_repeated(lines)
                 return Trace(lines, body, header, kind)
         known = "; ".join(f"{kind.name}: {kind.about}" for kind in FORMATS.values())
         raise lines.error("1", f"no known format begins with {shorten(header.text.strip())}. Known formats: {known}")

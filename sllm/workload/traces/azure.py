@@ -1,6 +1,7 @@
 """Azure LLM inference traces, 2023 and 2024 (github.com/Azure/AzurePublicDataset; Patel et al., Splitwise, ISCA 2024).
 
-`TIMESTAMP,ContextTokens,GeneratedTokens`. The 2023 files write 7 digits of a second and no time zone, those of 2024 6 digits and +00:00.
+`TIMESTAMP,ContextTokens,GeneratedTokens`. The 2023 files write 7 digits of a second and no time zone, those of 2024 6 digits and +00:00. Files that were
+converted write times in other forms of ISO 8601, all of which are read if they say the seconds; a time without a zone is UTC.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from datetime import date
 
 from sllm.workload.traces.base import CsvFormat
 
-_FORM = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d):(\d\d):(\d\d(?:\.\d+)?)(?:Z|([+-])(\d\d):(\d\d))?", re.ASCII)
+_DAY = r"(\d{4})(-?)(\d\d)\2(\d\d)"
+_TIME = r"(\d\d)(:?)(\d\d)\6(\d\d(?:[.,]\d+)?)"
+_ZONE = r" ?(?:Z|UTC|([+-])(\d\d)(?::?(\d\d))?)"
+_FORM = re.compile(rf"{_DAY}[ T]{_TIME}(?:{_ZONE})?", re.ASCII | re.IGNORECASE)
 
 
 def parse_timestamp(text: str) -> tuple[int, int, float]:
@@ -19,11 +23,12 @@ def parse_timestamp(text: str) -> tuple[int, int, float]:
     match = _FORM.fullmatch(text.strip())
     if match is None:
         raise ValueError(text)
-    day, hour, minute, second, sign, zone_hour, zone_minute = match.groups()
-    if int(hour) > 23 or int(minute) > 59 or float(second) >= 60 or (sign and (int(zone_hour) > 23 or int(zone_minute) > 59)):
+    year, _, month, day, hour, _, minute, second_text, sign, zone_hour, zone_minute = match.groups(default="0")
+    second = float(second_text.replace(",", "."))
+    if int(hour) > 23 or int(minute) > 59 or second >= 60 or int(zone_hour) > 23 or int(zone_minute) > 59:
         raise ValueError(text)
-    offset = (int(zone_hour) * 60 + int(zone_minute)) * (-1 if sign == "-" else 1) if sign else 0
-    return date.fromisoformat(day).toordinal(), int(hour) * 60 + int(minute) - offset, float(second)
+    offset = (int(zone_hour) * 60 + int(zone_minute)) * (-1 if sign == "-" else 1)
+    return date(int(year), int(month), int(day)).toordinal(), int(hour) * 60 + int(minute) - offset, second
 
 
 class Azure(CsvFormat):
@@ -32,7 +37,7 @@ class Azure(CsvFormat):
     name = "azure"
     about = "TIMESTAMP,ContextTokens,GeneratedTokens"
     time_column, prompt_column, output_column = "TIMESTAMP", "ContextTokens", "GeneratedTokens"
-    time_form = "a date and time (YYYY-MM-DD hh:mm:ss.fffffff)"
+    time_form = "a date and time (YYYY-MM-DD hh:mm:ss.fffffff, with or without a time zone)"
 
     def clock(self) -> Callable[[str], float]:
         """Seconds since the midnight before the first row: small numbers, in which a float keeps 7 digits of a second and more."""
@@ -41,6 +46,7 @@ class Azure(CsvFormat):
 
         def seconds(text: str) -> float:
             nonlocal first_day, minute_text, minute_s
+            text = text.strip()
             # Neighbouring rows share all up to the seconds, so only those are read anew.
             second_text = text[17:]
             if text[:17] == minute_text and second_text[2:3] == "." and second_text[3:].isdecimal() and "00" <= second_text < "60":
@@ -49,7 +55,7 @@ class Azure(CsvFormat):
             if first_day is None:
                 first_day = day
             base = (day - first_day) * 86400.0 + minutes * 60.0
-            if second_text[3:].isdecimal():  # no time zone after the seconds
+            if second_text[2:3] == "." and second_text[3:].isdecimal():  # the form of the files of 2023: no time zone after the seconds
                 minute_text, minute_s = text[:17], base
             return base + second
 

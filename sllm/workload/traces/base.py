@@ -3,6 +3,7 @@
 A format is one file of this folder with a constant `FORMAT`; `sllm.workload.traces` finds it by listing the folder. Reading streams:
 memory does not grow with the file. Rules for all formats but our own recording:
 - the first request kept arrives at 0, all others as long after it as the file says;
+- a column or key `model`, in any case, names the model of each request; the first line of a file says whether its requests name models;
 - a request without tokens in or without tokens out did no work (BurstGPT, arXiv 2401.17644, marks failures so): it is skipped and counted;
 - rows go forward in time; one that does not is an error, since sorting would need the whole file in memory.
 """
@@ -15,6 +16,8 @@ import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from decimal import Decimal
+from itertools import chain
 from operator import itemgetter
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
@@ -24,6 +27,9 @@ from sllm.node import new_tuple
 LINE_MAX = 1 << 20  # bytes; a Mooncake line with the hashes of a million tokens has 20,000
 TOKENS_MAX = 10_000_000  # more than any model's context: a number beyond it is not a token count
 TIME_MAX_S = 1e12  # 30,000 years: a number beyond it is not a time
+MODEL = "model"  # the column or key, whatever its case
+MODELS_MAX = 100_000  # different models in one trace: as many as a catalogue has
+NAME_MAX = 128  # characters of a model's name
 
 
 class TraceRow(NamedTuple):
@@ -81,8 +87,46 @@ class Header(NamedTuple):
     """The first line that is not blank."""
 
     text: str
-    columns: tuple[str, ...]  # of CSV; the keys of a JSON object
+    columns: tuple[str, ...]  # of CSV, without the spaces around them; the keys of a JSON object
     record: dict[str, Any] | None  # the JSON object; None: CSV
+
+    def find(self, name: str) -> str | None:
+        """The column of that name as the file spells it, whatever its case; None if there is none."""
+        wanted = name.casefold()
+        return next((column for column in self.columns if column.casefold() == wanted), None)
+
+    def check_repeated(self, lines: Lines) -> None:
+        """UsageError for a name that two columns have, whatever its case: which of them holds the figures nobody can tell."""
+        first: dict[str, int] = {}
+        for position, column in enumerate(self.columns, 1):
+            earlier = first.setdefault(column.casefold(), position)
+            if column and earlier != position:
+                raise lines.error(str(position), f"{shorten(column)} is the name of column {earlier} too: which of them counts?")
+
+
+class ModelNames:
+    """The models that the rows of one file name, each name checked once."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def read(self, lines: Lines, column: str, text: object) -> str | None:
+        """The name, without the spaces around it; None for a row that names no model. UsageError for what is no name, and for too many names."""
+        if text is None:
+            return None
+        if not isinstance(text, str):
+            raise lines.error(column, f"{shorten(json.dumps(text))} is not the name of a model")
+        name = text.strip()
+        if name in self._known or not name:
+            return name or None
+        if not is_name(name):
+            raise lines.error(column, f"{shorten(name)}: a model's name must be 1 to {NAME_MAX} printable characters")
+        if len(self._known) == MODELS_MAX:
+            raise lines.error(column, f"more than {MODELS_MAX} different models: is this column the model's name?")
+        self._known.add(name)
+        return name
 
 
 class TraceFormat(ABC):
@@ -102,13 +146,11 @@ class TraceFormat(ABC):
 
 
 class CsvFormat(TraceFormat):
-    """Comma-separated values with a header. Columns are found by name: their order and further columns do not matter."""
+    """Comma-separated values with a header. Columns are found by name, whatever its case: their order and further columns do not matter."""
 
     time_column: ClassVar[str]
     prompt_column: ClassVar[str]
     output_column: ClassVar[str]
-    model_column: ClassVar[str | None] = None
-    other_columns: ClassVar[tuple[str, ...]] = ()  # needed to know the format by, not read
     time_form: ClassVar[str] = "a time in seconds"
 
     def clock(self) -> Callable[[str], float]:
@@ -116,17 +158,15 @@ class CsvFormat(TraceFormat):
         return float
 
     def matches(self, header: Header) -> bool:
-        needed = {self.time_column, self.prompt_column, self.output_column, *self.other_columns}
-        if self.model_column is not None:
-            needed.add(self.model_column)
-        return header.record is None and needed.issubset(header.columns)
+        return header.record is None and None not in map(header.find, (self.time_column, self.prompt_column, self.output_column))
 
     def rows(self, lines: Lines, body: Iterator[str], header: Header) -> Iterator[TraceRow]:
         columns = header.columns
         width = len(columns)
-        named = self.model_column is not None
-        names = (self.time_column, self.prompt_column, self.output_column, self.model_column or self.time_column)
-        pick = itemgetter(*(columns.index(name) for name in names))
+        time_name, prompt_name, output_name = (header.find(name) or name for name in (self.time_column, self.prompt_column, self.output_column))
+        model_name = header.find(MODEL)
+        pick = itemgetter(*(columns.index(name) for name in (time_name, prompt_name, output_name, model_name or time_name)))
+        read_name = ModelNames().read
         seconds = self.clock()
         origin: float | None = None
         previous = -TIME_MAX_S
@@ -142,38 +182,90 @@ class CsvFormat(TraceFormat):
             try:
                 arrival, prompt, output = seconds(when), int(prompt_text), int(output_text)
             except ValueError:
-                arrival = self._time(lines, seconds, when)
-                prompt = csv_tokens(lines, self.prompt_column, prompt_text)
-                output = csv_tokens(lines, self.output_column, output_text)
+                arrival = self._time(lines, seconds, time_name, when)
+                prompt = csv_tokens(lines, prompt_name, prompt_text)
+                output = csv_tokens(lines, output_name, output_text)
             if not (0 < prompt <= TOKENS_MAX and 0 < output <= TOKENS_MAX):
-                check_tokens(lines, self.prompt_column, prompt)
-                check_tokens(lines, self.output_column, output)
+                check_tokens(lines, prompt_name, prompt)
+                check_tokens(lines, output_name, output)
                 lines.skipped += 1
                 continue
             if not previous <= arrival < TIME_MAX_S:
-                raise self._not_in_order(lines, when, arrival)
+                raise self._not_in_order(lines, time_name, when, arrival)
             previous = arrival
             if origin is None:
                 origin = arrival
-            yield new_tuple(TraceRow, (arrival - origin, prompt, output, model if named else None, None, None))
+            named = read_name(lines, model_name, model) if model_name is not None else None
+            yield new_tuple(TraceRow, (arrival - origin, prompt, output, named, None, None))
         if origin is None:
             raise nothing(lines)
 
-    def _time(self, lines: Lines, seconds: Callable[[str], float], text: str) -> float:
+    def _time(self, lines: Lines, seconds: Callable[[str], float], column: str, text: str) -> float:
         try:
             return seconds(text)
         except ValueError:
-            raise lines.error(self.time_column, f"{shorten(text)} is not {self.time_form}") from None
+            raise lines.error(column, f"{shorten(text)} is not {self.time_form}") from None
 
-    def _not_in_order(self, lines: Lines, text: str, arrival: float) -> UsageError:
+    def _not_in_order(self, lines: Lines, column: str, text: str, arrival: float) -> UsageError:
         if not abs(arrival) < TIME_MAX_S:
-            return lines.error(self.time_column, f"{shorten(text)} is not {self.time_form}")
-        return lines.error(self.time_column, f"{shorten(text)} is earlier than the request before it; sort the file by time")
+            return lines.error(column, f"{shorten(text)} is not {self.time_form}{OTHER_UNIT if abs(arrival) < math.inf else ''}")
+        return lines.error(column, f"{shorten(text)} is earlier than the request before it; sort the file by time")
+
+
+class JsonLinesFormat(TraceFormat):
+    """One JSON object a line, each of them a request."""
+
+    time_key: ClassVar[str] = "timestamp"
+    prompt_key: ClassVar[str] = "input_length"
+    output_key: ClassVar[str] = "output_length"
+
+    def matches(self, header: Header) -> bool:
+        return header.record is not None and {self.time_key, self.prompt_key, self.output_key}.issubset(header.columns)
+
+    def records(self, lines: Lines, body: Iterator[str], header: Header) -> Iterator[tuple[float, int, int, str | None]]:
+        """(time in the file's own unit and from its own origin, tokens in, tokens out, model) of each request that did work, in order of time."""
+        model_key = header.find(MODEL)
+        read_name = ModelNames().read
+        previous: float | None = None
+        for text in chain((header.text,), body):
+            if text.isspace():
+                continue
+            record = json_object(lines, text)
+            time = json_number(lines, record, self.time_key)
+            prompt, output = json_tokens(lines, record, self.prompt_key), json_tokens(lines, record, self.output_key)
+            if model_key is None and MODEL in record:
+                raise lines.error(MODEL, "names a model, the first request of the file does not: all requests of a trace do, or none")
+            model = read_name(lines, model_key, record.get(model_key)) if model_key is not None else None
+            if not (prompt and output):
+                lines.skipped += 1
+                continue
+            if previous is not None and time < previous:
+                raise lines.error(self.time_key, f"{plain(time)} is earlier than the request before it; sort the file by time")
+            previous = time
+            yield time, prompt, output, model
+        if previous is None:
+            raise nothing(lines)
 
 
 def shorten(text: str, limit: int = 60) -> str:
     """Text from a file as it is shown in an error: in quotes, on one line, not too long."""
     return repr(text if len(text) <= limit else text[:limit] + "...")
+
+
+OTHER_UNIT = ": it is too large, and may be in milliseconds or a smaller unit"
+
+
+def plain(value: float) -> str:
+    """A number as a person writes it: without an exponent, and without a point if it is whole."""
+    if not math.isfinite(value):
+        return str(value)
+    text = f"{Decimal(repr(value)):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def is_name(value: str) -> bool:
+    """Whether it can be the name of a model or of a request."""
+    return 0 < len(value) <= NAME_MAX and value.isprintable()
 
 
 def nothing(lines: Lines) -> UsageError:
@@ -186,10 +278,12 @@ def split_csv(lines: Lines, line: str) -> list[str]:
     """The fields of a line that may be quoted; none if it is blank."""
     if not line.strip():
         return []
+    if line.count('"') % 2:
+        raise lines.error(str(line.rindex('"') + 1), "a quote without its other half")
     try:
-        return next(csv.reader([line]))
+        return next(csv.reader([line], skipinitialspace=True))
     except csv.Error as error:
-        raise lines.error("1", f"not CSV ({error})") from None
+        raise lines.error("1", f"not CSV ({str(error).partition(' - ')[0]})") from None
 
 
 def csv_tokens(lines: Lines, column: str, text: str) -> int:
@@ -215,12 +309,31 @@ def check_tokens(lines: Lines, column: str, count: int) -> None:
         raise lines.error(column, f"{shorten(str(count), 20)} tokens: more than {TOKENS_MAX}")
 
 
+class _RepeatedKey(Exception):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _RepeatedKey(key)
+            seen.add(key)
+    return record
+
+
 def json_object(lines: Lines, text: str) -> dict[str, Any]:
     """The JSON object that is this line."""
     try:
-        record = json.loads(text)
+        record = json.loads(text, object_pairs_hook=_object_of_pairs)
     except json.JSONDecodeError as error:
         raise lines.error(str(error.colno), f"not JSON ({error.msg})") from None
+    except _RepeatedKey as error:
+        raise lines.error(None, f"the key {shorten(error.key)} is there twice: which of them counts?") from None
     except (ValueError, RecursionError):
         raise lines.error("1", "not JSON of a sane size (a number too long, or nested too deeply)") from None
     if not isinstance(record, dict):
@@ -248,7 +361,7 @@ def json_tokens(lines: Lines, record: dict[str, Any], key: str) -> int:
     """A token count of 0 or more."""
     value = json_number(lines, record, key)
     if isinstance(value, float) and not value.is_integer():
-        raise lines.error(key, f"{value} is not a whole number of tokens")
+        raise lines.error(key, f"{plain(value)} is not a whole number of tokens")
     count = int(value)
     check_tokens(lines, key, count)
     return count

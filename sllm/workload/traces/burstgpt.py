@@ -1,7 +1,6 @@
 """BurstGPT (Wang et al., arXiv 2401.17644; github.com/HPMLL/BurstGPT): campus use of ChatGPT and GPT-4, in seconds.
 
-Six columns, or eight since its second release. Models are those of the campus and so seldom in a catalogue. Failed requests have no
-response tokens.
+Six columns, or eight since its second release. Models are ChatGPT and GPT-4. Failed requests have no response tokens.
 """
 
 from sllm.workload.traces.base import CsvFormat
@@ -12,7 +11,7 @@ class BurstGpt(CsvFormat):
 
     name = "burstgpt"
     about = "Timestamp,[Session ID,Elapsed time,]Model,Request tokens,Response tokens,Total tokens,Log Type"
-    time_column, prompt_column, output_column, model_column = "Timestamp", "Request tokens", "Response tokens", "Model"
+    time_column, prompt_column, output_column = "Timestamp", "Request tokens", "Response tokens"
 
 
 FORMAT = BurstGpt()

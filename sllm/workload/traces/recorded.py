@@ -17,22 +17,24 @@ from sllm.errors import UsageError
 from sllm.messages import HIGH, LOW
 from sllm.workload.request import Request
 from sllm.workload.traces.base import (
+    NAME_MAX,
     TIME_MAX_S,
     TOKENS_MAX,
     Header,
     Lines,
     TraceFormat,
     TraceRow,
+    is_name,
     json_field,
     json_number,
     json_object,
     json_tokens,
+    plain,
     shorten,
 )
 
 SCHEMA = "sllm-workload"
 VERSION = 1
-NAME_MAX = 128  # characters of a request id or a model's name: both travel in datagrams
 
 
 class Recorded(TraceFormat):
@@ -57,7 +59,7 @@ class Recorded(TraceFormat):
             record = json_object(lines, text)
             row = _row(lines, record)
             if row.arrival_s < previous:
-                raise lines.error("arrival_s", f"{row.arrival_s} is earlier than {'the request before it' if previous else '0'}")
+                raise lines.error("arrival_s", f"{plain(row.arrival_s)} is earlier than {'the request before it' if previous else '0'}")
             if not ids.add(row.request_id or ""):
                 raise lines.error("request_id", f"{shorten(row.request_id or '')} was used before; a request id names one request")
             previous = row.arrival_s
@@ -74,19 +76,15 @@ def _row(lines: Lines, record: dict[str, Any]) -> TraceRow:
         raise lines.error("priority", f"{shorten(json.dumps(priority))}: must be a whole number from {LOW} to {HIGH}")
     arrival_s = float(json_number(lines, record, "arrival_s"))
     if arrival_s >= TIME_MAX_S:
-        raise lines.error("arrival_s", f"{arrival_s} is not a time in seconds")
+        raise lines.error("arrival_s", f"{plain(arrival_s)} is not a time in seconds")
     return TraceRow(arrival_s, prompt, output, _name(lines, record, "model"), _name(lines, record, "request_id"), priority)
 
 
 def _name(lines: Lines, record: dict[str, Any], key: str) -> str:
     value = json_field(lines, record, key)
-    if not isinstance(value, str) or not _is_name(value):
+    if not isinstance(value, str) or not is_name(value):
         raise lines.error(key, f"{shorten(json.dumps(value))}: must be 1 to {NAME_MAX} printable characters")
     return value
-
-
-def _is_name(value: str) -> bool:
-    return 0 < len(value) <= NAME_MAX and value.isprintable()
 
 
 class _UniqueIds:
@@ -140,7 +138,7 @@ class RecordedWriter:
             raise ValueError(f"{request}: arrives before the request that precedes it, or at no time at all")
         if not (0 < request.prompt_tokens <= TOKENS_MAX and 0 < request.output_tokens <= TOKENS_MAX):
             raise ValueError(f"{request}: token counts must be 1 to {TOKENS_MAX}")
-        if not (_is_name(request.request_id) and _is_name(request.model) and LOW <= request.priority <= HIGH):
+        if not (is_name(request.request_id) and is_name(request.model) and LOW <= request.priority <= HIGH):
             raise ValueError(f"{request}: its id, model or priority cannot be recorded")
         self._line(request._asdict())
         self._previous = request.arrival_s

@@ -1,0 +1,35 @@
+"""Traces of Qwen in Alibaba Cloud's Bailian (github.com/alibaba-edu/qwen-bailian-usagetraces-anon): one JSON object a line, time in seconds.
+
+Requests have the keys of Mooncake's traces and a `chat_id` besides; `chat_id` is what tells the two apart. Each request has a time of its own, to the
+millisecond. Chats, turns and block hashes are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sllm.workload.traces.base import OTHER_UNIT, TIME_MAX_S, Header, JsonLinesFormat, Lines, TraceRow, plain
+
+MARK = "chat_id"
+
+
+class Bailian(JsonLinesFormat):
+    """The format."""
+
+    name = "bailian"
+    about = 'JSON lines {"chat_id": number, "timestamp": s, "input_length": tokens, "output_length": tokens, ...}'
+
+    def matches(self, header: Header) -> bool:
+        return super().matches(header) and MARK in header.columns
+
+    def rows(self, lines: Lines, body: Iterator[str], header: Header) -> Iterator[TraceRow]:
+        origin_s: float | None = None
+        for time_s, prompt, output, model in self.records(lines, body, header):
+            if not abs(time_s) < TIME_MAX_S:
+                raise lines.error(self.time_key, f"{plain(time_s)} is not a time in seconds{OTHER_UNIT}")
+            if origin_s is None:
+                origin_s = time_s
+            yield TraceRow(float(time_s - origin_s), prompt, output, model)
+
+
+FORMAT = Bailian()
