@@ -60,7 +60,7 @@ class System:
     def __init__(self, config: Config, *, wire: bool, stopwatch: Callable[[], float] | None = None) -> None:
         self.config = config
         self._trace_models = count_trace_models(config)
-        self.catalog = build_catalog(config, len(self._trace_models.requests) if self._trace_models else 0)
+        self.catalog = build_catalog(config, self._trace_models)
         self.hardware = self.catalog.get_hardware(config.hardware)
         self.coordinator_address: Address = ("coordinator", config.coordinator_port)
         self.coordinators: list[Coordinator] = []  # every life
