@@ -63,7 +63,7 @@ class System:
     def __init__(self, config: Config, *, wire: bool, stopwatch: Callable[[], float] | None = None) -> None:
         self.config = config
         self._trace_models = count_trace_models(config)
-        self.catalog = build_catalog(config, len(self._trace_models.requests) if self._trace_models else 0)
+        self.catalog = build_catalog(config, self._trace_models)
         kinds = hardware_of_workers(config.hardware, config.workers)
         configs = {kind: dataclasses.replace(config, hardware=kind) for kind in dict.fromkeys(kinds)}
         self.hardware: Counter[str] = Counter(kinds)  # workers by hardware
@@ -153,8 +153,7 @@ class Run(ABC):
         self.options = options
         self.system = System(config, wire=options.wire or self.mode == "udp", stopwatch=time.perf_counter)
         self.workload = self.system.workload()
-        if self.workload.trace is None or not self.workload.trace.format.exact:  # which models a recording asks for, its rows say
-            check_models_fit(config, self.system.catalog)
+        check_models_fit(config, self.system.catalog, self.workload)
         self.recorder = Recorder()
         self.requests_csv = RequestsCsv(options.requests_csv) if options.requests_csv else None
         self.recording = RecordedWriter(options.record) if options.record else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from random import Random
 
 from config import Config
-from sllm.catalog import GB, Catalog
+from sllm.catalog import DEMO_MODELS, GB, Catalog
 from sllm.cost import half_busy_rate, service_s
 from sllm.engine import Engine, LlmEngine, QueueEngine
 from sllm.errors import UsageError
@@ -16,21 +17,38 @@ from sllm.placement.costs import make_costs
 from sllm.workload import ModelCounts, Workload, WorkloadSpec, count_models, generate
 from sllm.workload.lengths import AZURE_CONV_OUTPUT, AZURE_CONV_PROMPT, clamped_mean
 from sllm.workload.popularity import Zipf
+from sllm.workload.traces.base import MODELS_MAX
 
 DEMO_CATALOG_MODELS = 8  # models of the demonstration catalogue unless more are asked for
 DURATION_S = 30.0  # of synthetic arrivals, unless said otherwise
 
 
-def build_catalog(config: Config, named: int = 0) -> Catalog:
-    """The catalogue of `config.model_catalog`, or the demonstration one, which has as many models as are asked for: `config.models`, or else eight, or the
-    number of models that a trace names if these are more. UsageError for a bad file, and for hardware that is in neither the catalogue nor the presets."""
+def build_catalog(config: Config, counts: ModelCounts | None = None) -> Catalog:
+    """The catalogue of `config.model_catalog`, or the demonstration one, which has as many models as are asked for: `config.models`, or else eight, or more
+    if the models of a trace, which `counts` names, need more. UsageError for a bad file, and for hardware that is in neither the catalogue nor the presets."""
     if config.model_catalog:
         catalog = Catalog.from_file(config.model_catalog)
     else:
-        catalog = Catalog.demo(max(config.models or max(DEMO_CATALOG_MODELS, named), config.demo_models))
+        catalog = Catalog.demo(max(config.models or max(DEMO_CATALOG_MODELS, demo_models_needed(counts)), config.demo_models))
     for name in parse_mix(config.hardware):
         catalog.get_hardware(name)
     return catalog
+
+
+def demo_models_needed(counts: ModelCounts | None) -> int:
+    """How many models the demonstration catalogue must have so that each model that a trace names has one, its own if the demonstration has it."""
+    return max([len(counts.requests), *map(_demo_position, counts.requests)]) if counts is not None else 0
+
+
+def _demo_position(name: str) -> int:
+    """Where in the demonstration catalogue the model of this name is, from 1; 0 if nowhere."""
+    if name in DEMO_MODELS:
+        return DEMO_MODELS.index(name) + 1
+    base, _, copy = name.rpartition("-")
+    if base not in DEMO_MODELS or not re.fullmatch(r"[2-9]|[1-9]\d{1,5}", copy, re.ASCII):
+        return 0
+    position = (int(copy) - 1) * len(DEMO_MODELS) + DEMO_MODELS.index(base) + 1
+    return position if position <= MODELS_MAX else 0
 
 
 def build_engine(config: Config, catalog: Catalog, rng: Random) -> Engine:
@@ -59,12 +77,12 @@ def default_rate(config: Config, catalog: Catalog) -> float:
     return rate_per_s
 
 
-def check_models_fit(config: Config, catalog: Catalog) -> None:
+def check_models_fit(config: Config, catalog: Catalog, workload: Workload) -> None:
     """UsageError when a model that requests will be for fits on no worker of the fleet, by the same rule as placement's."""
     costs = make_costs(config.engine, config.service_mean_s, config.service_load_s)
     fleet = [catalog.get_hardware(name) for name in parse_mix(config.hardware)]
     largest = max(fleet, key=lambda hardware: hardware.usable_gpu_bytes)
-    for name in catalog.names[: config.models or None]:
+    for name in workload.asked_for(catalog.names):
         model = catalog[name]
         if not any(costs.fits(model, hardware, costs.kv_bytes(model, 1)) for hardware in fleet):
             room = f"the largest, {largest.name}, has room for less than {largest.usable_gpu_bytes / GB:,.1f} GB"

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 import sllm.workload.traces.base as base
 from experiments.harness import configuration, silent
 from simulation import System, VirtualRun
+from sllm.assemble import demo_models_needed
+from sllm.catalog import Catalog
 from sllm.errors import UsageError
 from sllm.report.html import render_html
 from sllm.report.json import to_json, validate_results
@@ -284,6 +286,28 @@ def test_the_demonstration_catalogue_grows_with_the_trace(tmp_path: Path) -> Non
     assert len(System(dataclasses.replace(config, trace=put(tmp_path, csv(["x"]), "one.dat")), wire=False).catalog) == 8
     with pytest.raises(TooFewModels, match="names 20 models, but only 5 of"):
         System(dataclasses.replace(config, models=5), wire=False).workload()
+
+
+def test_a_name_of_the_demonstration_catalogue_is_that_model_however_far_down(tmp_path: Path) -> None:
+    names = Catalog.demo(40).names
+    assert [demo_models_needed(ModelCounts({name: 1}, 0)) for name in names] == list(range(1, 41))
+    for name in ("llama-2-7b-1", "llama-2-7b-02", "llama-2-7b-0", "llama-2-7b-x", "llama-2-7b-", "llama-2-7b-999999", "mine-2"):
+        assert demo_models_needed(ModelCounts({name: 1}, 0)) == 1
+    run = VirtualRun(configuration(workers=2, trace=put(tmp_path, csv([names[30], "x"]))), silent(virtual=True), io.StringIO())
+    assert [request.model for request in run.workload] == [names[30], names[0]]
+    run.close()
+
+
+def test_a_recording_of_a_grown_catalogue_needs_no_further_flag(tmp_path: Path) -> None:
+    names = Catalog.demo(20).names
+    path = str(tmp_path / "w.jsonl")
+    write_recorded(path, [Request(0.0, "r0", names[19], 1, 1), Request(1.0, "r1", names[0], 1, 1)])
+    config = configuration(workers=2, trace=path)
+    system = System(config, wire=False)
+    assert len(system.catalog) == 20
+    assert [request.model for request in system.workload()] == [names[19], names[0]]
+    with pytest.raises(UsageError, match=rf"w\.jsonl: model '{names[19]}' is not in the catalogue, or not among the first 3 of it"):
+        System(dataclasses.replace(config, models=3), wire=False).workload()
 
 
 def test_the_mapping_is_in_the_results_and_in_every_report(tmp_path: Path) -> None:

@@ -71,6 +71,16 @@ class Workload(Iterator[Request]):
     def __next__(self) -> Request:
         return next(self._requests)
 
+    def asked_for(self, models: Sequence[str]) -> Sequence[str]:
+        """Those of the catalogue's models that requests may be for, as far as is known beforehand: nothing is known of a recording."""
+        if self.trace is not None and self.trace.format.exact:
+            return ()
+        drawn = models[: self.spec.models or None]
+        if self.model_map is None:
+            return drawn
+        named = tuple(dict.fromkeys(self.model_map.models.values()))
+        return tuple(dict.fromkeys((*named, *drawn))) if self.model_map.counts.unnamed else named
+
     def close(self) -> None:
         if self.trace is not None:
             self.trace.close()
@@ -127,6 +137,7 @@ def generate(spec: WorkloadSpec, models: Sequence[str], seed: int, counts: Model
     trace = open_trace(spec.trace)
     try:
         if trace.format.exact:
+            _check_recorded(spec, trace, asked, pairs, counts)
             return Workload(spec, _recorded(spec, trace, frozenset(asked), pairs), trace)
         if not trace.names_models:
             if spec.model_map:
@@ -196,5 +207,17 @@ def _recorded(spec: WorkloadSpec, trace: Trace, models: frozenset[str], pairs: M
                 raise AssertionError("a recording names the model, id and priority of every request")
             model = pairs.get(name, name)
             if model not in models:
-                raise trace.error("model", f"{model!r} is not in the catalogue{f', or not among the first {spec.models} of it' if spec.models else ''}")
+                raise trace.error("model", _not_there(spec, model))
             yield Request(arrival_s, request_id, model, prompt, output, priority)
+
+
+def _check_recorded(spec: WorkloadSpec, trace: Trace, asked: Sequence[str], pairs: Mapping[str, str], counts: ModelCounts | None) -> None:
+    """UsageError for a recording with a model that cannot be asked for, before the run begins if the models have been counted."""
+    models = frozenset(asked)
+    for name in counts.requests if counts is not None else ():
+        if pairs.get(name, name) not in models:
+            raise UsageError(f"{trace.path}: model {_not_there(spec, pairs.get(name, name))}")
+
+
+def _not_there(spec: WorkloadSpec, model: str) -> str:
+    return f"{model!r} is not in the catalogue" + (f", or not among the first {spec.models} of it" if spec.models else "")

@@ -32,7 +32,7 @@ class Trace(Iterator[TraceRow]):
     def __init__(self, lines: Lines, body: Iterator[str], header: Header, kind: TraceFormat) -> None:
         self.path = lines.path
         self.format = kind
-        self.names_models = not kind.exact and header.find(MODEL) is not None  # a recording's models are binding: they are no names to be mapped
+        self.names_models = kind.exact or header.find(MODEL) is not None
         self._lines = lines
         self._rows = _closing(lines, kind.rows(lines, body, header))
 
