@@ -22,6 +22,7 @@ class Job:
     def __init__(self, age: int, name: str, model: str, prompt: int, output: int, kv: int) -> None:
         self.age, self.name, self.model, self.prompt, self.output, self.kv = age, name, model, prompt, output, kv
         self.done = 0  # tokens
+        self.cancelled = False
 
 
 class Naive:
@@ -139,7 +140,7 @@ class Naive:
 
     def boundary(self, now: float) -> None:
         if self.in_round:
-            self.notes += [FirstTokenOut(now, job.name) for job in self.running if job.done == 0]
+            self.notes += [FirstTokenOut(now, job.name) for job in self.running if job.done == 0 and not job.cancelled]
             for job in self.running:
                 job.done += 1
             for job in sorted(self.running, key=lambda job: job.age):
@@ -147,7 +148,8 @@ class Naive:
                     self.running.remove(job)
                     self.loaded.pop(job.model)
                     self.loaded[job.model] = now  # the order tells which was used last when times are equal
-                    self.notes.append(Finished(now, job.name, job.output))
+                    if not job.cancelled:
+                        self.notes.append(Finished(now, job.name, job.output))
         self.blocked = inf
         self.admit(now)
         while self.start_load(now):
@@ -209,6 +211,25 @@ class Naive:
         self.look(now)
 
 
+    def cancel(self, now: float, name: str) -> bool:
+        for job in self.running:
+            if job.name == name and not job.cancelled:
+                job.cancelled, job.output = True, job.done + 1
+                return True
+        for job in self.waiting:
+            if job.name == name:
+                self.waiting.remove(job)
+                if job.age == self.blocked:
+                    self.blocked = inf
+                if job.model in self.idle():
+                    self.loaded.pop(job.model)
+                    self.loaded[job.model] = now
+                self.start_load(now)
+                self.look(now)
+                return True
+        return False
+
+
 def fleet_of_one(rng: Random, exact: bool) -> tuple[Catalog, Hardware]:
     """Three to six models that do not all fit. `exact`: every time is a multiple of 2**-20 s, so that sums are exact and ties happen."""
 
@@ -262,6 +283,8 @@ def compare(seed: int, exact: bool) -> tuple[int, int]:
     notes: list[Any] = []
     jobs = workload(rng, catalog, hardware, exact)
     now = -inf
+    cancelled = 0
+    cancel_share = rng.choice((0.0, 0.3))
     for job in jobs:
         if job[0] != now:
             now = job[0]
@@ -273,6 +296,11 @@ def compare(seed: int, exact: bool) -> tuple[int, int]:
             naive.run(now)
         engine.submit(*job)
         naive.submit(*job)
+        if rng.random() < cancel_share:
+            naive.run(now)
+            name = rng.choice(jobs)[1]
+            assert (here := engine.cancel(now, name)) == naive.cancel(now, name)
+            cancelled += here
     while (at := engine.next_at) < inf:
         notes += engine.advance(at)
         if rng.random() < 0.05:
@@ -283,7 +311,7 @@ def compare(seed: int, exact: bool) -> tuple[int, int]:
     for got, want in zip(notes, naive.notes, strict=True):
         assert got[2:] == want[2:]
         assert got.at == want.at if exact else got.at == pytest.approx(want.at, rel=1e-9, abs=1e-12)
-    assert sum(isinstance(x, Finished) for x in notes) == len(jobs)
+    assert sum(isinstance(x, Finished) for x in notes) == len(jobs) - cancelled
     assert engine.busy_s(now) == pytest.approx(naive.busy, rel=1e-9, abs=1e-12)
     snapshot = engine.snapshot(now)
     assert (snapshot.running, snapshot.waiting, snapshot.kv_used, snapshot.wait_s) == (0, 0, 0.0, 0.0)

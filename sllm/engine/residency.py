@@ -24,7 +24,7 @@ ABSENT, QUEUED, LOADING, LOADED = range(4)  # of a model, seen from the GPU
 class Request:
     """A request inside the engine."""
 
-    __slots__ = ("kv_bytes", "output_tokens", "prompt_tokens", "request_id", "seq", "state")
+    __slots__ = ("cancelled", "kv_bytes", "output_tokens", "prompt_tokens", "request_id", "seq", "state")
 
     def __init__(self, request_id: str, state: ModelState, prompt_tokens: int, output_tokens: int, kv_bytes: int, seq: int) -> None:
         self.request_id = request_id
@@ -33,6 +33,7 @@ class Request:
         self.output_tokens = output_tokens
         self.kv_bytes = kv_bytes  # for prompt and output, reserved from admission to the end
         self.seq = seq  # order of arrival, shared with loads
+        self.cancelled = False  # nobody is told of it any more
 
 
 class ModelState:
