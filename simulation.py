@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from client import Client
 from config import Config
 from coordinator import Coordinator
-from sllm.assemble import build_catalog, build_engine, default_rate
+from sllm.assemble import build_catalog, build_engine, default_rate, profile_names
 from sllm.cli import Options
 from sllm.errors import UsageError
 from sllm.events import Event
@@ -250,7 +250,7 @@ class Run(ABC):
         busy_s = [after - before for after, before in zip(self._busy_after, self._busy_before, strict=True)]
         info = RunInfo(
             self.mode, "centralized", config.workers, config.policy, config.seed,
-            self.workload.spec.duration_s or window_s, self.wall_s, self.workload.describe(),
+            self.workload.spec.duration_s or window_s, self.wall_s, self.workload.describe(), *profile_names(config, self.system.hardware),
         )  # fmt: skip
         return self.recorder.results(
             info,

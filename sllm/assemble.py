@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from config import Config
-from sllm.catalog import Catalog
+from sllm.catalog import Catalog, Hardware
 from sllm.cost import half_busy_rate, service_s
 from sllm.engine import Engine, LlmEngine, QueueEngine
 from sllm.workload.lengths import AZURE_CONV_OUTPUT, AZURE_CONV_PROMPT, clamped_mean
@@ -15,14 +15,20 @@ DEMO_CATALOG_MODELS = 8  # models of the demonstration catalogue unless more are
 
 
 def build_catalog(config: Config) -> Catalog:
-    """The catalogue of `config.model_catalog`, or the demonstration one, which has as many models as are asked for. UsageError for a bad file, and for
-    hardware that is in neither the catalogue nor the presets."""
+    """The catalogue of `config.model_catalog`, or the demonstration one, which has as many models as are asked for, under the
+    configuration's profiles where it names any. UsageError for a bad file, and for hardware that is in neither the catalogue nor the presets."""
     if config.model_catalog:
         catalog = Catalog.from_file(config.model_catalog)
     else:
         catalog = Catalog.demo(max(config.models or DEMO_CATALOG_MODELS, config.demo_models))
+    catalog = catalog.with_profiles(config.engine_profile, config.loader)
     catalog.get_hardware(config.hardware)
     return catalog
+
+
+def profile_names(config: Config, hardware: Hardware) -> tuple[str, str] | tuple[None, None]:
+    """The engine profile and the loader that a worker's costs go by; None for the queue engine, which has its own times."""
+    return (hardware.engine.name, hardware.loader.name) if config.engine == "llm" else (None, None)
 
 
 def build_engine(config: Config, catalog: Catalog, rng: Random) -> Engine:
