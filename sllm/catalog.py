@@ -262,8 +262,10 @@ class Catalog:
             chosen["engine"] = find_profile("engine profile", engine, ENGINE_PROFILES)
         if loader:
             chosen["loader"] = find_profile("loader", loader, LOADER_PROFILES)
+        if not chosen:
+            return self
         changed = copy.copy(self)
-        changed._hardware = {name: dataclasses.replace(one, **chosen) for name, one in {**_HARDWARE, **self._hardware}.items()} if chosen else self._hardware
+        changed._hardware = {name: dataclasses.replace(one, **chosen) for name, one in {**_HARDWARE, **self._hardware}.items()}
         return changed
 
     @classmethod

@@ -8,7 +8,7 @@ A sequence in its prefill step brings its whole prompt as new tokens, later one 
 from 0, the prefill's) is prompt + i tokens. Coefficients come from the first of these that there is:
 
 1. what a catalogue file says of the model on the hardware (`step`): it holds whatever the engine profile
-2. a measurement of the hardware's engine profile (the tables of `sllm.catalog`)
+2. a measurement of the hardware's engine profile (the tables of `sllm.catalog`); the hardware's own overhead per layer, if it has one, stands for its overhead
 3. the profile's parts of what the hardware can do, bandwidth and FLOP/s being those of all GPUs that work as one:
     - weight_floor = size / (weights_bandwidth * GPU bandwidth)
     - p = size / (flops * FP16 FLOP/s), a token being 2 FLOP a parameter and a parameter 2 bytes
@@ -51,13 +51,12 @@ def load_s(model: Model, hardware: Hardware, tier: int) -> float:
 @lru_cache(maxsize=65536)
 def step_cost(model: Model, hardware: Hardware) -> StepCost:
     """The model's step coefficients on that hardware; the module's text says where they come from."""
-    engine = hardware.engine
+    engine, own_s = hardware.engine, hardware.layer_overhead_s
     for known in model.steps:
         if known.hardware == hardware.name and known.engine in ("", engine.name):
-            return known.cost
+            return known.cost if not known.engine or own_s is None else known.cost._replace(overhead_s=model.layers * own_s)
     weight_floor_s = model.size_bytes / (engine.weights_bandwidth * hardware.gpu_bytes_per_s)
     p_s = model.size_bytes / (engine.flops * hardware.gpu_flops_per_s)
-    own_s = hardware.layer_overhead_s
     return StepCost(
         weight_floor_s,
         max(0.0, weight_floor_s - engine.flat_tokens * p_s),

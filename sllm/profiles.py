@@ -82,7 +82,7 @@ CUDA_GRAPHS = EngineProfile(
 
 # Everything as measured by Splitwise and Vidur for engines of 2023. Llama-2-70B on eight GPUs was measured as a whole by Splitwise (the tables of
 # `sllm.catalog` belong to this profile); what its decode takes beyond Vidur's weight floor is 29.2 ms on A100 and 20.8 ms on H100 over 80 layers, and is
-# assumed to hold for every model and for one GPU too.
+# assumed to hold for every model and for one GPU too, A100's for every other kind of GPU.
 A100_LAYER_S = 29.2e-3 / 80
 H100_LAYER_S = 20.8e-3 / 80
 SPLITWISE = EngineProfile(

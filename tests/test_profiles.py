@@ -155,6 +155,8 @@ step.box = { weight_floor_ms = 9, a_ms = 5, p_ms = 0.06, k_ms = 0.0003, overhead
 preset = "h100-80g-tp4"
 engine_profile = "splitwise"
 loader = "safetensors"
+[hardware.a100-80g]
+layer_overhead_ms = 0.5
 [hardware.numbers]
 preset = "h100-80g"
 loader = "engine_start"
@@ -185,6 +187,7 @@ def test_numbers_of_a_catalogue_win_over_any_profile(tmp_path: Path, engine: str
     numbers, model = catalog.get_hardware("numbers"), catalog["llama-3.1-8b"]
     assert step_cost(model, numbers).overhead_s == pytest.approx(32 * 0.5e-3)
     assert load_s(model, numbers, HOST) == pytest.approx(3 + 16.06 / min(52.3, numbers.loader.host_bytes_per_s / 1e9))
+    assert step_cost(model, catalog.get_hardware("a100-80g")).overhead_s == pytest.approx(32 * 0.5e-3)  # a preset that `splitwise` has a table of
     assert step_cost(catalog["told"], catalog.get_hardware("box")) == pytest.approx((9e-3, 5e-3, 60e-6, 3e-7, 11e-3, 0.0))
 
 
