@@ -250,7 +250,7 @@ class Run(ABC):
         busy_s = [after - before for after, before in zip(self._busy_after, self._busy_before, strict=True)]
         info = RunInfo(
             self.mode, "centralized", config.workers, config.policy, config.seed,
-            self.workload.spec.duration_s or window_s, self.wall_s, self.workload.describe(), *profile_names(config, self.system.hardware),
+            self.workload.spec.duration_s or window_s, self.wall_s, self.workload.describe(), *profile_names(config, [self.system.hardware]),
         )  # fmt: skip
         return self.recorder.results(
             info,

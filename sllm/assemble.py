@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from random import Random
 
 from config import Config
@@ -26,9 +27,12 @@ def build_catalog(config: Config) -> Catalog:
     return catalog
 
 
-def profile_names(config: Config, hardware: Hardware) -> tuple[str, str] | tuple[None, None]:
-    """The engine profile and the loader that a worker's costs go by; None for the queue engine, which has its own times."""
-    return (hardware.engine.name, hardware.loader.name) if config.engine == "llm" else (None, None)
+def profile_names(config: Config, hardware: Iterable[Hardware]) -> tuple[str, str] | tuple[None, None]:
+    """The engine profiles and the loaders that the costs of workers on this hardware go by; None for the queue engine, which has its own times."""
+    if config.engine == "queue":
+        return None, None
+    kinds = list(hardware)
+    return ", ".join(dict.fromkeys(one.engine.name for one in kinds)), ", ".join(dict.fromkeys(one.loader.name for one in kinds))
 
 
 def build_engine(config: Config, catalog: Catalog, rng: Random) -> Engine:

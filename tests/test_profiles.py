@@ -10,7 +10,7 @@ import pytest
 from config import Config
 from experiments import engines
 from experiments.harness import Simulation, configuration
-from sllm.assemble import build_catalog
+from sllm.assemble import build_catalog, profile_names
 from sllm.catalog import DISK, GPU, HOST, MODEL_NAMES, REMOTE, Catalog, hardware_preset, model_preset
 from sllm.cost import decode_step_s, load_s, prefill_s, service_s, step_cost
 from sllm.errors import UsageError
@@ -231,6 +231,8 @@ def test_a_run_says_what_it_was_costed_by() -> None:
     assert (results["run"]["engine_profile"], results["run"]["loader"]) == (None, None)
     assert "loader" not in render_table(results)
     assert RUN.engine_profile is None
+    kinds = [PRESETS.with_profiles(engine, "").get_hardware("h100-80g") for engine in ("cuda_graphs", "splitwise", "cuda_graphs")]
+    assert profile_names(configuration(), kinds) == ("cuda_graphs, splitwise", "serverlessllm")
 
 
 def test_a_first_cold_start_takes_what_the_profiles_say() -> None:
