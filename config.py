@@ -81,6 +81,8 @@ class Config:
     model_catalog: str = setting("", "MODEL_CATALOG", "TOML file of models and hardware; empty: the built-in demonstration catalogue", flag="--catalog", group="run")
     demo_models: int = setting(0, "DEMO_MODELS", "models each worker loads by itself at start", unit="models", low=0, high=64, group="worker")
     hardware: str = setting("h100-80g", "HARDWARE", "hardware of a worker; of a fleet also NAME:COUNT,NAME:COUNT", flag="--hardware", group="run")
+    engine_profile: str = setting("", "ENGINE_PROFILE", "engine generation that steps are costed as; empty: the hardware's own", choices=("", "cuda_graphs", "vllm_v0", "splitwise"), flag="--engine-profile", group="run")
+    loader: str = setting("", "LOADER", "how models get onto the GPU; empty: the hardware's own", choices=("", "serverlessllm", "safetensors", "engine_start"), flag="--loader", group="run")
     engine: str = setting("llm", "ENGINE", "how a worker serves: continuous batching, or a queue with exponential, deterministic or hyperexponential service", choices=("llm", "queue"), flag="--engine", group="run")
     service: str = setting("exponential", "SERVICE", "service times of the queue engine: exponential, deterministic or hyperexponential:CV", flag="--service", group="run")
     service_mean_s: float = setting(1.0, "SERVICE_MEAN", "mean service time of the queue engine", unit="s", above=0.0, flag="--service-mean", group="run")

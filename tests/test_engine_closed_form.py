@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from sllm.catalog import DISK, HOST, REMOTE, Catalog, Hardware, Model, StepCost
+from sllm.catalog import DISK, HOST, REMOTE, Catalog, Hardware, MeasuredStep, Model, StepCost
 from sllm.cost import load_s, step_cost, step_s
 from sllm.engine import Evicted, Finished, FirstTokenOut, LlmEngine, Loaded, Started
 
@@ -162,7 +162,7 @@ class Naive:
                 mine = [job for job in self.running if job.model == name]
                 if mine:
                     new = sum(1 if job.done else job.prompt for job in mine)
-                    duration += step_s(step_cost(self.catalog[name], self.hardware), new, sum(job.prompt + job.done for job in mine))
+                    duration += step_s(step_cost(self.catalog[name], self.hardware), new, sum(job.prompt + job.done for job in mine), len(mine))
             self.round_end = now + duration
             self.busy += duration
             self.steps += 1
@@ -239,10 +239,11 @@ def fleet_of_one(rng: Random, exact: bool) -> tuple[Catalog, Hardware]:
 
     models = {}
     for i in range(rng.randint(3, 6)):
-        cost = StepCost(number(0.004, 0.03), number(0.001, 0.02), number(1e-5, 3e-4), rng.choice((0.0, number(1e-7, 1e-5))), number(0.0, 0.02))
+        k_s = rng.choice((0.0, number(1e-7, 1e-5)))
+        cost = StepCost(number(0.004, 0.03), number(0.001, 0.02), number(1e-5, 3e-4), k_s, number(0.0, 0.02), number(0.0, 1e-3))
         if exact:
-            cost = StepCost(0.25, 0.125, 2**-9, rng.choice((0.0, 2**-16)), rng.choice((0.0, 0.25)))
-        models[f"m{i}"] = Model(f"m{i}", rng.randint(100, 400), rng.choice((0, 1, 1, 2)), 1, (("box", cost),))
+            cost = StepCost(0.25, 0.125, 2**-9, rng.choice((0.0, 2**-16)), rng.choice((0.0, 0.25)), rng.choice((0.0, 2**-8)))
+        models[f"m{i}"] = Model(f"m{i}", rng.randint(100, 400), rng.choice((0, 1, 1, 2)), 1, (MeasuredStep("box", cost),))
     hardware = Hardware(
         "box",
         gpu_memory_bytes=rng.randint(1200, 2500),
@@ -299,7 +300,8 @@ def compare(seed: int, exact: bool) -> tuple[int, int]:
         if rng.random() < cancel_share:
             naive.run(now)
             name = rng.choice(jobs)[1]
-            assert (here := engine.cancel(now, name)) == naive.cancel(now, name)
+            here = engine.cancel(now, name)
+            assert here == naive.cancel(now, name)
             cancelled += here
     while (at := engine.next_at) < inf:
         notes += engine.advance(at)

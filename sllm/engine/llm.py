@@ -3,7 +3,7 @@
 Time is cut into **rounds**. In a round every model that has work makes one step, one model after the other, and every running request gets one token. A
 model's step takes
 
-    max(weight_floor, a + p * new tokens) + k * (sum of context tokens) + overhead
+    max(weight_floor, a + p * new tokens) + k * (sum of context tokens) + overhead + (running requests) * sequence
 
 where a request brings its whole prompt as new tokens in the round that prefills it (its first token comes at the end of that round) and one token in
 each later round; its context in the round that yields token i, from 0, is prompt + i tokens. Prompts are not cut into chunks.
@@ -400,7 +400,7 @@ class LlmEngine(GpuResidency):
             work_s = state.a_s + state.p_s * (batch + state.prefill_extra)
             if work_s < floor_s:
                 work_s = floor_s
-            first_s += work_s + k_s * state.context_tokens + state.overhead_s
+            first_s += work_s + k_s * state.context_tokens + state.overhead_s + state.sequence_s * batch
             growth_s += k_s * batch
         rounds = 1 if self._fresh else self._running[0][0] - self._round
         self._begin = now
@@ -462,4 +462,4 @@ class LlmEngine(GpuResidency):
 
     def _decode_round_s(self) -> float:
         """Seconds of a round without prefills, with the batch and the context of the start of the segment."""
-        return sum(max(s.weight_floor_s, s.a_s + s.p_s * s.batch) + s.k_s * s.context_tokens + s.overhead_s for s in self._active)
+        return sum(max(s.weight_floor_s, s.a_s + s.p_s * s.batch) + s.k_s * s.context_tokens + s.overhead_s + s.sequence_s * s.batch for s in self._active)

@@ -11,6 +11,7 @@ from collections import deque
 from heapq import heapify, heappop, heappush
 from math import inf, sqrt
 from random import Random
+from typing import Any
 
 from sllm.catalog import DISK
 from sllm.engine.base import EngineCounts, EngineSnapshot, Evicted, Finished, FirstTokenOut, Loaded, Notification, Started
@@ -130,11 +131,12 @@ class QueueEngine:
                     requests.remove(request)
                     self._held_count -= 1
                     return True
+        line: list[Any]
         for line in (self._waiting, self._running):
             for entry in line:
                 if entry[-1].request_id == request_id:
                     self._count_busy(now)
-                    line.remove(entry)  # type: ignore[arg-type]
+                    line.remove(entry)
                     heapify(line)
                     self._leave(entry[-1], now)
                     return True

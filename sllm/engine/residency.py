@@ -41,7 +41,7 @@ class ModelState:
 
     __slots__ = (
         "a_s", "batch", "context_tokens", "idle_since", "k_s", "kv_bytes_per_token", "load_seq", "model", "name", "overhead_s", "p_s", "pinned",
-        "prefill_extra", "queue", "size_bytes", "stage", "weight_floor_s",
+        "prefill_extra", "queue", "sequence_s", "size_bytes", "stage", "weight_floor_s",
     )  # fmt: skip
 
     def __init__(self, model: Model, hardware: Hardware) -> None:
@@ -49,7 +49,7 @@ class ModelState:
         self.name = model.name
         self.size_bytes = model.size_bytes
         self.kv_bytes_per_token = model.kv_bytes_per_token
-        self.weight_floor_s, self.a_s, self.p_s, self.k_s, self.overhead_s = step_cost(model, hardware)
+        self.weight_floor_s, self.a_s, self.p_s, self.k_s, self.overhead_s, self.sequence_s = step_cost(model, hardware)
         self.stage = ABSENT
         self.pinned = False
         self.batch = 0  # running requests
