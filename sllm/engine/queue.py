@@ -131,8 +131,8 @@ class QueueEngine:
                     requests.remove(request)
                     self._held_count -= 1
                     return True
-        line: list[Any]
-        for line in (self._waiting, self._running):
+        lines: tuple[list[Any], ...] = (self._waiting, self._running)
+        for line in lines:
             for entry in line:
                 if entry[-1].request_id == request_id:
                     self._count_busy(now)
