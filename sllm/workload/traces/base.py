@@ -19,10 +19,10 @@ from operator import itemgetter
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from sllm.errors import UsageError
+from sllm.limits import TOKENS_MAX as TOKENS_MAX
 from sllm.node import new_tuple
 
 LINE_MAX = 1 << 20  # bytes; a Mooncake line with the hashes of a million tokens has 20,000
-TOKENS_MAX = 10_000_000  # more than any model's context: a number beyond it is not a token count
 TIME_MAX_S = 1e12  # 30,000 years: a number beyond it is not a time
 
 
