@@ -146,8 +146,7 @@ class Node:
             return ""
         senders = self._guard[kind]
         known = senders.get(sender_id)
-        # A life that began earlier is old, unless the newer one has been silent for the timeout: then a clock was set back.
-        if known is None or incarnation > known[0] or (incarnation < known[0] and now - known[3] >= self.life_timeout_s):
+        if known is None or incarnation > known[0] or (now - known[3] >= self.life_timeout_s and self._is_over(known, incarnation, sequence, now)):
             self._guard_from(senders, sender_id, [incarnation, sequence + 1, _NONE_SEEN >> max(0, REPLAY_WINDOW + 1 - sequence), now])
             return ""
         life, following, missing, _ = known
@@ -167,6 +166,13 @@ class Node:
         known[2] = missing ^ 1 << bit
         known[3] = now
         return ""
+
+    def _is_over(self, known: list[Any], incarnation: int, sequence: int, now: float) -> bool:
+        """Whether a life that has been silent for the timeout makes way for a message that is older by its numbers. For one of another life: a clock was set
+        back. For one of the same life: somebody else had spoken for it with too high a number; after such a silence whatever could be replayed is stale."""
+        if incarnation < known[0]:
+            return True
+        return bool(sequence < known[1] and now - known[3] > 2.0 * FRESH_WITHIN_S)
 
     @staticmethod
     def _guard_from(senders: Recent[str, list[Any]], sender_id: str, known: list[Any]) -> None:

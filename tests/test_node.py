@@ -65,6 +65,19 @@ def test_a_clock_set_back_costs_a_sender_no_more_than_the_timeout() -> None:
     assert node.rejected == {"old_incarnation": 2, "replayed": 1}
 
 
+def test_a_number_out_of_reach_locks_nobody_out_for_ever() -> None:
+    """Somebody else spoke for a life, with a number that its own will never reach. When all that could be replayed is stale, its own are heard again."""
+    node = Ear()
+    hear(node, envelope(7), envelope((1 << 63) - 1), envelope(8))
+    at = 100.0 + 2.0 * FRESH_WITHIN_S
+    for later in (at, at + 0.1):
+        node.receive(envelope(9, wall_s=later), ("x", 1), later)
+    node.receive(envelope(8, wall_s=at), ("x", 1), at + 0.1)
+    node.receive(envelope(10, wall_s=at), ("x", 1), at + 0.1)
+    assert [e.sequence for e in node.heard] == [7, (1 << 63) - 1, 9, 8, 10]
+    assert node.rejected == {"replayed": 2}
+
+
 @pytest.mark.parametrize("message", [FirstToken("r", 0.0), REPORT])
 @pytest.mark.parametrize("wall_offset_s", [0.0, -500.0, 1_764_000_000.0])
 def test_a_life_that_begins_in_the_future_is_refused(message: object, wall_offset_s: float) -> None:
