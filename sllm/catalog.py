@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sllm.errors import UsageError
+from sllm.limits import SLOTS_MAX, name_problem
 from sllm.profiles import A100_LAYER_S, CUDA_GRAPHS, ENGINE_PROFILES, H100_LAYER_S, LOADER_PROFILES, SERVERLESSLLM, EngineProfile, LoaderProfile, find_profile
 
 GPU, HOST, DISK, REMOTE = 0, 1, 2, 3
@@ -332,6 +333,7 @@ _MODEL_KEYS = {"size_gb": ("size_bytes", GB), "kv_kib_per_token": ("kv_bytes_per
 _STEP_KEYS = ("weight_floor_ms", "a_ms", "p_ms", "k_ms", "overhead_ms")
 _MAY_BE_ZERO = ("a_ms", "p_ms", "k_ms", "overhead_ms", "init_s", "layer_overhead_ms", "host_memory_gb", "disk_gb", "context_tokens")
 _WHOLE = ("size_bytes", "kv_bytes_per_token", "layers", "context_tokens", "gpu_memory_bytes", "host_memory_bytes", "disk_bytes", "slots", "gpus")
+_LARGEST = 1e9  # of any number: an exabyte in GB, whose bytes a report can still say
 
 
 class _Reader:
@@ -366,15 +368,15 @@ class _Reader:
         for name, table in found.items():
             if not isinstance(table, dict):
                 raise self.fail(f"{key}.{name}", f"must be a table, not {table!r}")
-            if not name or len(name) > 100 or not name.isprintable():
-                raise self.fail(f"{key}.{name}", "name must have 1 to 100 printable characters")
+            if problem := name_problem(name):
+                raise self.fail(key, f"name {name!r}: {problem}")
         return list(found.items())
 
     def number(self, table: str, values: dict[str, Any], key: str) -> float:
         value = values[key]
         low = "0 or more" if key in _MAY_BE_ZERO else "above 0"
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf") or (value == 0 and key not in _MAY_BE_ZERO):
-            raise self.fail(table, f"{key} = {value!r}: must be a number {low}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST or (value == 0 and key not in _MAY_BE_ZERO):
+            raise self.fail(table, f"{key} = {value!r}: must be a number {low}, at most {_LARGEST:g}")
         return value
 
     def fields(self, table: str, values: dict[str, Any], keys: Mapping[str, tuple[str, float]], others: tuple[str, ...]) -> dict[str, Any]:
@@ -386,6 +388,8 @@ class _Reader:
                 value = self.number(table, values, key) * factor
                 if field in ("layers", "slots", "gpus", "context_tokens") and value != int(value):
                     raise self.fail(table, f"{key} = {values[key]!r}: must be a whole number")
+                if field == "slots" and value > SLOTS_MAX:
+                    raise self.fail(table, f"{key} = {values[key]!r}: must be at most {SLOTS_MAX}")
                 fields[field] = round(value) if field in _WHOLE else float(value)
             elif key not in others:
                 raise self.fail(table, f"unknown key {key!r}: must be one of {', '.join((*keys, *others))}")
@@ -432,6 +436,8 @@ class _Reader:
         count = values.get("count", 1)
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 100_000:
             raise self.fail(table, f"count = {count!r}: must be a whole number from 1 to 100000")
+        if count > 1 and (problem := name_problem(f"{name}-{count}")):
+            raise self.fail("model", f"name {name!r} of the last of {count} copies, with its number: {problem}")
         first = dataclasses.replace(base, name=name, **fields) if base else Model(name, **fields)
         return [first, *(dataclasses.replace(first, name=f"{name}-{i}") for i in range(2, count + 1))]
 
