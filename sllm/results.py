@@ -57,6 +57,8 @@ class RunInfo(NamedTuple):
     wall_s: float  # wall time of the whole run
     workload: Mapping[str, Any] = {}
     hardware: Mapping[str, int] = {}  # workers by hardware
+    duration_asked_s: float | None = None  # what `duration_s` was to be; None: the whole of a trace
+    interrupted: bool = False  # ended by a signal before everything had come to its end
 
 
 class FleetFigures(NamedTuple):
@@ -194,7 +196,8 @@ class Recorder:
         self.duplicates = 0
         self.output_tokens = 0
         self.loads = 0
-        self.load_s = 0.0  # of all loads together
+        self.load_s = 0.0  # of all loads that were finished, together
+        self._loaded = 0
         self.fleet = StateTimeline()
         self._admitted = 0
         self._missed = 0  # of those admitted: the model was not on the GPU
@@ -281,6 +284,7 @@ class Recorder:
     def _on_loaded(self, node: object, event: ModelLoaded) -> None:
         self._loading.discard((event.worker_id, event.model))
         self.load_s += event.load_s
+        self._loaded += 1
 
     def _on_state_changed(self, node: object, event: WorkerStateChanged) -> None:
         self.fleet.move(event.at, event.worker_id, event.new)
@@ -293,6 +297,11 @@ class Recorder:
         if any(self._routed):
             return dict(zip(ACTIONS, self._routed, strict=True))
         return {action: self.completed_actions[action] for action in ACTIONS}
+
+    @property
+    def mean_load_s(self) -> float | None:
+        """Of the loads that were finished; None if none was."""
+        return self.load_s / self._loaded if self._loaded else None
 
     def glance(self) -> Glance:
         """Figures so far; cheap however long the run is."""
@@ -360,6 +369,8 @@ def _run_section(run: RunInfo, completed: int) -> dict[str, Any]:
         "policy": run.policy,
         "seed": run.seed,
         "duration_s": rounded(run.duration_s),
+        "duration_asked_s": None if run.duration_asked_s is None else rounded(run.duration_asked_s),
+        "interrupted": run.interrupted,
         "wall_s": rounded(run.wall_s),
         "requests_per_wall_s": _ratio(completed, run.wall_s) or 0.0,
         "workload": _rounded_tree(run.workload),
