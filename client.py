@@ -315,4 +315,4 @@ class Client(Node):
         if pending.last_error and pending.placement is None:
             self.events.append(RequestRejected(now, request_id, model, arrival_s, pending.last_error))
         else:
-            self.events.append(RequestFailed(now, request_id, model, arrival_s, f"not finished within {self.config.request_timeout_s:g} s"))
+            self.events.append(RequestFailed(now, request_id, model, arrival_s, f"not finished within {self.config.request_timeout_s:.12g} s"))

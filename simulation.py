@@ -26,7 +26,7 @@ from sllm.events import Event
 from sllm.messages import READY, Address
 from sllm.mix import hardware_of_workers
 from sllm.node import Codec, Node
-from sllm.placement.registry import make_policy
+from sllm.placement.registry import broken_policies, make_policy
 from sllm.report.outputs import Outputs
 from sllm.report.progress import Progress, Snapshot
 from sllm.results import FleetFigures, Invariants, Recorder, ReportFigures, RunInfo
@@ -158,10 +158,14 @@ class Run(ABC):
         """`progress_to` None: stderr. `outputs`: where rows and the recording go; the caller commits them."""
         self.config = config
         self.options = options
+        self.violations: list[str] = []
+        self.warnings: list[str] = [f"a policy could not be read: {problem}" for problem in broken_policies()]
         self.system = System(config, wire=options.wire or self.mode == "udp", stopwatch=time.perf_counter)
         self.workload = self.system.workload()
         if self.workload.trace is None or not self.workload.trace.format.exact:  # which models a recording asks for, its rows say
             check_models_fit(config, self.system.catalog)
+        elif "--zipf" in options.given:
+            self.warnings.append("--zipf: has no effect: a recording says which model each request is for")
         self.recorder = Recorder()
         self.requests_csv = outputs.requests_csv if outputs else None
         self.recording = outputs.recording if outputs else None
@@ -170,10 +174,8 @@ class Run(ABC):
             stream or io.StringIO(), time.monotonic,
             virtual=options.virtual, quiet=options.quiet or stream is None, no_color=options.no_color, dumb=options.dumb_terminal,
         )  # fmt: skip
-        self.violations: list[str] = []
         self.interrupted = False
         self._drawing = False  # in the middle of making the next request
-        self.warnings: list[str] = []
         self.began_s = 0.0  # of the run's clock: when requests began to come
         self.window_s = 0.0  # for how long they came
         self.ready_workers = 0  # just before they were sent home
@@ -466,7 +468,7 @@ class LiveRun(Run):
                 self.violations.append(str(violation))
         if self.falls_behind:
             self.warnings.append(
-                f"this machine cannot keep up with --speedup {self.config.speedup:g}: the run's clock fell behind by {100 * self.clock.lag:.0f} %"
+                f"this machine cannot keep up with --speedup {self.config.speedup:.12g}: the run's clock fell behind by {100 * self.clock.lag:.0f} %"
             )
 
     def _serve(self) -> None:
@@ -497,7 +499,7 @@ class LiveRun(Run):
         began = time.perf_counter()
         self._run_until(lambda: system.started or time.perf_counter() - began > START_WALL_S)
         if not system.started:
-            raise UsageError(f"{self._not_started()} after {START_WALL_S:g} s: too many for this machine (--workers)")
+            raise UsageError(f"{self._not_started()} after {START_WALL_S:.12g} s: too many for this machine (--workers)")
 
     def _submit_due(self) -> None:
         """Hand in every request whose time has come, some at a time so that the fleet has its turns, and come back for the next."""

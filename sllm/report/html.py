@@ -106,7 +106,7 @@ def _axis_duration(value: float) -> str:
         return "0"
     for scale, unit in ((1e6, "µs"), (1e3, "ms"), (1.0, "s")):
         if value * scale < 999.5 or unit == "s":
-            return f"{value * scale:,.4g} {unit}"
+            return f"{value * scale:,.{4 if unit != 's' else 9}g} {unit}"
     return ""
 
 
