@@ -415,6 +415,7 @@ class VirtualRun(Run):
         interval_s = self.config.report_interval_s or 1.0
         self.world.run(max(self.world.now, faults_end_s))
         self._checkers.settle(self.config.request_timeout_s + 10.0 * interval_s, SETTLE_INTERVALS * interval_s)
+        self.recorder.fleet.end()
         self.ready_workers = self.system.ready
         for name in self.system.workers:
             host = self.world.hosts[name]
@@ -530,6 +531,7 @@ class LiveRun(Run):
 
     def _send_home(self) -> None:
         """Drain the workers; wait until their last reports have been heard, or cannot be expected any more."""
+        self.recorder.fleet.end()
         self.ready_workers = self.system.ready
         for worker, host in self._hosts:
             worker.drain(self.now)

@@ -141,11 +141,16 @@ class StateTimeline:
         self.counts: Counter[str] = Counter()
         self._states: dict[str, str] = {}
         self._step_s = 0.01
+        self._ended = False
+
+    def end(self) -> None:
+        """What happens from now on is the end of the run itself, in which all workers go home: no part of what it was about."""
+        self._ended = True
 
     def move(self, at: float, worker_id: str, state: str) -> None:
         """A worker is in a state now. What it was in before is remembered here: a coordinator that restarts has forgotten it."""
         old = self._states.get(worker_id)
-        if old == state:
+        if old == state or self._ended:
             return
         self._states[worker_id] = state
         self.counts[state] += 1

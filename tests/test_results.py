@@ -248,3 +248,13 @@ def test_missing_unknown_and_disordered_keys_are_said():
     assert validate_results({key: value for key, value in results.items() if key != "slo"}) == ["results: 'slo' is missing"]
     assert validate_results(dict(reversed(results.items())))[0].startswith("results: the keys are out of order")
     assert validate_results({**results, "fleet": 3}) == ["fleet: is not an object"]
+
+
+def test_the_end_of_a_run_in_which_all_go_home_is_no_part_of_the_timeline():
+    timeline = StateTimeline()
+    for name in ("a", "b"):
+        timeline.move(1.0, name, "READY")
+    timeline.end()
+    for name in ("a", "b"):
+        timeline.move(9.0, name, "LEFT")
+    assert timeline.points == [(1.0, {"READY": 2})]
