@@ -29,7 +29,7 @@ from sllm.node import Codec, Node
 from sllm.placement.registry import broken_policies, make_policy
 from sllm.report.outputs import Outputs
 from sllm.report.progress import Progress, Snapshot
-from sllm.results import FleetFigures, Invariants, Recorder, ReportFigures, RunInfo
+from sllm.results import Begun, FleetFigures, Invariants, Recorder, ReportFigures, RunInfo
 from sllm.runtime.clock import Clock
 from sllm.runtime.keys import ephemeral_keyring
 from sllm.runtime.sockets import ensure_descriptors
@@ -275,6 +275,16 @@ class Run(ABC):
         """The machine is too slow for the speed asked for."""
         return False
 
+    def begun(self) -> Begun:
+        """What is known of the first tokens of requests in flight."""
+        goal_s, ended_s, in_time, undecided = self.recorder.ttft_slo_s, self.now, 0, 0
+        for client in self.system.clients:
+            for pending in client.unfinished():
+                first_s = pending.first_token_at
+                in_time += first_s is not None and first_s - pending.arrival_s <= goal_s
+                undecided += first_s is None and ended_s - pending.arrival_s < goal_s
+        return Begun(in_time, undecided)
+
     def put_in_flight(self) -> None:
         """Give a row to each request that had not ended when the run was interrupted."""
         if self.requests_csv is not None and self.interrupted:
@@ -297,6 +307,7 @@ class Run(ABC):
             self.report_figures(),
             Invariants(self.checkers().checked, self.violations),
             self.system.in_flight,
+            self.begun(),
         )
 
 

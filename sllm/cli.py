@@ -183,7 +183,10 @@ EFFECTS = (
         ("--keep-alive",), lambda config, options: config.engine == "queue" and not config.service_load_s,
         "has no effect: the queue engine loads nothing without --service-load", refuse=False,
     ),
-    Effect(("--hardware",), lambda config, options: config.engine == "queue", "has no effect on what the queue engine serves", refuse=False),
+    Effect(
+        ("--hardware",), lambda config, options: config.engine == "queue" and not sum(parse_mix(config.hardware).values()),
+        "has no effect on what the queue engine serves", refuse=False,
+    ),
 )  # fmt: skip
 """Each flag that can be without effect. What is so in the environment alone is passed over: its variables are shared by all roles and runs."""
 NEUTRAL = {"--loss": "loss", "--speedup": "speedup", "--keep-alive": "keep_alive_s", "--service-load": "service_load_s"}

@@ -83,6 +83,13 @@ class Invariants(NamedTuple):
     violations: Sequence[str] = ()
 
 
+class Begun(NamedTuple):
+    """Requests in flight at the end of a run, by their first token: it came in time, or its time is not over. All others are late."""
+
+    in_time: int = 0
+    undecided: int = 0
+
+
 class Glance(NamedTuple):
     """Figures in passing, for progress. Percentiles are estimated from a sample spread evenly over the run."""
 
@@ -317,12 +324,19 @@ class Recorder:
         )
 
     def results(
-        self, run: RunInfo, fleet: FleetFigures, reports: ReportFigures, invariants: Invariants = Invariants(), in_flight: int | None = None  # noqa: B008
+        self,
+        run: RunInfo,
+        fleet: FleetFigures,
+        reports: ReportFigures,
+        invariants: Invariants = Invariants(),  # noqa: B008
+        in_flight: int | None = None,
+        begun: Begun = Begun(),  # noqa: B008
     ) -> dict[str, Any]:
         """The results, schema 1, in the order of its keys.
 
         `in_flight` is what the clients count; without it, it is what was sent and did not end, and the books balance by definition.
-        `slo.attainment` is the part of all requests sent whose first token came in time; one that failed, was rejected or is in flight did not.
+        `slo.attainment` is the part of the requests sent whose first token came in time; one that failed or was rejected had none. Of those in flight it
+        counts the ones of which that is known, by `begun`.
         `fleet.utilisation` is the mean over workers of busy time / elapsed time; `load_imbalance` the longest busy time / the mean one (1: even).
         `cold_start_rate` is cold starts / placements; `model_hit_rate` the part of requests that found their model on the GPU when they came to the worker.
         """
@@ -339,7 +353,7 @@ class Recorder:
             },
             "actions": self.actions,
             **{name: summarize(getattr(self, name)) for name in DISTRIBUTIONS},
-            "slo": {"ttft_s": rounded(self.ttft_slo_s), "attainment": _ratio(in_time, sent)},
+            "slo": {"ttft_s": rounded(self.ttft_slo_s), "attainment": _ratio(in_time + begun.in_time, sent - begun.undecided)},
             "fleet": self._fleet_section(fleet),
             "reports": _reports_section(reports),
             "invariants": {"checked": invariants.checked, "violations": list(invariants.violations)},

@@ -21,7 +21,7 @@ import centralized_simulation
 from centralized_simulation import Signals
 from experiments.harness import configuration, silent
 from simulation import LiveRun, Run, VirtualRun
-from sllm.events import RequestSent, WorkerStateChanged
+from sllm.events import RequestCompleted, RequestSent, WorkerStateChanged
 from sllm.messages import READY
 from sllm.report.html import render_html
 from sllm.report.json import validate_results
@@ -73,6 +73,23 @@ def test_nothing_comes_after_an_interrupt_and_the_figures_are_those_up_to_it() -
     assert section["duration_s"] == pytest.approx(run.recorder.sent_at[-1] - run.began_s), "the time in which requests came"
     assert results["fleet"]["ready"] == 4
     assert (whole["run"]["interrupted"], whole["run"]["duration_s"], whole["run"]["duration_asked_s"]) == (False, 100.0, 100.0)
+
+
+def test_requests_in_flight_count_for_the_goal_as_far_as_it_is_known() -> None:
+    """A run cut off says what the whole run says of the requests that it shares with it, and nothing of those whose time was not over."""
+    whole = virtual(rate_per_s=20.0, duration_s=60.0)
+    firsts: dict[str, float] = {}
+    whole.world.observe(lambda node, event: firsts.setdefault(event.request_id, event.ttft_s), RequestCompleted)  # type: ignore[attr-defined]
+    conducted(whole)
+    run = virtual(rate_per_s=20.0, duration_s=60.0)
+    interrupt_after(run, 600)
+    results = conducted(run)
+    goal_s, ended_s = results["slo"]["ttft_s"], run.now
+    sent = [f"r{index}" for index in range(600)]
+    decided = [name for name, at in zip(sent, run.recorder.sent_at, strict=True) if min(at + firsts[name], at + goal_s) <= ended_s]
+    assert len(decided) < 600
+    assert results["requests"]["in_flight"] > 600 - len(decided), "of some in flight it is known"
+    assert results["slo"]["attainment"] == pytest.approx(sum(firsts[name] <= goal_s for name in decided) / len(decided))
 
 
 def test_table_report_and_rows_say_interrupted(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from sllm.errors import OutputError, UsageError
 from sllm.report.standard import STDOUT
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _SERIAL = count(1).__next__
 _STDOUT_NAMES = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _OPEN_ALREADY = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")  # names of what this process has open: replacing such a name writes nothing there
@@ -29,7 +30,8 @@ class OutputFile:
     """An output being written. `stream` takes text, `raw` bytes; use one of them. Neither ever raises for what the system refuses.
 
     A regular file is written beside its final name, under which `commit` puts it; `discard` leaves nothing behind. What is no regular file (a pipe,
-    /dev/null) is written directly, as is stdout, whose path is "-". UsageError, naming the flag and the path, when the path cannot be opened.
+    /dev/null) is written directly, as is stdout, whose path is "-". UsageError, naming the flag and the path, when the path cannot be opened; OutputError
+    when the disk is full already or stdout closed.
     """
 
     def __init__(self, flag: str, path: str) -> None:
@@ -40,7 +42,8 @@ class OutputFile:
         try:
             descriptor = self._open_stdout() if path == STDOUT else self._open(path)
         except (OSError, ValueError) as error:
-            raise (OutputError if path == STDOUT else UsageError)(self._problem(error)) from None
+            at_fault = OutputError if path == STDOUT or getattr(error, "errno", 0) in _NO_ROOM else UsageError
+            raise at_fault(self._problem(error)) from None
         self._sink = _Sink(descriptor)
         self.raw = io.BufferedWriter(self._sink, 1 << 16)
         self.stream: TextIO = io.TextIOWrapper(self.raw, encoding="utf-8", newline="")

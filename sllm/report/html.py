@@ -244,6 +244,7 @@ def _figures_tables(results: Mapping[str, Any], recorder: Recorder) -> str:
 def _parameters(results: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
     run = results["run"]
     known = {name: run[name] for name in ("mode", "architecture", "workers", "policy", "seed", "duration_s", "duration_asked_s", "interrupted")}
+    known = {name: value for name, value in known.items() if value is not None}
     known["hardware"] = ", ".join(f"{number:,} × {name}" for name, number in run["hardware"].items())
     return [(str(name), str(value)) for name, value in {**known, **run["workload"], **parameters}.items()]
 
