@@ -9,6 +9,7 @@ Every datagram is sent again with backoff and jitter until it is answered. A req
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import inf
 from random import Random
 from typing import Protocol
@@ -130,6 +131,10 @@ class Client(Node):
     def in_flight(self) -> int:
         """Requests submitted and not yet ended."""
         return len(self._pending)
+
+    def unfinished(self) -> Iterator[Pending]:
+        """The requests submitted and not yet ended, in order of arrival."""
+        return iter(self._pending.values())
 
     def submit(self, asked: Asked, now: float) -> None:
         """Take a request. Its id must be new to this client."""
@@ -310,4 +315,4 @@ class Client(Node):
         if pending.last_error and pending.placement is None:
             self.events.append(RequestRejected(now, request_id, model, arrival_s, pending.last_error))
         else:
-            self.events.append(RequestFailed(now, request_id, model, arrival_s, f"not finished within {self.config.request_timeout_s:g} s"))
+            self.events.append(RequestFailed(now, request_id, model, arrival_s, f"not finished within {self.config.request_timeout_s:.12g} s"))

@@ -172,11 +172,11 @@ def parse_setting(field: dataclasses.Field[Any], text: str, label: str) -> Any:
 def _range_text(rules: Mapping[str, Any]) -> str:
     parts = []
     if rules["low"] is not None:
-        parts.append(f"at least {rules['low']:g}")
+        parts.append(f"at least {rules['low']:.12g}")
     if rules["above"] is not None:
-        parts.append(f"above {rules['above']:g}")
+        parts.append(f"above {rules['above']:.12g}")
     if rules["high"] is not None:
-        parts.append(f"at most {rules['high']:g}")
+        parts.append(f"at most {rules['high']:.12g}")
     unit = f" ({rules['unit']})" if rules["unit"] else ""
     return (", " + " and ".join(parts) if parts else "") + unit
 

@@ -160,7 +160,7 @@ def _refuse(config: Config, environ: Mapping[str, str]) -> None:
     """UsageError for what only a simulation can do."""
     asked = {name: environ.get(name, "").strip() for name in REFUSED}
     if config.speedup != 1.0:
-        asked["SPEEDUP"] = f"{config.speedup:g}"
+        asked["SPEEDUP"] = f"{config.speedup:.12g}"
     for name, value in asked.items():
         if value not in ("", "0"):
             raise UsageError(f"{name}={value!r}: is for centralized_simulation.py; a load generator has its last log line, and REQUESTS_CSV")

@@ -14,7 +14,7 @@ from sllm.assemble import build_catalog
 from sllm.events import Event
 from sllm.fleet import STATES
 from sllm.messages import Address
-from sllm.placement.registry import make_policy
+from sllm.placement.registry import broken_policies, make_policy
 from sllm.runtime.bridge import Answer
 from sllm.runtime.fleetview import FleetPicture, History, Photographer, cells_of, page_of, summary_of
 from sllm.runtime.launch import launch
@@ -100,6 +100,8 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
     """Run until a signal asks for the end."""
     policy, catalog = make_policy(config.policy), build_catalog(config)
     with Service("coordinator", config, environ) as service:
+        for problem in broken_policies():
+            service.log.warning("a policy could not be read: %s", problem)
 
         def make(address: Address) -> CoordinatorPart:
             node = Coordinator(

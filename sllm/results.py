@@ -59,6 +59,8 @@ class RunInfo(NamedTuple):
     hardware: Mapping[str, int] = {}  # workers by hardware
     engine_profile: str | None = None  # of the workers' hardware; None: their engine has none
     loader: str | None = None  # likewise
+    duration_asked_s: float | None = None  # what `duration_s` was to be; None: the whole of a trace
+    interrupted: bool = False  # ended by a signal before everything had come to its end
 
 
 class FleetFigures(NamedTuple):
@@ -81,6 +83,13 @@ class ReportFigures(NamedTuple):
 class Invariants(NamedTuple):
     checked: int = 0
     violations: Sequence[str] = ()
+
+
+class Begun(NamedTuple):
+    """Requests in flight at the end of a run, by their first token: it came in time, or its time is not over. All others are late."""
+
+    in_time: int = 0
+    undecided: int = 0
 
 
 class Glance(NamedTuple):
@@ -141,11 +150,16 @@ class StateTimeline:
         self.counts: Counter[str] = Counter()
         self._states: dict[str, str] = {}
         self._step_s = 0.01
+        self._ended = False
+
+    def end(self) -> None:
+        """What happens from now on is the end of the run itself, in which all workers go home: no part of what it was about."""
+        self._ended = True
 
     def move(self, at: float, worker_id: str, state: str) -> None:
         """A worker is in a state now. What it was in before is remembered here: a coordinator that restarts has forgotten it."""
         old = self._states.get(worker_id)
-        if old == state:
+        if old == state or self._ended:
             return
         self._states[worker_id] = state
         self.counts[state] += 1
@@ -196,7 +210,8 @@ class Recorder:
         self.duplicates = 0
         self.output_tokens = 0
         self.loads = 0
-        self.load_s = 0.0  # of all loads together
+        self.load_s = 0.0  # of all loads that were finished, together
+        self._loaded = 0
         self.fleet = StateTimeline()
         self._admitted = 0
         self._missed = 0  # of those admitted: the model was not on the GPU
@@ -283,6 +298,7 @@ class Recorder:
     def _on_loaded(self, node: object, event: ModelLoaded) -> None:
         self._loading.discard((event.worker_id, event.model))
         self.load_s += event.load_s
+        self._loaded += 1
 
     def _on_state_changed(self, node: object, event: WorkerStateChanged) -> None:
         self.fleet.move(event.at, event.worker_id, event.new)
@@ -296,6 +312,11 @@ class Recorder:
             return dict(zip(ACTIONS, self._routed, strict=True))
         return {action: self.completed_actions[action] for action in ACTIONS}
 
+    @property
+    def mean_load_s(self) -> float | None:
+        """Of the loads that were finished; None if none was."""
+        return self.load_s / self._loaded if self._loaded else None
+
     def glance(self) -> Glance:
         """Figures so far; cheap however long the run is."""
         count = len(self.ttft_s)
@@ -305,12 +326,19 @@ class Recorder:
         )
 
     def results(
-        self, run: RunInfo, fleet: FleetFigures, reports: ReportFigures, invariants: Invariants = Invariants(), in_flight: int | None = None  # noqa: B008
+        self,
+        run: RunInfo,
+        fleet: FleetFigures,
+        reports: ReportFigures,
+        invariants: Invariants = Invariants(),  # noqa: B008
+        in_flight: int | None = None,
+        begun: Begun = Begun(),  # noqa: B008
     ) -> dict[str, Any]:
         """The results, schema 1, in the order of its keys.
 
         `in_flight` is what the clients count; without it, it is what was sent and did not end, and the books balance by definition.
-        `slo.attainment` is the part of all requests sent whose first token came in time; one that failed, was rejected or is in flight did not.
+        `slo.attainment` is the part of the requests sent whose first token came in time; one that failed or was rejected had none. Of those in flight it
+        counts the ones of which that is known, by `begun`.
         `fleet.utilisation` is the mean over workers of busy time / elapsed time; `load_imbalance` the longest busy time / the mean one (1: even).
         `cold_start_rate` is cold starts / placements; `model_hit_rate` the part of requests that found their model on the GPU when they came to the worker.
         """
@@ -327,7 +355,7 @@ class Recorder:
             },
             "actions": self.actions,
             **{name: summarize(getattr(self, name)) for name in DISTRIBUTIONS},
-            "slo": {"ttft_s": rounded(self.ttft_slo_s), "attainment": _ratio(in_time, sent)},
+            "slo": {"ttft_s": rounded(self.ttft_slo_s), "attainment": _ratio(in_time + begun.in_time, sent - begun.undecided)},
             "fleet": self._fleet_section(fleet),
             "reports": _reports_section(reports),
             "invariants": {"checked": invariants.checked, "violations": list(invariants.violations)},
@@ -362,6 +390,8 @@ def _run_section(run: RunInfo, completed: int) -> dict[str, Any]:
         "policy": run.policy,
         "seed": run.seed,
         "duration_s": rounded(run.duration_s),
+        "duration_asked_s": None if run.duration_asked_s is None else rounded(run.duration_asked_s),
+        "interrupted": run.interrupted,
         "wall_s": rounded(run.wall_s),
         "requests_per_wall_s": _ratio(completed, run.wall_s) or 0.0,
         "workload": _rounded_tree(run.workload),

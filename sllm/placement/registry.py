@@ -6,24 +6,60 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import traceback
 from functools import cache
-from typing import Any
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from sllm import placement
 from sllm.errors import UsageError
 from sllm.placement.base import Policy
 
 
-@cache
+class _Folder(NamedTuple):
+    policies: dict[str, type[Policy]]
+    broken: dict[str, str]  # by the file's name without .py: file, line and what is wrong
+
+
 def policies() -> dict[str, type[Policy]]:
-    """Every policy in this folder, by name, in alphabetical order."""
+    """Every policy in this folder, by name, in alphabetical order. A file that cannot be imported has none."""
+    return _list_folder().policies
+
+
+def broken_policies() -> list[str]:
+    """What is wrong with the files of this folder that cannot be imported: file, line and reason of each. Runs with other policies go on."""
+    return list(_list_folder().broken.values())
+
+
+@cache
+def _list_folder() -> _Folder:
     found: dict[str, type[Policy]] = {}
+    broken: dict[str, str] = {}
     for module_info in pkgutil.iter_modules(placement.__path__, f"{placement.__name__}."):
-        module = importlib.import_module(module_info.name)
-        for _, kind in inspect.getmembers(module, inspect.isclass):
-            if issubclass(kind, Policy) and kind.__module__ == module.__name__ and not inspect.isabstract(kind):
-                found[kind.name] = kind
-    return dict(sorted(found.items()))
+        try:
+            found |= _policies_of(importlib.import_module(module_info.name))
+        except (Exception, SystemExit) as error:  # whatever a file does when it is imported
+            stem = module_info.name.rpartition(".")[2]
+            broken[stem] = _where_and_why(error, stem)
+    return _Folder(dict(sorted(found.items())), broken)
+
+
+def _policies_of(module: ModuleType) -> dict[str, type[Policy]]:
+    kinds = (kind for _, kind in inspect.getmembers(module, inspect.isclass) if issubclass(kind, Policy) and kind.__module__ == module.__name__)
+    return {kind.name: kind for kind in kinds if not inspect.isabstract(kind)}
+
+
+def _where_and_why(error: BaseException, stem: str) -> str:
+    """File, line and reason of a failed import, on one line."""
+    name = f"{stem}.py"
+    if isinstance(error, SyntaxError) and error.filename:
+        name, line, reason = Path(error.filename).name, error.lineno, error.msg
+    else:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == name]
+        line, reason = lines[-1] if lines else None, " ".join(str(error).split())
+    place = f"{placement.__name__.replace('.', '/')}/{name}" + (f", line {line}" if line is not None else "")
+    return f"{place}: {type(error).__name__}: {reason}"
 
 
 def make_policy(text: str) -> Policy:
@@ -31,7 +67,11 @@ def make_policy(text: str) -> Policy:
     name, _, rest = text.partition(":")
     kind = policies().get(name)
     if kind is None:
-        raise UsageError(f"policy {name!r} is not known; there are {', '.join(policies())}")
+        broken = _list_folder().broken
+        if name in broken:
+            raise UsageError(f"policy {name!r} cannot be read: {broken[name]}")
+        others = f"; not readable: {'; '.join(broken.values())}" if broken else ""
+        raise UsageError(f"policy {name!r} is not known; there are {', '.join(policies())}{others}")
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for part in rest.split(",") if rest else []:
