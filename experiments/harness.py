@@ -53,19 +53,20 @@ class Simulation(VirtualRun):
     def _inject(self) -> float:
         injector = Injector(self.world, self.schedule)
         injector.install()
-        if self.strangers_per_s:
-            self._add_strangers()
-        return injector.end_s
+        return max(injector.end_s, self._add_strangers()) if self.strangers_per_s else injector.end_s
 
-    def _add_strangers(self) -> None:
+    def _add_strangers(self) -> float:
+        """They speak from now on; returns until when."""
         names = self.system.catalog.names
         known = {"model": names, "worker_id": list(self.system.workers), "exclude": list(self.system.workers), "host": ["client", "coordinator", "nowhere"]}
         babbler = Babbler(stream(self.config.seed, "strangers"), known, [kind for kind in MESSAGES if kind is not LoadReport])
+        until = self.world.now + self.config.duration_s
         mouth = Mouth(
             babbler, [host.address for host in self.world.hosts.values()], [f"stranger-{i}" for i in range(5)], per_s=self.strangers_per_s,
-            now=self.world.now, until=self.world.now + self.config.duration_s, codec=self.system.codec(),
+            now=self.world.now, until=until, codec=self.system.codec(),
         )  # fmt: skip
         self.world.add(mouth, ("strangers", 1))
+        return until
 
     def complete(self) -> dict[str, Any]:
         """Conduct the run and return its results."""
