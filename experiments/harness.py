@@ -13,10 +13,14 @@ from typing import Any, TypeVar
 from config import Config
 from simulation import VirtualRun
 from sllm.cli import Options
+from sllm.messages import LoadReport
 from sllm.report.json import to_json
 from sllm.results import WALL_CLOCK_KEYS
+from sllm.schema import MESSAGES
 from sllm.sim.faults import Schedule
+from sllm.sim.hostile import Babbler, Mouth
 from sllm.sim.inject import Injector
+from sllm.streams import stream
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")
@@ -34,18 +38,35 @@ def silent(*, virtual: bool = True, wire: bool = False) -> Options:
 
 
 class Simulation(VirtualRun):
-    """A virtual run with a schedule made in memory. `link`: fields of `sllm.sim.network.Link` for every link, from the start to the end."""
+    """A virtual run with a schedule made in memory. `link`: fields of `sllm.sim.network.Link` for every link, from the start to the end.
+    `strangers_per_s`: messages that holders of the key send to everybody, whatever keeps the rules but load reports, whose books are the workers'."""
 
-    def __init__(self, config: Config, *, wire: bool = False, schedule: Schedule | None = None, link: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, config: Config, *, wire: bool = False, schedule: Schedule | None = None, link: dict[str, Any] | None = None, strangers_per_s: float = 0.0
+    ) -> None:
         super().__init__(config, silent(wire=wire))
         self.schedule = schedule or Schedule()
+        self.strangers_per_s = strangers_per_s
         if link:
             self.world.network.set_link(self.world.network.link._replace(**link))
 
     def _inject(self) -> float:
         injector = Injector(self.world, self.schedule)
         injector.install()
-        return injector.end_s
+        return max(injector.end_s, self._add_strangers()) if self.strangers_per_s else injector.end_s
+
+    def _add_strangers(self) -> float:
+        """They speak from now on; returns until when."""
+        names = self.system.catalog.names
+        known = {"model": names, "worker_id": list(self.system.workers), "exclude": list(self.system.workers), "host": ["client", "coordinator", "nowhere"]}
+        babbler = Babbler(stream(self.config.seed, "strangers"), known, [kind for kind in MESSAGES if kind is not LoadReport])
+        until = self.world.now + self.config.duration_s
+        mouth = Mouth(
+            babbler, [host.address for host in self.world.hosts.values()], [f"stranger-{i}" for i in range(5)], per_s=self.strangers_per_s,
+            now=self.world.now, until=until, codec=self.system.codec(),
+        )  # fmt: skip
+        self.world.add(mouth, ("strangers", 1))
+        return until
 
     def complete(self) -> dict[str, Any]:
         """Conduct the run and return its results."""

@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
     said: int  # messages of the flood
     client: dict[str, Any]  # the honest client's figures
-    whole_after_s: float  # from the end of the flood until every worker was READY again and served; 0: not looked at
+    whole_after_s: float  # from the end of the flood until every worker was READY again; 0: not looked at
     problems: list[str]
 
 
@@ -201,12 +201,12 @@ def drill(duration_s: float, *, stolen: bool, per_s: float = 100.0, rate_per_s: 
         problems = []
         if stolen:
             ended_at = time.monotonic()
-            client.stop()
             try:
                 wait_for("three workers are READY again", fleet.is_whole, 2.0 * TIMEOUT_S)
             except TimeoutError as error:
                 problems.append(str(error))
             whole_after_s = time.monotonic() - ended_at
+            client.stop()
             client = fleet.client("client-after", 5.0, rate_per_s)
         client.process.wait(duration_s + 400.0)
         figures = client.figures()

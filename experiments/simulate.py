@@ -43,19 +43,21 @@ CLIENT_FAULTS = ("freeze", "slow", "clock_jump", "clock_drift", "overflow", "iso
 
 
 class Scenario(NamedTuple):
-    """One run: the fleet and its workload, every link's quality, what goes wrong, and whether messages travel as bytes."""
+    """One run: the fleet and its workload, every link's quality, what goes wrong, whether messages travel as bytes, and what strangers with the key say."""
 
     config: Config
     link: dict[str, Any]
     schedule: Schedule
     wire: bool
+    strangers_per_s: float = 0.0
 
     def describe(self) -> str:
         """One line for people."""
         config = self.config
         what = f"{config.workers} workers of {config.engine}/{config.hardware}, {config.policy}"
         how = f"{config.rate_per_s:.2f} req/s {config.arrivals} for {config.duration_s:.0f} s"
-        return f"{what}, {how}, reports every {config.report_interval_s:g} s, {len(self.schedule.faults)} faults{', bytes' if self.wire else ''}"
+        more = f"{', bytes' if self.wire else ''}{f', {self.strangers_per_s:.0f} messages/s of strangers' if self.strangers_per_s else ''}"
+        return f"{what}, {how}, reports every {config.report_interval_s:g} s, {len(self.schedule.faults)} faults{more}"
 
 
 class Outcome(NamedTuple):
@@ -81,7 +83,8 @@ def draw_scenario(seed: int, *, small: bool = False) -> Scenario:
     if rng.random() < 0.2:
         link["corrupt"] = rng.uniform(0.0, 0.05)
     wire = rng.random() < 0.2 and not small
-    return Scenario(config, link, Schedule(tuple(faults), f"seed {seed}"), wire)
+    strangers_per_s = rng.choice((0.0, 0.0, 0.0, rng.uniform(1.0, 30.0)))
+    return Scenario(config, link, Schedule(tuple(faults), f"seed {seed}"), wire, strangers_per_s)
 
 
 def _draw_config(rng: Random, seed: int, small: bool) -> Config:
@@ -143,7 +146,9 @@ def _draw_faults(rng: Random, until_s: float) -> list[Fault]:
 
 def run_scenario(scenario: Scenario) -> tuple[dict[str, Any], str, str]:
     """Run it; returns the results, what is broken ("" if nothing), and a digest of all that the seed determines."""
-    run = Simulation(scenario.config, wire=scenario.wire, schedule=scenario.schedule, link=scenario.link)
+    run = Simulation(
+        scenario.config, wire=scenario.wire, schedule=scenario.schedule, link=scenario.link, strangers_per_s=scenario.strangers_per_s
+    )  # fmt: skip
     results = run.complete()
     problem = "\n".join(results["invariants"]["violations"]) or check_books(results)
     return results, problem, fingerprint(results, run.world.now, run.world.network.delivered)

@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from sllm.wire import HEADER, MAGIC, PICKLE_VERSION
+
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 60.0  # a bound for what never comes, not a time anything is expected to take
 
@@ -470,3 +472,41 @@ def test_keys_are_taken_over_without_a_restart(bench: Bench, tmp_path: Path) -> 
     assert not any("cd" * 32 in line or "ab" * 32 in line for line in process.lines)
     process.signal(signal.SIGTERM)
     assert process.exit_status() == 0
+
+
+def test_another_version_of_the_wire_is_refused_and_said_once(bench: Bench) -> None:
+    coordinator, port = bench.coordinator()
+    other = HEADER.pack(MAGIC, PICKLE_VERSION - 1, 1, 1, 1, 1, 1, 0.0) + bytes(40)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.sendto(other, ("127.0.0.1", int(port)))
+        coordinator.wait_for(lambda line: "another version" in line["message"])
+        stranger.sendto(other, ("127.0.0.1", int(port)))
+    bench.worker(0, port)
+    coordinator.wait_event("WorkerStateChanged", worker_id="worker-0", new="READY")
+    coordinator.signal(signal.SIGTERM)
+    assert coordinator.exit_status() == 0
+    assert sum("another version" in line["message"] for line in coordinator.told) == 1
+
+
+def test_an_exception_in_a_role_is_logged_with_its_stack_and_ends_nobody(bench: Bench) -> None:
+    code = (
+        "import coordinator, entrypoint_coordinator, sys\n"
+        "decide, calls = coordinator.Coordinator._decide, []\n"
+        "def broken(self, request, now):\n"
+        "    calls.append(now)\n"
+        "    return decide(self, request, now) if len(calls) > 3 else 1 // 0\n"
+        "coordinator.Coordinator._decide = broken\n"
+        "sys.exit(entrypoint_coordinator.main([]))\n"
+    )
+    coordinator = bench.start("coordinator", code=code, COORDINATOR_PORT="0")
+    port = coordinator.up()["udp"].rpartition(":")[2]
+    bench.worker(0, port)
+    coordinator.wait_event("WorkerStateChanged", worker_id="worker-0", new="READY")
+    client = bench.start("client", COORDINATOR_PORT=port, DURATION="1", RATE="20")
+    assert client.exit_status() == 0
+    (told,) = [line for line in coordinator.told if line.get("event") == "InternalErrorCaught"]
+    assert told["level"] == "error"
+    assert "ZeroDivisionError" in told["message"]
+    assert "in broken" in told["trace"]
+    coordinator.signal(signal.SIGTERM)
+    assert coordinator.exit_status() == 0
