@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from config import describe_misspelt, misspelt
 from simulation import LiveRun, Run, VirtualRun
-from sllm.cli import Options, flag_fields, parse
+from sllm.cli import RUN_VARIABLES, Options, flag_fields, parse
 from sllm.errors import UsageError
 from sllm.report.files import OutputFile
 from sllm.report.html import render_html
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     outputs: dict[str, OutputFile] = {}
     try:
         config, options = parse(arguments, os.environ, PROGRAM, DESCRIPTION)
+        wrong = misspelt(os.environ, RUN_VARIABLES)
+        if wrong:
+            print(f"{PROGRAM}: warning: {describe_misspelt(wrong)}", file=sys.stderr)
         outputs = open_outputs(options)
         run = VirtualRun(config, options) if options.virtual else LiveRun(config, options)
         try:

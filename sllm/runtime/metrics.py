@@ -195,6 +195,7 @@ class RoleMetrics:
         self.deferred = add.counter("sllm_datagrams_send_deferred_total", "Datagrams that waited for room in the send buffer.")
         self.kernel_drops = add.counter("sllm_kernel_drops_total", "Datagrams dropped by the kernel because the receive buffer was full.")
         self.buffer = add.gauge("sllm_receive_buffer_bytes", "Effective size of the main socket's receive buffer.")
+        self.log_drops = add.counter("sllm_log_lines_dropped_total", "Log lines thrown away because nobody read them in time.")
         self.up = add.gauge("sllm_ready", "1 while the process says it is ready.")
         self.on: dict[type, Callable[[Any], None]] = {}
 
