@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sllm.errors import UsageError
 from sllm.runtime import connections as conns
+from sllm.runtime import http as web
 from sllm.runtime.bridge import Bridge, LoopSilent
 from sllm.runtime.clock import Clock
 from sllm.runtime.http import BadQuery, HttpServer, Page, Site
@@ -101,6 +104,13 @@ def test_metrics_state_and_page(server: HttpServer, answers: Answers) -> None:
     for header, value in (("cache-control", "no-store"), ("x-content-type-options", "nosniff"), ("connection", "close")):
         assert headers[header] == value
     assert "python" not in headers["server"].lower()
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+                    lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner)))  # fmt: skip
+def test_json_in_pieces_is_json(value: object) -> None:
+    for grown in (value, {"a": [value] * 250, "b": {}}, [value] * web.PIECE_ITEMS):
+        assert "".join(web._pieces(grown)) == json.dumps(grown, separators=(",", ":"))
 
 
 def test_head_is_get_without_the_body(server: HttpServer) -> None:

@@ -17,9 +17,10 @@ import json
 import logging
 import re
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -34,6 +35,8 @@ BACKLOG = 128
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TEXT_TYPE = "text/plain; charset=utf-8"
 ANY_HOST = "*"
+PIECE_ITEMS = 100  # of a list, made JSON at once
+_dumps = partial(json.dumps, separators=(",", ":"), allow_nan=False)
 _HOST_HEADER = re.compile(rb"^host[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 
 Made = TypeVar("Made", bytes, bytes | Work)
@@ -162,7 +165,7 @@ class HttpServer:
                 fields = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=20))
             except ValueError as error:
                 raise BadQuery(str(error)) from None
-            return _reply(bodiless, 200, json.dumps(self._site.state(fields), separators=(",", ":"), allow_nan=False), "application/json")
+            return _reply(bodiless, 200, "".join(_pieces(self._site.state(fields))), "application/json")
 
         return lambda: _guarded(bodiless, make)
 
@@ -178,6 +181,21 @@ def _guarded(bodiless: bool, make: Callable[[], Made]) -> Made | bytes:
     except Exception:  # a fault of ours
         _log.exception("an HTTP request could not be answered")
         return _reply(bodiless, 500, "an error of this program; its log says more\n")
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """`value` as JSON, in pieces: one call for all of it would hold the interpreter, and with it the event loop, for as long as it takes."""
+    if isinstance(value, dict):
+        for number, (name, inner) in enumerate(value.items()):
+            yield ("," if number else "{") + _dumps(name) + ":"
+            yield from _pieces(inner)
+        yield "}" if value else "{}"
+    elif isinstance(value, list) and len(value) > PIECE_ITEMS:
+        for begin in range(0, len(value), PIECE_ITEMS):
+            yield ("," if begin else "[") + _dumps(value[begin : begin + PIECE_ITEMS])[1:-1]
+        yield "]"
+    else:
+        yield _dumps(value)
 
 
 def _reply(bodiless: bool, status: int, body: str | bytes, kind: str = TEXT_TYPE, headers: Mapping[str, str] | None = None) -> bytes:
