@@ -179,7 +179,8 @@ BEGIN_LIKE_OURS = ("ADVERTISE_", "COORDINATOR_", "DEMO_", "DISPATCH_", "DRAIN_",
 """Words that few programs beside this one begin a variable with. LOG_, HTTP_ and SERVICE_ are not among them: those are everywhere."""
 NEARLY_ALIKE = 0.85  # of two names, as `difflib.SequenceMatcher.ratio` has it: a letter too many, too few or wrong in six
 LONG_ENOUGH = 6  # characters of a name; of two shorter ones (MODEL, ZIP) likeness says little
-_SERVICE_LINK = re.compile(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+_SERVICE_LINK = re.compile(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 
 
 def misspelt(environ: Mapping[str, str], others: Iterable[str] = ()) -> dict[str, str]:
@@ -190,8 +191,8 @@ def misspelt(environ: Mapping[str, str], others: Iterable[str] = ()) -> dict[str
     known = {field.metadata["env"] for field in dataclasses.fields(Config)} | set(others)
     found: dict[str, str] = {}
     for name in sorted(environ.keys() - known):
-        link = _SERVICE_LINK.fullmatch(name) is not None and (not name.endswith("_PORT") or "://" in environ[name])
-        if link or not (name.isascii() and name.isupper()) or len(name) > 64:
+        link = _SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and "://" in environ[name])
+        if link or not _VARIABLE.fullmatch(name):
             continue
         nearest = difflib.get_close_matches(name, known, 1, NEARLY_ALIKE) if len(name) >= LONG_ENOUGH else []
         if nearest or name.startswith(BEGIN_LIKE_OURS):

@@ -30,7 +30,7 @@ def look_up(name: str) -> str | None:
     """The name's first IPv4 address, else its first IPv6 address, else None. Blocks."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
-    except (OSError, UnicodeError):
+    except (OSError, ValueError):  # ValueError: no name at all, as one with a NUL in it
         return None
     for family in (socket.AF_INET, socket.AF_INET6):
         for entry in found:
