@@ -151,7 +151,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def get(url: str) -> tuple[int, str]:
+def get(url: str | urllib.request.Request) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return answer.status, answer.read().decode()
@@ -185,8 +185,10 @@ def test_a_fleet_started_by_hand_serves_and_ends(bench: Bench) -> None:
 
 def test_health_metrics_and_state_over_http(bench: Bench) -> None:
     http_port = str(free_port())
-    coordinator, port = bench.coordinator(HEALTH_PORT=http_port)
+    coordinator, port = bench.coordinator(HEALTH_PORT=http_port, HTTP_HOSTS="fleet.example, page.example", HOSTNAME="node-7")
     base = coordinator.up()["http"]
+    for host, expected in {"fleet.example": 200, "page.example:443": 200, "node-7": 200, "localhost": 200, "evil.example": 421, "fleet": 421}.items():
+        assert get(urllib.request.Request(f"{base}/livez", headers={"Host": host}))[0] == expected, host
     coordinator.wait_event("CoordinatorReady")
     worker_port = str(free_port())
     worker = bench.worker(0, port, HEALTH_PORT=worker_port, DEMO_MODELS="2")
@@ -532,6 +534,28 @@ def test_an_untouched_configuration_says_nothing(tmp_path: Path) -> None:
                 break
         process.kill()
     assert re.fullmatch(r"\S+ info +configuration role=worker version=\S+\n", line)
+
+
+def test_a_worker_without_file_descriptors_goes_on_with_what_it_has(bench: Bench) -> None:
+    code = """
+import sys
+import entrypoint_worker
+from sllm.errors import UsageError
+from sllm.runtime import udp
+real = udp.bound_socket
+opened = []
+def bound_socket(*arguments):
+    opened.append(arguments)
+    if len(opened) == 3:
+        raise UsageError("no file descriptor left")
+    return real(*arguments)
+udp.bound_socket = bound_socket
+sys.exit(entrypoint_worker.main([]))
+"""
+    worker = bench.start("worker", code=code, WORKER_PORT="0", COORDINATOR_PORT="9", COORDINATOR_SILENT="0.2")
+    worker.wait_for(lambda line: line["message"] == "no file descriptor left; the old socket stays")
+    worker.signal(signal.SIGTERM)
+    assert worker.exit_status() == 0
 
 
 def test_a_log_that_nobody_reads_stops_nothing(bench: Bench) -> None:

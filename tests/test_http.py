@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import http.client
+import itertools
 import json
 import os
 import re
@@ -123,6 +124,13 @@ def test_head_is_get_without_the_body(server: HttpServer) -> None:
 def test_other_methods_are_refused(server: HttpServer, method: str) -> None:
     status, headers, _ = ask(server, "/state", method)
     assert (status, headers["allow"]) == (405, "GET, HEAD")
+
+
+def test_a_refusal_reaches_a_client_that_still_speaks(server: HttpServer) -> None:
+    """Closing with something unread would reset the connection, and the answer with it."""
+    answer = raw(server, b"POST /state HTTP/1.1\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000)
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert answer.endswith(b"only GET and HEAD\n")
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/livez/", "/../etc/passwd", "/LIVEZ", "/state/1"])
@@ -248,6 +256,28 @@ def test_a_loop_that_is_silent_keeps_no_health_check_waiting(answers: Answers) -
     finally:
         go_on.set()
         server.close()
+
+
+def test_who_makes_answers_rests_as_long_as_that_took(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scrapes one after the other leave the event loop half of the interpreter."""
+    monkeypatch.setattr(conns, "WORKERS", 1)
+    worked: list[tuple[float, float]] = []
+
+    def metrics() -> str:
+        began, until = time.monotonic(), time.thread_time() + 0.05
+        while time.thread_time() < until:
+            pass
+        worked.append((began, time.monotonic()))
+        return "a 1\n"
+
+    server = HttpServer(("127.0.0.1", 0), Site(lambda: (True, "ok"), lambda: (True, "ready"), metrics, answers.state))
+    try:
+        for _ in range(4):
+            assert ask(server, "/metrics")[0] == 200
+    finally:
+        server.close()
+    for (_, ended), (began, _) in itertools.pairwise(worked):
+        assert began - ended >= 0.05
 
 
 def test_no_thread_is_started_for_a_request(server: HttpServer, answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
