@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 import subprocess
@@ -15,8 +16,9 @@ from wire_samples import SAMPLES, envelope
 
 from sllm.errors import UsageError
 from sllm.messages import ReportAck
-from sllm.runtime import keys
+from sllm.runtime import keys, keywatch
 from sllm.runtime.keys import add_key, create_key_file, drop, ephemeral_keyring, key_path, key_stamp, load_keyring, read_keyring, rotate
+from sllm.runtime.keywatch import KeyWatch
 from sllm.wire import PickleCodec
 
 ROOT = Path(__file__).parent.parent
@@ -283,3 +285,20 @@ def test_rings_of_two_runs_are_strangers() -> None:
     one, other = PickleCodec(ephemeral_keyring()), PickleCodec(ephemeral_keyring())
     with pytest.raises(Exception, match="tag"):
         understands(one, other)
+
+
+def test_a_volume_that_went_and_came_back_as_it_was_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    path = a_key(tmp_path)
+    watch = KeyWatch(configuration(cluster_key_file=str(path)), {})
+    log = logging.getLogger("test")
+    with caplog.at_level("INFO", "test"), monkeypatch.context() as patch:
+        assert not watch.look(log)
+        patch.setattr(keywatch, "key_stamp", lambda _: None)
+        assert not watch.look(log)
+        assert not watch.look(log)
+    with caplog.at_level("INFO", "test"):
+        assert not watch.look(log)
+        assert not watch.look(log)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"cluster key {path}: is gone; the keys in use stay", f"the key file {path} can be read again, and has the same keys",
+    ]  # fmt: skip
