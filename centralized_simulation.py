@@ -20,8 +20,9 @@ from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
+from config import describe_misspelt, misspelt
 from simulation import LiveRun, Run, VirtualRun
-from sllm.cli import Options, flag_fields, input_files, parse
+from sllm.cli import RUN_VARIABLES, Options, flag_fields, input_files, parse
 from sllm.errors import OutputError, UsageError
 from sllm.report.html import render_html
 from sllm.report.json import to_json
@@ -86,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def simulate(arguments: list[str], signals: Signals) -> int:
     """Conduct the run and hand out what it measured; returns the exit status."""
     config, options = parse(arguments, os.environ, PROGRAM, DESCRIPTION)
+    wrong = misspelt(os.environ, RUN_VARIABLES)
     with Outputs(options.outputs, input_files(config, options)) as outputs:
-        for warning in options.warnings:
+        for warning in [*([describe_misspelt(wrong)] if wrong else []), *options.warnings]:
             complain(f"{PROGRAM}: warning: {warning}")
         run = (VirtualRun if options.virtual else LiveRun)(config, options, outputs=outputs)
         conduct(run, signals)

@@ -93,7 +93,7 @@ class Client(Node):
     """A client of the fleet; one can carry many requests at a time."""
 
     __slots__ = (
-        "_finished", "_heard_at", "_pending", "_poll_s", "_retry_initial_s", "_rng", "_timeout_s", "_timers", "config", "coordinator",
+        "_finished", "_heard_at", "_pending", "_poll_s", "_retry_initial_s", "_rng", "_timeout_s", "_timers", "acknowledged", "config", "coordinator",
     )  # fmt: skip
 
     def __init__(
@@ -119,6 +119,7 @@ class Client(Node):
         self._timers: Timers[Pending] = Timers()
         self._finished: Recent[str, str] = Recent()  # request_id -> worker that completed it, "" if none did
         self._heard_at = now  # when the coordinator last answered, or was last complained about
+        self.acknowledged = False  # it has answered at all
         self.handlers = {
             ScheduleResponse: self._on_schedule_response,
             ScheduleError: self._on_schedule_error,
@@ -186,6 +187,7 @@ class Client(Node):
     def _on_schedule_response(self, envelope: Enveloped[ScheduleResponse], addr: Address, now: float) -> None:
         _, _, _, _, response = envelope
         self._heard_at = now
+        self.acknowledged = True
         pending = self._pending.get(response.request_id)
         if pending is None or pending.state not in (ASKING, BACKING_OFF) or response in pending.given_up:
             return  # a late answer to a question asked twice
@@ -199,6 +201,7 @@ class Client(Node):
     def _on_schedule_error(self, envelope: Enveloped[ScheduleError], addr: Address, now: float) -> None:
         _, _, _, _, error = envelope
         self._heard_at = now
+        self.acknowledged = True
         pending = self._pending.get(error.request_id)
         if pending is None or pending.state != ASKING:
             return

@@ -82,6 +82,8 @@ class ClientPart:
     def ready(self) -> tuple[bool, str]:
         if not self._service.resolved:
             return False, f"the coordinator's name {self.node.config.coordinator_host} has no address"
+        if not self.node.acknowledged:
+            return False, f"the coordinator at {':'.join(map(str, self.node.coordinator))} has not answered yet"
         return True, "sending" if not self._exhausted else "waiting for the last answers"
 
     def observe(self, event: Event) -> None:

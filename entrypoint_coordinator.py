@@ -11,7 +11,7 @@ from typing import Any
 from config import Config
 from coordinator import Coordinator
 from sllm.assemble import build_catalog
-from sllm.events import Event
+from sllm.events import CoordinatorReady, Event
 from sllm.fleet import STATES
 from sllm.messages import Address
 from sllm.placement.registry import broken_policies, make_policy
@@ -36,6 +36,7 @@ class CoordinatorPart:
         self.page = fleet_page()
         self._service = service
         self._history = History()
+        self._ready_at = 0.0  # when the listening time was over
         driver = service.driver
         self._photographer = Photographer(
             lambda: node.fleet, lambda: service.clock.now, lambda step: driver.call_at(service.clock.now, step)
@@ -44,10 +45,14 @@ class CoordinatorPart:
     def ready(self) -> tuple[bool, str]:
         if not self.node.ready:
             return False, "listening for reports after a start"
+        if not self.node.fleet.rows:
+            return True, "ready, no worker has reported yet"
         return True, f"ready, degraded: {self.node.degraded}" if self.node.degraded else "ready"
 
     def observe(self, event: Event) -> None:
         self._history.observe(event)
+        if type(event) is CoordinatorReady:
+            self._ready_at = event.at
 
     def tick(self) -> None:
         self._history.tick()
@@ -62,7 +67,11 @@ class CoordinatorPart:
 
     def state(self, answer: Answer) -> None:
         def take(picture: FleetPicture) -> None:
-            answer((picture, self._figures(picture)))
+            if picture.at < self._ready_at:  # of before we were ready: it may lack who was heard until then
+                self._photographer.latest = None
+                self._photographer.take(take)
+            else:
+                answer((picture, self._figures(picture)))
 
         self._photographer.take(take)
 

@@ -148,6 +148,11 @@ class Worker(Node):
         self._state_changed = False  # since the last report, and the first is sent at once
         self._plan()
 
+    @property
+    def acknowledged(self) -> bool:
+        """A coordinator has answered a report of ours."""
+        return self._heard_epoch != 0
+
     # --- requests -------------------------------------------------------------------------------------------------------------------
 
     def _on_inference_request(self, envelope: Enveloped[InferenceRequest], addr: Address, now: float) -> None:

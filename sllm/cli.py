@@ -73,6 +73,8 @@ SWITCHES: tuple[tuple[str, str, str], ...] = (
     ("--quiet", "QUIET", "print no progress and no table"),
 )
 
+RUN_VARIABLES = frozenset(env for _, env, *_ in (*OUTPUTS, *SWITCHES))
+
 
 def flag_fields() -> list[dataclasses.Field[Any]]:
     """The configuration fields that have a command-line option."""

@@ -64,7 +64,8 @@ class Node:
     """
 
     __slots__ = (
-        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "life_timeout_s", "node_id", "outbox", "rejected", "wake_at", "wall_offset_s",
+        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "life_timeout_s", "node_id", "on_refused", "outbox", "rejected", "wake_at",
+        "wall_offset_s",
     )  # fmt: skip
 
     def __init_subclass__(cls) -> None:
@@ -87,6 +88,7 @@ class Node:
         self.outbox: list[tuple[Enveloped[Any], Address]] = []
         self.events: list[Event] = []
         self.rejected: Counter[str] = Counter()
+        self.on_refused: Callable[[str, Address], None] | None = None  # is told the reason and the source of each datagram refused by `receive_datagram`
         self.handlers: dict[type, Handler] = {}
         self._sequences: defaultdict[type, int] = defaultdict(int)
         self._guard: defaultdict[type, Recent[str, list[Any]]] = defaultdict(Recent)
@@ -101,6 +103,8 @@ class Node:
             envelope = self.codec.decode(data, self.judge, now)
         except Rejected as rejection:
             self.rejected[rejection.reason] += 1
+            if self.on_refused is not None:
+                self.on_refused(rejection.reason, addr)
             return
         self.handlers[type(envelope[4])](envelope, addr, now)
 

@@ -55,6 +55,11 @@ def without_wall_clock(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+def test_a_misspelt_variable_is_one_warning() -> None:
+    done = run("--virtual", "--duration", "1", "--quiet", WORKER_TIMOUT="3", WORKER_SERVICE_HOST="10.0.0.1")
+    assert done.stderr == "centralized_simulation.py: warning: ignored, as no variables of ours: WORKER_TIMOUT (is WORKER_TIMEOUT meant?)\n"
+
+
 # --- live ---------------------------------------------------------------------------------------------------------------------------
 
 
