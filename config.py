@@ -103,7 +103,7 @@ class Config:
     # --- clients ----------------------------------------------------------------------------------------------------------------------
     retry_initial_s: float = setting(0.5, "RETRY_INITIAL", "wait before a datagram is sent again; doubles, with jitter", unit="s", above=0.0, group="client")
     retry_max_s: float = setting(4.0, "RETRY_MAX", "longest such wait", unit="s", above=0.0, group="client")
-    worker_tries: int = setting(5, "WORKER_TRIES", "unanswered datagrams after which a worker counts as silent", low=1, high=100, group="client")
+    worker_tries: int = setting(3, "WORKER_TRIES", "unanswered datagrams after which a worker counts as silent", low=1, high=100, group="client")
     poll_s: float = setting(10.0, "POLL_INTERVAL", "an accepted request that is silent for so long is asked after", unit="s", above=0.0, group="client")
     placements_max: int = setting(3, "PLACEMENTS_MAX", "placements of one request: the first and two more", low=1, high=limits.PLACEMENTS_MAX, group="client")
     request_timeout_s: float = setting(300.0, "REQUEST_TIMEOUT", "a request not finished by then has failed", unit="s", above=0.0, group="client")

@@ -277,7 +277,7 @@ class Run(ABC):
         goal_s, ended_s, in_time, undecided = self.recorder.ttft_slo_s, self.now, 0, 0
         for client in self.system.clients:
             for pending in client.unfinished():
-                first_s = pending.first_token_at
+                first_s = pending.first_tokens.get(pending.worker_id)
                 in_time += first_s is not None and first_s - pending.arrival_s <= goal_s
                 undecided += first_s is None and ended_s - pending.arrival_s < goal_s
         return Begun(in_time, undecided)

@@ -34,7 +34,7 @@ SCHEMA = 1
 TTFT_SLO_S = 2.0  # within this a first token counts as in time
 SIGNIFICANT_DIGITS = 9  # of a float in the results: a nanosecond in a second, and no noise of the last bits
 STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
-DISTRIBUTIONS = ("ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "decision_s")
+DISTRIBUTIONS = ("ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "stall_s", "decision_s")
 WALL_CLOCK_KEYS = (("run", "wall_s"), ("run", "requests_per_wall_s"), ("decision_s",))  # all else is the same for the same seed in virtual time
 _ACTION_INDEX = {action: index for index, action in enumerate(ACTIONS)}
 GLANCE_MAX = 4000  # requests that figures in passing are estimated from
@@ -196,6 +196,7 @@ class Recorder:
         self.e2e_s = array("d")
         self.tpot_s = array("d")
         self.queue_wait_s = array("d")
+        self.stall_s = array("d")  # of those whose stream broke off
         self.served_by = array("l")  # index into worker_ids
         self.given_up_at = array("d")  # when requests failed or were rejected
         self.worker_ids: dict[str, int] = {}
@@ -243,12 +244,14 @@ class Recorder:
         self.sent_at.append(event[0])
 
     def _on_completed(self, node: object, event: RequestCompleted) -> None:
-        at, _, _, worker_id, action, _, ttft_s, e2e_s, tpot_s, queue_wait_s, _, _, output_tokens, _, _ = event
+        at, _, _, worker_id, action, _, ttft_s, e2e_s, tpot_s, queue_wait_s, _, _, output_tokens, _, _, stalled_s = event
         self.done_at.append(at)
         self.ttft_s.append(ttft_s)
         self.e2e_s.append(e2e_s)
         self.tpot_s.append(tpot_s)
         self.queue_wait_s.append(queue_wait_s)
+        if stalled_s > 0.0:
+            self.stall_s.append(stalled_s)
         self.output_tokens += output_tokens
         self.completed_actions[action] += 1
         index = self.worker_ids.get(worker_id)

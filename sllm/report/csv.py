@@ -12,7 +12,7 @@ from sllm.report.files import OutputFile
 
 COLUMNS = (
     "request_id", "model", "worker_id", "action", "outcome", "arrival_s", "ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "load_s",
-    "prompt_tokens", "output_tokens", "placements", "retries", "reason",
+    "prompt_tokens", "output_tokens", "placements", "retries", "reason", "stalled_s",
 )  # fmt: skip
 """In order. Times in seconds of the run's clock. Of a request that was not completed only its id, model, outcome, arrival and reason are known."""
 
@@ -55,9 +55,9 @@ class RequestsCsv:
             handler(None, event)
 
     def _on_completed(self, node: object, event: RequestCompleted) -> None:
-        _, request_id, model, worker_id, action, arrival_s, ttft_s, e2e_s, tpot_s, queue_wait_s, load_s, prompt, output, placements, retries = event
+        _, request_id, model, worker_id, action, arrival_s, ttft_s, e2e_s, tpot_s, queue_wait_s, load_s, prompt, output, placements, retries, stalled_s = event
         times = ("%.9g,%.9g,%.9g,%.9g,%.9g,%.9g" % (arrival_s, ttft_s, e2e_s, tpot_s, queue_wait_s, load_s)).split(",")  # noqa: UP031 - quicker than six f-strings
-        self._write((request_id, model, worker_id, action, COMPLETED, *times, prompt, output, placements, retries, ""))
+        self._write((request_id, model, worker_id, action, COMPLETED, *times, prompt, output, placements, retries, "", f"{stalled_s:.9g}"))
 
     def _on_failed(self, node: object, event: RequestFailed) -> None:
         self._put_unfinished(event, FAILED, event.reason)
@@ -66,7 +66,7 @@ class RequestsCsv:
         self._put_unfinished(event, REJECTED, event.code)
 
     def _put_unfinished(self, request: Request, outcome: str, reason: str) -> None:
-        self._write((request.request_id, request.model, "", "", outcome, f"{request.arrival_s:.9g}", "", "", "", "", "", "", "", "", "", reason))
+        self._write((request.request_id, request.model, "", "", outcome, f"{request.arrival_s:.9g}", "", "", "", "", "", "", "", "", "", reason, ""))
 
     def put_in_flight(self, request: Request, reason: str) -> None:
         """A request that had not ended when the run did, and why the run ended."""

@@ -16,6 +16,7 @@ ROWS = (
     ("e2e_s", "end to end"),
     ("tpot_s", "per further token"),
     ("queue_wait_s", "wait at the worker"),
+    ("stall_s", "stall in mid-stream"),
     ("decision_s", "placement decision"),
 )
 REASONS_SHOWN = 5  # of failures, the most frequent ones
