@@ -27,12 +27,11 @@ from sllm.errors import OutputError, UsageError
 from sllm.report.html import render_html
 from sllm.report.json import to_json
 from sllm.report.outputs import HTML, JSON, Outputs
-from sllm.report.standard import complain, run_command, say
+from sllm.report.standard import BY_SIGNAL, complain, run_command, say
 from sllm.report.table import Details, print_table
 
 PROGRAM = "centralized_simulation.py"
 DESCRIPTION = "Runs a coordinator, workers and a client: live over UDP on loopback, or with --virtual in simulated time. Nothing but --workers is ever needed."
-BY_SIGNAL = 128  # plus the signal's number is the exit status of what a signal ended
 
 
 class Signals:
@@ -145,4 +144,4 @@ def deliver(steps: Sequence[Callable[[], None]]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(PROGRAM, main))
+    run_command(PROGRAM, main)

@@ -44,6 +44,7 @@ from sllm.sim.world import Interrupted, World
 from sllm.streams import stream
 from sllm.wire import PickleCodec
 from sllm.workload import Request, Workload
+from sllm.workload.traces import BROKEN
 from worker import Worker
 
 LOOPBACK: Address = ("127.0.0.1", 0)
@@ -54,7 +55,7 @@ LAST_REPORTS_WALL_S = 1.0  # on loopback a report that has not come by then was 
 LAG_TOLERATED = 0.1  # a sped-up clock waits out every stall of the machine: a few percent of them are usual
 START_STEP_S = 1.0  # of simulated time
 START_S, START_INTERVALS, START_LATENCIES = 60.0, 30.0, 4.0  # a fleet that is not up after so long in virtual time, all three together, never will be
-START_WALL_S = 60.0  # a live fleet that is not up by then never will be
+START_WALL_S, START_REPORTS = 60.0, 3.0  # a live fleet that is not up after so many seconds and report intervals, added up, never will be
 INSPECT_S = 5.0  # of a virtual run, between looks at some nodes and rows; what events tell is checked as it happens
 SETTLE_INTERVALS = 5.0  # report intervals from the last answer to the last look: reports and acknowledgements must have come by then
 RECEIVE_BUFFER_BYTES = 8 << 20  # asked for at the coordinator and the client: all of a fleet's reports may come at once
@@ -156,7 +157,7 @@ class Run(ABC):
         self.config = config
         self.options = options
         self.violations: list[str] = []
-        self.warnings: list[str] = [f"a policy could not be read: {problem}" for problem in broken_policies()]
+        self.warnings: list[str] = [f"not readable, and passed over: {problem}" for problem in (*broken_policies(), *BROKEN.values())]
         self.system = System(config, wire=options.wire or self.mode == "udp", stopwatch=time.perf_counter)
         self.workload = self.system.workload()
         check_models_fit(config, self.system.catalog, self.workload)
@@ -515,9 +516,10 @@ class LiveRun(Run):
         self._client_host = driver.add(self.client, LOOPBACK, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
         driver.every(PROGRESS_WALL_S * self.clock.speedup, self._show_progress)
         began = time.perf_counter()
-        self._run_until(lambda: system.started or time.perf_counter() - began > START_WALL_S)
+        limit_s = START_WALL_S + START_REPORTS * self.config.report_interval_s / self.clock.speedup
+        self._run_until(lambda: system.started or time.perf_counter() - began > limit_s)
         if not system.started:
-            raise UsageError(f"{self._not_started()} after {START_WALL_S:.12g} s: too many for this machine (--workers)")
+            raise UsageError(f"{self._not_started()} after {limit_s:,.0f} s: too many for this machine (--workers)")
 
     def _submit_due(self) -> None:
         """Hand in every request whose time has come, some at a time so that the fleet has its turns, and come back for the next."""

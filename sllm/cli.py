@@ -162,7 +162,7 @@ def _switched_on(env: str, environ: Mapping[str, str]) -> bool:
 
 def input_files(config: Config, options: Options) -> dict[str, str]:
     """The files that the run reads: flag to path, "" where there is none."""
-    return {"--catalog": config.model_catalog, "--trace": config.trace, "--faults": options.faults}
+    return {"--catalog": config.model_catalog, "--trace": config.trace, "--model-map": config.model_map, "--faults": options.faults}
 
 
 class Effect(NamedTuple):
@@ -185,6 +185,7 @@ EFFECTS = (
         ("--keep-alive",), lambda config, options: config.engine == "queue" and not config.service_load_s,
         "has no effect: the queue engine loads nothing without --service-load", refuse=False,
     ),
+    Effect(("--engine-profile", "--loader"), lambda config, options: config.engine == "queue", "has no effect: the queue engine has its own times", refuse=False),
     Effect(
         ("--hardware",), lambda config, options: config.engine == "queue" and not sum(parse_mix(config.hardware).values()),
         "has no effect on what the queue engine serves", refuse=False,

@@ -247,3 +247,11 @@ def test_a_signal_outside_of_the_run_ends_it_with_one_line(tmp_path: Path, monke
     assert centralized_simulation.main(["--virtual", "--duration", "2", "--quiet", *(text for pair in paths.items() for text in pair)]) == 130
     assert capsys.readouterr().err.count("\n") == 1
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+
+
+def test_a_signal_that_comes_when_the_work_is_done_is_quiet() -> None:
+    """The interpreter takes seconds to take a large fleet apart: the process does not wait for that."""
+    code = "import signal; from sllm.report.standard import run_command as run; run('p', lambda: signal.raise_signal({}) or 0)"
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        done = subprocess.run([sys.executable, "-c", code.format(int(number))], capture_output=True, cwd=ROOT, check=False, timeout=60)
+        assert (done.returncode, done.stderr) == (status, b"")

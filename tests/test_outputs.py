@@ -169,6 +169,12 @@ def test_the_longest_name_a_file_can_have_is_no_longer_while_it_is_written(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["n" * 255]
 
 
+def test_a_path_that_says_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a directory"):
+        OutputFile("--json", f"{tmp_path / 'results'}/")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_is_gone_by_the_end_is_one_clear_line(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
-import traceback
 from functools import cache
-from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from sllm import placement
 from sllm.errors import UsageError
+from sllm.folder import Folder, read_folder
 from sllm.placement.base import Policy
-
-
-class _Folder(NamedTuple):
-    policies: dict[str, type[Policy]]
-    broken: dict[str, str]  # by the file's name without .py: file, line and what is wrong
 
 
 def policies() -> dict[str, type[Policy]]:
     """Every policy in this folder, by name, in alphabetical order. A file that cannot be imported has none."""
-    return _list_folder().policies
+    return _list_folder().found
 
 
 def broken_policies() -> list[str]:
@@ -33,33 +25,13 @@ def broken_policies() -> list[str]:
 
 
 @cache
-def _list_folder() -> _Folder:
-    found: dict[str, type[Policy]] = {}
-    broken: dict[str, str] = {}
-    for module_info in pkgutil.iter_modules(placement.__path__, f"{placement.__name__}."):
-        try:
-            found |= _policies_of(importlib.import_module(module_info.name))
-        except (Exception, SystemExit) as error:  # whatever a file does when it is imported
-            stem = module_info.name.rpartition(".")[2]
-            broken[stem] = _where_and_why(error, stem)
-    return _Folder(dict(sorted(found.items())), broken)
+def _list_folder() -> Folder[type[Policy]]:
+    return read_folder(placement, _policies_of)
 
 
 def _policies_of(module: ModuleType) -> dict[str, type[Policy]]:
     kinds = (kind for _, kind in inspect.getmembers(module, inspect.isclass) if issubclass(kind, Policy) and kind.__module__ == module.__name__)
     return {kind.name: kind for kind in kinds if not inspect.isabstract(kind)}
-
-
-def _where_and_why(error: BaseException, stem: str) -> str:
-    """File, line and reason of a failed import, on one line."""
-    name = f"{stem}.py"
-    if isinstance(error, SyntaxError) and error.filename:
-        name, line, reason = Path(error.filename).name, error.lineno, error.msg
-    else:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == name]
-        line, reason = lines[-1] if lines else None, " ".join(str(error).split())
-    place = f"{placement.__name__.replace('.', '/')}/{name}" + (f", line {line}" if line is not None else "")
-    return f"{place}: {type(error).__name__}: {reason}"
 
 
 def make_policy(text: str) -> Policy:

@@ -55,7 +55,7 @@ class OutputFile:
         return os.dup(1)
 
     def _open(self, path: str) -> int:
-        if os.path.isdir(path):
+        if os.path.isdir(path) or path.endswith(os.sep):
             raise IsADirectoryError(errno.EISDIR, "is a directory")
         kind = os.stat(path).st_mode if os.path.exists(path) else 0
         if (kind and not stat.S_ISREG(kind)) or os.path.abspath(path).startswith(_OPEN_ALREADY):
