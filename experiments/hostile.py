@@ -40,6 +40,7 @@ WORKERS = tuple(f"worker-{i}" for i in range(1, 4))
 STRANGERS = tuple(f"stranger-{i}" for i in range(1, 9))
 TIMEOUT_S = 10.0  # WORKER_TIMEOUT's default
 PATIENCE_S = 60.0  # a bound for what never comes, not a time anything is expected to take
+LATELY_S = 3.0  # three report intervals
 COMPLETED_PART = 0.99
 POLL_S = 0.05
 
@@ -132,6 +133,7 @@ class Fleet:
         self.coordinator = self.start("coordinator", "coordinator", COORDINATOR_PORT="0", HEALTH_PORT=str(http_port))
         self.port = str(self.coordinator.address()[1])
         self.workers = [self.start("worker", name, WORKER_ID=name, WORKER_PORT="0", COORDINATOR_PORT=self.port) for name in WORKERS]
+        self._at = {worker.name: worker.address() for worker in self.workers}
         wait_for("three workers are READY", self.is_whole)
 
     def start(self, role: str, name: str, **settings: str) -> Process:
@@ -152,10 +154,11 @@ class Fleet:
             return ""
 
     def is_whole(self) -> bool:
-        """Every worker of ours is READY."""
+        """Every worker of ours is READY, where it is, and has reported lately: a row of its name may be somebody else's."""
         text = self.get("/state?q=worker-&limit=1000")
-        states = {row["worker_id"]: row["state"] for row in json.loads(text)["workers"]} if text else {}
-        return all(states.get(name) == "READY" for name in WORKERS)
+        rows = json.loads(text)["workers"] if text else []
+        ready = {row["worker_id"]: (row["host"], row["port"]) for row in rows if row["state"] == "READY" and row["age_s"] < LATELY_S}
+        return ready.items() >= self._at.items()
 
     def problems(self) -> Iterator[str]:
         """Who ended, and whose exceptions the guard caught."""
