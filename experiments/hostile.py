@@ -2,7 +2,7 @@
 """The live drill: a fleet of real processes, flooded by a holder of its key with every message that keeps the rules, and an honest client beside it.
 
     python3 experiments/hostile.py --duration 600             the flood speaks under ids of its own; the client must complete 99 % meanwhile
-    python3 experiments/hostile.py --duration 20 --stolen     it speaks under everybody's ids; the fleet must be whole again within two timeouts
+    python3 experiments/hostile.py --duration 20 --stolen     it speaks under the fleet's own ids; the fleet must be whole again within two timeouts
 
 Nobody may end, and no process may count an exception of its own. Everything is on loopback, on free ports. Exit status: 0 it held, 1 it did not.
 """
@@ -189,7 +189,7 @@ def flood(fleet: Fleet, targets: list[Address], senders: Sequence[str], per_s: f
         yield mouth, driver
 
 
-def drill(duration_s: float, *, stolen: bool, per_s: float = 100.0, rate_per_s: float = 4.0, seed: int = 1) -> Outcome:
+def drill(duration_s: float, *, stolen: bool, per_s: float = 300.0, rate_per_s: float = 4.0, seed: int = 1) -> Outcome:
     """One drill."""
     whole_after_s = 0.0
     with tempfile.TemporaryDirectory(prefix="hostile-") as name, ExitStack() as stack:
@@ -197,7 +197,7 @@ def drill(duration_s: float, *, stolen: bool, per_s: float = 100.0, rate_per_s: 
         client = fleet.client("client", duration_s, rate_per_s)
         processes = (fleet.coordinator, *fleet.workers, client)
         targets = [process.address() for process in processes]
-        senders = [*STRANGERS, *((*WORKERS, "coordinator", "client") if stolen else ())]
+        senders = (*WORKERS, "coordinator", "client") if stolen else STRANGERS
         with flood(fleet, targets, senders, per_s, seed) as (mouth, driver):
             until = time.monotonic() + duration_s
             driver.run(until=lambda: time.monotonic() > until)
@@ -223,8 +223,8 @@ def drill(duration_s: float, *, stolen: bool, per_s: float = 100.0, rate_per_s: 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Floods a live fleet with every message that keeps the rules, signed with its key.")
     parser.add_argument("--duration", type=float, default=20.0, help="seconds of the flood [20]")
-    parser.add_argument("--stolen", action="store_true", help="speak under the ids of the fleet's own processes too")
-    parser.add_argument("--per-s", type=float, default=100.0, help="messages a second [100]")
+    parser.add_argument("--stolen", action="store_true", help="speak under the ids of the fleet's own processes")
+    parser.add_argument("--per-s", type=float, default=300.0, help="messages a second [300]")
     parser.add_argument("--seed", type=int, default=1, help="seed of what is said [1]")
     arguments = parser.parse_args(argv)
     if arguments.duration <= 0.0 or arguments.per_s <= 0.0:
