@@ -486,6 +486,16 @@ def test_a_life_that_has_been_silent_may_be_followed_by_one_whose_clock_was_set_
     assert (row.incarnation, row.report.running, row.state) == (80, 1, READY)
 
 
+def test_a_life_that_reports_rarely_is_not_over_between_two_of_its_reports() -> None:
+    """The life before it stands still, and comes back when the present one has said nothing for longer than the timeout, as is usual for it."""
+    node, talk = coordinator(worker_timeout_s=10.0, suspect_intervals=3.0)
+    talk.say("a", report(interval_s=15.0), 1.0, incarnation=100)
+    talk.say("a", report(interval_s=15.0, running=1), 15.0, incarnation=80, sequence=1)
+    assert node.fleet.rows["a"].incarnation == 100
+    talk.say("a", report(interval_s=15.0, running=1), 46.0, incarnation=80, sequence=2)
+    assert node.fleet.rows["a"].incarnation == 80
+
+
 def test_a_worker_that_comes_back_with_other_hardware_is_another_worker_to_placement() -> None:
     node, talk = coordinator()
     talk.say("a", report(hardware="a5000-24g"), 1.0)
