@@ -364,17 +364,21 @@ class VirtualRun(Run):
 
     def _settle(self, faults_end_s: float) -> None:
         """After the last arrival and fault everything must finish; then the workers go home, so that no report is on its way when the books close."""
-        interval_s = self.config.report_interval_s or 1.0
         if not self.interrupted:
             self.world.run(max(self.world.now, faults_end_s))
-            self._checkers.settle(self.config.request_timeout_s + 10.0 * interval_s, SETTLE_INTERVALS * interval_s)
+            self._come_to_rest()
         self.ready_workers = self.system.ready
         for name in self.system.workers:
             host = self.world.hosts[name]
             if isinstance(host.node, Worker):
                 host.node.drain(host.read_clock(host.node, self.world.now))
                 self.world.touch(host)
-        self.world.run(self.world.now + interval_s)
+        self.world.run(self.world.now + (self.config.report_interval_s or 1.0))
+
+    def _come_to_rest(self) -> None:
+        """Let all that was asked for come to an end."""
+        interval_s = self.config.report_interval_s or 1.0
+        self._checkers.settle(self.config.request_timeout_s + 10.0 * interval_s, SETTLE_INTERVALS * interval_s)
 
 
 class LiveRun(Run):
