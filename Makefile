@@ -27,6 +27,7 @@ REPLICAS ?= 3
 WORKERS ?= 5
 DURATION ?= 30
 SEEDS ?= 200
+MEASURED ?=
 ARGS ?=
 
 # $(call need,TOOL,HINT): stop with one line when a tool is missing.
@@ -56,6 +57,11 @@ simulate: ## random fleets with random faults and every checker on: make simulat
 validate: ## hold the simulator against queueing theory
 	@$(call need_file,experiments/validate.py)
 	$(PYTHON) experiments/validate.py $(ARGS)
+
+.PHONY: engines
+engines: ## hold step and load times against published measurements: make engines MEASURED=folder of serving.csv and loading.csv
+	@[ -n "$(MEASURED)" ] || { echo "make $@: say where serving.csv and loading.csv are: MEASURED=folder" >&2; exit 1; }
+	$(PYTHON) experiments/engines.py $(MEASURED) $(ARGS)
 
 .PHONY: parity
 parity: ## the same run live and in virtual time, side by side

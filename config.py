@@ -11,14 +11,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sllm import limits
 from sllm.errors import UsageError
 from sllm.messages import Address
 
-WORKER_ID_MAX_BYTES = 63  # what the wire's header has room for, and the longest host name
 MODES = ("kubernetes", "docker", "local")
 
 
@@ -32,12 +32,15 @@ def setting(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
+    problem: Callable[[str], str] | None = None,
     flag: str | None = None,
     group: str = "common",
 ) -> Any:
-    """A configuration field. `low` and `high` are inclusive bounds, `above` an exclusive lower one; `flag` is its command-line option."""
+    """A configuration field. `low` and `high` are inclusive bounds, `above` an exclusive lower one; `problem` says what is wrong with a text, "" for
+    nothing; `flag` is its command-line option."""
     metadata = {
-        "env": env, "meaning": meaning, "unit": unit, "low": low, "high": high, "above": above, "choices": choices, "flag": flag, "group": group,
+        "env": env, "meaning": meaning, "unit": unit, "low": low, "high": high, "above": above, "choices": choices, "problem": problem,
+        "flag": flag, "group": group,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -48,12 +51,12 @@ class Config:
 
     # --- where things are -----------------------------------------------------------------------------------------------------------
     deployment_mode: str = setting("", "DEPLOYMENT_MODE", "where this runs; found out by itself when empty", choices=("", *MODES))
-    bind_host: str = setting("", "BIND_HOST", "address to listen on; empty: 127.0.0.1 locally, 0.0.0.0 in containers")
-    coordinator_host: str = setting("", "COORDINATOR_HOST", "the coordinator's name or address; empty: 127.0.0.1 locally, central-coordinator in containers")
+    bind_host: str = setting("", "BIND_HOST", "address to listen on; empty: 127.0.0.1 locally, 0.0.0.0 in containers", problem=limits.host_problem)
+    coordinator_host: str = setting("", "COORDINATOR_HOST", "the coordinator's name or address; empty: 127.0.0.1 locally, central-coordinator in containers", problem=limits.host_problem)
     coordinator_port: int = setting(9000, "COORDINATOR_PORT", "the coordinator's UDP port", low=0, high=65535)
     worker_port: int = setting(8000, "WORKER_PORT", "a worker's UDP port; 0: any free one", low=0, high=65535, group="worker")
-    advertise_host: str = setting("", "ADVERTISE_HOST", "where clients reach this worker; empty: the address its reports come from", group="worker")
-    worker_id: str = setting("", "WORKER_ID", "a worker's name; empty: the pod's or container's host name, locally worker-<process id>", group="worker")
+    advertise_host: str = setting("", "ADVERTISE_HOST", "where clients reach this worker; empty: the address its reports come from", problem=limits.host_problem, group="worker")
+    worker_id: str = setting("", "WORKER_ID", "a worker's name; empty: the pod's or container's host name, locally worker-<process id>", problem=limits.id_problem, group="worker")
     cluster_key_file: str = setting("", "CLUSTER_KEY_FILE", "file or folder with the keys that sign datagrams; empty: made on first use for this user (locally only)")
     health_port: int = setting(-1, "HEALTH_PORT", "TCP port of health, metrics and state over HTTP; 0: none; -1: 8080 in containers, none locally", low=-1, high=65535)
     log_level: str = setting("info", "LOG_LEVEL", "least severe log line to print", choices=("debug", "info", "warning", "error"))
@@ -62,7 +65,7 @@ class Config:
 
     # --- the fleet --------------------------------------------------------------------------------------------------------------------
     report_interval_s: float = setting(
-        1.0, "REPORT_INTERVAL", "time between a worker's load reports; 0: at every change, at once (virtual time only)", unit="s", low=0.0, high=60.0, flag="--report-interval", group="run"
+        1.0, "REPORT_INTERVAL", "time between a worker's load reports; 0: at every change, at once (virtual time only)", unit="s", low=0.0, high=limits.REPORT_INTERVAL_MAX_S, flag="--report-interval", group="run"
     )
     worker_timeout_s: float = setting(10.0, "WORKER_TIMEOUT", "a worker silent for so long is dead", unit="s", above=0.0, high=3600.0, group="coordinator")
     suspect_intervals: float = setting(3.0, "SUSPECT_INTERVALS", "missed reports until a worker is suspect; one lost datagram must not move work", unit="report intervals", low=1.5, high=100.0, group="coordinator")
@@ -81,13 +84,15 @@ class Config:
     model_catalog: str = setting("", "MODEL_CATALOG", "TOML file of models and hardware; empty: the built-in demonstration catalogue", flag="--catalog", group="run")
     demo_models: int = setting(0, "DEMO_MODELS", "models each worker loads by itself at start", unit="models", low=0, high=64, group="worker")
     hardware: str = setting("h100-80g", "HARDWARE", "hardware of a worker; of a fleet also NAME:COUNT,NAME:COUNT", flag="--hardware", group="run")
+    engine_profile: str = setting("", "ENGINE_PROFILE", "engine generation that steps are costed as; empty: the hardware's own", choices=("", "cuda_graphs", "vllm_v0", "splitwise"), flag="--engine-profile", group="run")
+    loader: str = setting("", "LOADER", "how models get onto the GPU; empty: the hardware's own", choices=("", "serverlessllm", "safetensors", "engine_start"), flag="--loader", group="run")
     engine: str = setting("llm", "ENGINE", "how a worker serves: continuous batching, or a queue with exponential, deterministic or hyperexponential service", choices=("llm", "queue"), flag="--engine", group="run")
     service: str = setting("exponential", "SERVICE", "service times of the queue engine: exponential, deterministic or hyperexponential:CV", flag="--service", group="run")
     service_mean_s: float = setting(1.0, "SERVICE_MEAN", "mean service time of the queue engine", unit="s", above=0.0, flag="--service-mean", group="run")
     service_load_s: float = setting(0.0, "SERVICE_LOAD", "time the queue engine takes to load a model; 0: every model is always there", unit="s", low=0.0, flag="--service-load", group="run")
-    slots: int = setting(0, "SLOTS", "requests a worker serves at once; 0: the hardware's batch limit, 1 for the queue engine", unit="requests", low=0, high=100000, flag="--slots", group="run")
+    slots: int = setting(0, "SLOTS", "requests a worker serves at once; 0: the hardware's batch limit, 1 for the queue engine", unit="requests", low=0, high=limits.SLOTS_MAX, flag="--slots", group="run")
     keep_alive_s: float = setting(0.0, "KEEP_ALIVE", "an idle model leaves the GPU after so long; 0: only under memory pressure", unit="s", low=0.0, flag="--keep-alive", group="run")
-    queue_max: int = setting(1000, "QUEUE_MAX", "requests a worker lets wait before it refuses", unit="requests", low=1, high=10_000_000, group="worker")
+    queue_max: int = setting(1000, "QUEUE_MAX", "requests a worker lets wait before it refuses", unit="requests", low=1, high=limits.QUEUE_MAX, group="worker")
     response_keep_s: float = setting(120.0, "RESPONSE_KEEP", "a worker keeps a finished response at least so long, to answer a poll", unit="s", above=0.0, group="worker")
     drain_timeout_s: float = setting(30.0, "DRAIN_TIMEOUT", "time a stopping worker has to finish what it runs", unit="s", low=0.0, high=3600.0, group="worker")
     coordinator_silent_s: float = setting(10.0, "COORDINATOR_SILENT", "no answer for so long: resolve the coordinator's name again and open a new socket", unit="s", above=0.0, group="common")
@@ -97,7 +102,7 @@ class Config:
     retry_max_s: float = setting(4.0, "RETRY_MAX", "longest such wait", unit="s", above=0.0, group="client")
     worker_tries: int = setting(5, "WORKER_TRIES", "unanswered datagrams after which a worker counts as silent", low=1, high=100, group="client")
     poll_s: float = setting(10.0, "POLL_INTERVAL", "an accepted request that is silent for so long is asked after", unit="s", above=0.0, group="client")
-    placements_max: int = setting(3, "PLACEMENTS_MAX", "placements of one request: the first and two more", low=1, high=20, group="client")
+    placements_max: int = setting(3, "PLACEMENTS_MAX", "placements of one request: the first and two more", low=1, high=limits.PLACEMENTS_MAX, group="client")
     request_timeout_s: float = setting(300.0, "REQUEST_TIMEOUT", "a request not finished by then has failed", unit="s", above=0.0, group="client")
 
     # --- a run ------------------------------------------------------------------------------------------------------------------------
@@ -149,6 +154,8 @@ def parse_setting(field: dataclasses.Field[Any], text: str, label: str) -> Any:
     if field.type == "str":
         if rules["choices"] and text not in rules["choices"]:
             raise UsageError(f"{label}={text!r}: must be one of {', '.join(c for c in rules['choices'] if c)}")
+        if rules["problem"] and (problem := rules["problem"](text)):
+            raise UsageError(f"{label}={text!r}: {problem}")
         return text
     kind = int if field.type == "int" else float
     try:
@@ -191,9 +198,9 @@ def resolve_defaults(config: Config, environ: Mapping[str, str]) -> Config:
     """Fill in what depends on where this runs."""
     mode = config.deployment_mode or detect_mode(environ)
     local = mode == "local"
-    if len(config.worker_id.encode()) > WORKER_ID_MAX_BYTES:
-        raise UsageError(f"WORKER_ID={config.worker_id!r}: must have at most {WORKER_ID_MAX_BYTES} bytes")
     host_name = environ.get("HOSTNAME", "").strip() or socket.gethostname()
+    if not local and not config.worker_id and (problem := limits.id_problem(host_name)):
+        raise UsageError(f"HOSTNAME={host_name!r}: {problem}; or set WORKER_ID")
     return dataclasses.replace(
         config,
         deployment_mode=mode,

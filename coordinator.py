@@ -84,7 +84,7 @@ class Coordinator(Node):
         stopwatch: Callable[[], float] | None = None,
         now: float = 0.0,
     ) -> None:
-        super().__init__(node_id, incarnation, codec=codec, wall_offset_s=wall_offset_s)
+        super().__init__(node_id, incarnation, codec=codec, wall_offset_s=wall_offset_s, life_timeout_s=config.worker_timeout_s)
         self.config = config
         self.catalog = catalog
         self.policy = policy
@@ -148,8 +148,7 @@ class Coordinator(Node):
         if (sequence + incarnation) % self._ack_every == 0 or sequence == 1:  # a fleet that started together is not acknowledged all at once
             self.send(ReportAck(self.incarnation, sequence), addr, now)
 
-    def refuse_stale(self, kind: type) -> str:
-        reason = super().refuse_stale(kind)
+    def refuse(self, kind: type, reason: str) -> str:
         if kind is LoadReport:
             self.reports_rejected[reason] += 1
         return reason

@@ -19,6 +19,7 @@ from config import Config
 from sllm.assemble import build_catalog, build_workload, count_trace_models
 from sllm.errors import UsageError
 from sllm.events import Event
+from sllm.limits import id_problem
 from sllm.messages import Address
 from sllm.report.csv import RequestsCsv
 from sllm.results import Recorder, summarize
@@ -176,7 +177,10 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
 
         def make(address: Address) -> ClientPart:
             # The id must differ between clients that run at once: workers tell requests apart by it.
-            name = f"client-{environ.get('HOSTNAME', '').strip()[:40] or os.getpid()}-{time.time_ns() // 1_000_000 % 1_000_000}"
+            where, when = environ.get("HOSTNAME", "").strip()[:40] or os.getpid(), time.time_ns() // 1_000_000 % 1_000_000
+            name = f"client-{where}-{when}"
+            if id_problem(name):
+                name = f"client-{os.getpid()}-{when}"
             node = Client(
                 config, config.get_coordinator_address(), stream(config.seed, "client"), service.incarnation, node_id=name, codec=service.codec,
                 wall_offset_s=service.clock.wall_offset_s, now=service.clock.now,

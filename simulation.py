@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from client import Client
 from config import Config
 from coordinator import Coordinator
-from sllm.assemble import build_catalog, build_engine, build_workload, check_models_fit, count_trace_models
+from sllm.assemble import build_catalog, build_engine, build_workload, check_models_fit, count_trace_models, profile_names
 from sllm.cli import Options
 from sllm.errors import UsageError
 from sllm.events import Event, InternalErrorCaught
@@ -256,6 +256,7 @@ class Run(ABC):
         info = RunInfo(
             self.mode, "centralized", config.workers, config.policy, config.seed,
             self.workload.spec.duration_s or window_s, self.wall_s, self.workload.describe(), self.system.hardware,
+            *profile_names(config, map(self.system.catalog.get_hardware, self.system.hardware)),
         )  # fmt: skip
         return self.recorder.results(
             info,

@@ -17,6 +17,7 @@ from config import Config
 from sllm.catalog import TIER_NAMES, Catalog
 from sllm.dispatch import Receipts
 from sllm.engine import Engine, EngineSnapshot, Evicted, Finished, FirstTokenOut, Loaded, ModelTooLarge, RequestTooLarge, Started
+from sllm.errors import UsageError
 from sllm.events import (
     CoordinatorChanged,
     CoordinatorSilent,
@@ -27,12 +28,14 @@ from sllm.events import (
     RequestServed,
     WorkerDrained,
 )
+from sllm.fitting import always_fits, fitted
 from sllm.messages import (
     COMPLETED,
     DRAINING,
     READY,
     REFUSED_DRAINING,
     REFUSED_FULL,
+    REFUSED_INVALID,
     REFUSED_MISDIRECTED,
     REFUSED_TOO_LARGE,
     REFUSED_UNKNOWN_MODEL,
@@ -75,9 +78,10 @@ class Worker(Node):
     """One worker. `advertise` is where clients reach it ("" and 0: where its reports come from)."""
 
     __slots__ = (
-        "_accept_after_s", "_accept_at", "_changed", "_done", "_drain_until", "_heard_at", "_heard_epoch", "_initiators", "_interval_s", "_jobs", "_jobs_max",
-        "_last_report", "_next_drop", "_next_report", "_present", "_receipts", "_report_always", "_rng", "_silent_s", "_snapshot", "_starting",
-        "_state_changed", "_unanswered", "advertise", "catalog", "config", "coordinator", "drained", "engine", "refused", "reports_sent", "served", "state",
+        "_accept_after_s", "_accept_at", "_always_fits", "_changed", "_done", "_drain_until", "_heard_at", "_heard_epoch", "_initiators", "_interval_s",
+        "_jobs", "_jobs_max", "_last_report", "_next_drop", "_next_report", "_present", "_receipts", "_report_always", "_rng", "_silent_s", "_snapshot",
+        "_starting", "_state_changed", "_unanswered", "advertise", "catalog", "config", "coordinator", "drained", "engine", "refused", "reports_sent", "served",
+        "state",
     )  # fmt: skip
 
     def __init__(
@@ -95,7 +99,7 @@ class Worker(Node):
         advertise: Address = ("", 0),
         now: float = 0.0,
     ) -> None:
-        super().__init__(node_id, incarnation, codec=codec, wall_offset_s=wall_offset_s)
+        super().__init__(node_id, incarnation, codec=codec, wall_offset_s=wall_offset_s, life_timeout_s=config.worker_timeout_s)
         self.config = config
         self.catalog = catalog
         self.engine = engine
@@ -107,13 +111,14 @@ class Worker(Node):
         self.served = 0
         self.refused = 0
         self._rng = rng
-        self._receipts = Receipts(config.worker_timeout_s)
+        self._receipts = Receipts()
         self._jobs: dict[str, Job] = {}
         self._unanswered: deque[Job] = deque()  # in order of time; those answered meanwhile go when they come to the front
         self._accept_at = inf  # of the first
         self._accept_after_s = ACCEPT_AFTER * config.retry_initial_s
         self._done: Recent[str, InferenceResponse] = Recent()
         self._interval_s = config.report_interval_s or HEARTBEAT_S
+        self._always_fits = always_fits(catalog.names)  # a report with all of the catalogue in it would fit a datagram
         self._report_always = config.report_interval_s == 0.0
         self._changed = False
         self._last_report: LoadReport | None = None  # None: something in it has changed beside the engine
@@ -134,7 +139,10 @@ class Worker(Node):
             if name not in self._present:
                 self._starting.add(name)
                 self._present.add(name)
-                engine.preload(now, name)
+                try:
+                    engine.preload(now, name)
+                except ModelTooLarge as error:
+                    raise UsageError(f"DEMO_MODELS={config.demo_models}: {error}") from None
                 self.events.append(ModelLoadStarted(now, node_id, name))
         self._update_state()
         self._state_changed = False  # since the last report, and the first is sent at once
@@ -157,7 +165,7 @@ class Worker(Node):
         """Begin a request, or answer as it stands; returns why it is refused, or ""."""
         if request.worker_id != self.node_id:
             return REFUSED_MISDIRECTED
-        self._receipts.note(*request.dispatch, now)
+        self._receipts.note(*request.dispatch)
         self._last_report = None
         done = self._done.get(key)
         if done is not None:
@@ -183,6 +191,10 @@ class Worker(Node):
             self.engine.submit(now, key, model, prompt_tokens, output_tokens)
         except (RequestTooLarge, ModelTooLarge):
             return REFUSED_TOO_LARGE
+        except KeyError:
+            return REFUSED_UNKNOWN_MODEL
+        except ValueError:
+            return REFUSED_INVALID
         job = self._jobs[key] = Job(request_id, model, addr, now, now + self._accept_after_s)
         if not self._unanswered:
             self._accept_at = job.accept_at
@@ -281,6 +293,9 @@ class Worker(Node):
             if self._heard_epoch:
                 self.events.append(CoordinatorChanged(now, self.node_id, epoch))
             self._heard_epoch = epoch
+        if epoch < self._receipts.epoch:  # dispatches of a life that the coordinator does not have: it would be told of none of its own
+            self._receipts = Receipts()
+            self._last_report = None
 
     def _report(self, now: float) -> None:
         snapshot = self.engine.snapshot(now)
@@ -289,8 +304,9 @@ class Worker(Node):
             self._snapshot = snapshot
             receipts, (host, port) = self._receipts, self.advertise
             before = self.state, host, port, self.config.hardware, self.config.queue_max
-            after = receipts.epoch, receipts.high, receipts.missing, self._interval_s
-            report = self._last_report = new_tuple(LoadReport, before + snapshot + after)  # the engine's fields are in the report's order
+            after = receipts.epoch, receipts.high, receipts.missing, self._interval_s, False
+            report = new_tuple(LoadReport, before + snapshot + after)  # the engine's fields are in the report's order
+            self._last_report = report = report if self._always_fits else fitted(report)
         self.send(report, self.coordinator, now)
         self.reports_sent += 1
         self._changed = self._state_changed = False

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from random import Random
 
 from config import Config
-from sllm.catalog import DEMO_MODELS, GB, Catalog
+from sllm.catalog import DEMO_MODELS, GB, Catalog, Hardware
 from sllm.cost import half_busy_rate, service_s
 from sllm.engine import Engine, LlmEngine, QueueEngine
 from sllm.errors import UsageError
@@ -30,6 +31,7 @@ def build_catalog(config: Config, counts: ModelCounts | None = None) -> Catalog:
         catalog = Catalog.from_file(config.model_catalog)
     else:
         catalog = Catalog.demo(max(config.models or max(DEMO_CATALOG_MODELS, demo_models_needed(counts)), config.demo_models))
+    catalog = catalog.with_profiles(config.engine_profile, config.loader)
     for name in parse_mix(config.hardware):
         catalog.get_hardware(name)
     return catalog
@@ -49,6 +51,14 @@ def _demo_position(name: str) -> int:
         return 0
     position = (int(copy) - 1) * len(DEMO_MODELS) + DEMO_MODELS.index(base) + 1
     return position if position <= MODELS_MAX else 0
+
+
+def profile_names(config: Config, hardware: Iterable[Hardware]) -> tuple[str, str] | tuple[None, None]:
+    """The engine profiles and the loaders that the costs of workers on this hardware go by; None for the queue engine, which has its own times."""
+    if config.engine == "queue":
+        return None, None
+    kinds = list(hardware)
+    return ", ".join(dict.fromkeys(one.engine.name for one in kinds)), ", ".join(dict.fromkeys(one.loader.name for one in kinds))
 
 
 def build_engine(config: Config, catalog: Catalog, rng: Random) -> Engine:

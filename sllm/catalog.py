@@ -6,6 +6,7 @@ catalogue file (TOML) adds others. What a load or a step costs is worked out in 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sllm.errors import UsageError
+from sllm.limits import SLOTS_MAX, name_problem
+from sllm.profiles import A100_LAYER_S, CUDA_GRAPHS, ENGINE_PROFILES, H100_LAYER_S, LOADER_PROFILES, SERVERLESSLLM, EngineProfile, LoaderProfile, find_profile
 
 GPU, HOST, DISK, REMOTE = 0, 1, 2, 3
 """Storage tiers, nearest first."""
@@ -22,34 +25,38 @@ TIER_NAMES = ("gpu", "host", "disk", "remote")
 GB = 1_000_000_000
 KIB = 1024
 
-INIT_S = 0.05
-"""Fixed part of a load, seconds. A choice: with it ServerlessLLM's measured 1.175 s of OPT-6.7B onto an A5000 (benchmarks/results) is 12 GB/s, the NVMe
-RAID 0 of their OSDI 2024 paper. It stands for an engine process that is already up. Starting one takes far longer (production loads: p50 22.7 s, Alibaba
-cluster-trace-v2026-GenAI): raise `init_s` in a catalogue file for that."""
-
 GPU_MEMORY_USED = 0.9
 """Part of the GPU memory for weights and KV cache; the rest is activations and the runtime (vLLM's default gpu_memory_utilization)."""
 
 
 class StepCost(NamedTuple):
-    """step = max(weight_floor_s, a_s + p_s * new tokens) + k_s * (sum of context tokens) + overhead_s"""
+    """step = max(weight_floor_s, a_s + p_s * new tokens) + k_s * (sum of context tokens) + overhead_s + sequence_s * sequences"""
 
     weight_floor_s: float  # reading all the weights once
     a_s: float
     p_s: float  # per new token
     k_s: float  # per token of context
     overhead_s: float  # CPU, kernel launches, all-reduce: everything else, per step
+    sequence_s: float = 0.0  # scheduling, sampling and detokenizing, per sequence
+
+
+class MeasuredStep(NamedTuple):
+    """What a model's step costs on one hardware."""
+
+    hardware: str
+    cost: StepCost
+    engine: str = ""  # the engine profile that it is a measurement of; empty: what a catalogue file says, which holds whatever the profile
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Something that can be served. `steps` holds measured coefficients by hardware name; `sllm.cost` scales the rest."""
+    """Something that can be served. `steps` holds measured coefficients; `sllm.cost` scales the rest."""
 
     name: str
     size_bytes: int  # weights, FP16
     kv_bytes_per_token: int
     layers: int
-    steps: tuple[tuple[str, StepCost], ...] = ()
+    steps: tuple[MeasuredStep, ...] = ()
     context_tokens: int = 0  # most tokens of prompt and output together; 0: no limit but the KV cache
 
     def __hash__(self) -> int:
@@ -69,9 +76,13 @@ class Hardware:
     network_bytes_per_s: float  # remote store to local disk
     gpu_bytes_per_s: float  # GPU memory bandwidth
     gpu_flops_per_s: float  # dense FP16
-    layer_overhead_s: float  # of a step, per layer of the model
-    init_s: float = INIT_S  # fixed part of a load
+    layer_overhead_s: float | None = None  # fixed part of a step, per layer of the model; None: what the engine profile says
+    init_s: float | None = None  # fixed part of a load; None: what the loader profile says
     slots: int = 256  # sequences in the batch at once (vLLM's default max_num_seqs)
+    gpus: int = 1  # that work as one
+    gpu: str = ""  # of which kind, for profiles that tell kinds apart
+    engine: EngineProfile = CUDA_GRAPHS
+    loader: LoaderProfile = SERVERLESSLLM
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -84,27 +95,27 @@ class Hardware:
 
 # --- presets ------------------------------------------------------------------------------------------------------------------------
 
+# Measured tables of 2023. They are measurements of that generation's engine, so they hold under the engine profile `splitwise` only.
+#
 # Llama-2-70B, measured as a whole by Splitwise (ISCA 2024; splitwise-sim's performance table): least squares of the relative error over medians. Decode:
 # batches of 1 to 64 with prompts of 512, and single prompts of 128 to 8192; prefill: 512 to 2048 tokens. The weight floors are Vidur's (mlp.csv, kernels
 # only); measured decode is 3.6 times that on H100 TP8, and overhead_s is the explicit rest. Largest error of the fit in those ranges: decode 11 %, prefill
 # 3 %. Outside, a step of more than 2048 new tokens really takes up to 2.1 times as long, a prompt of 128 tokens up to 1.8 times.
 _LLAMA_2_70B = (
-    ("a100-80g-tp4", StepCost(25.0e-3, 16.5e-3, 182.2e-6, 6.90e-7, 17.9e-3)),
-    ("a100-80g-tp8", StepCost(14.3e-3, 5.2e-3, 116.5e-6, 6.74e-7, 29.2e-3)),
-    ("h100-80g-tp4", StepCost(14.5e-3, 0.0, 90.2e-6, 5.40e-7, 13.9e-3)),
-    ("h100-80g-tp8", StepCost(8.4e-3, 4.6e-3, 52.8e-6, 5.35e-7, 20.8e-3)),
+    MeasuredStep("a100-80g-tp4", StepCost(25.0e-3, 16.5e-3, 182.2e-6, 6.90e-7, 17.9e-3), "splitwise"),
+    MeasuredStep("a100-80g-tp8", StepCost(14.3e-3, 5.2e-3, 116.5e-6, 6.74e-7, 29.2e-3), "splitwise"),
+    MeasuredStep("h100-80g-tp4", StepCost(14.5e-3, 0.0, 90.2e-6, 5.40e-7, 13.9e-3), "splitwise"),
+    MeasuredStep("h100-80g-tp8", StepCost(8.4e-3, 4.6e-3, 52.8e-6, 5.35e-7, 20.8e-3), "splitwise"),
 )
-A100_LAYER_OVERHEAD_S = 29.2e-3 / 80  # the overhead above, TP8, over the model's 80 layers: assumed to hold for other models and for one GPU too
-H100_LAYER_OVERHEAD_S = 20.8e-3 / 80  # likewise
 
 # Vidur (mlp.csv, kernels only): weight floor w, and the rate r at 2048 new tokens. "The floor is flat up to about 64 tokens" gives
 # p = (2048 / r - w) / (2048 - 64) and a = w - 64 p. k: 2.9e-7 s per token for Llama-2-7B on A100 (Vidur's attention profile), elsewhere by KV bytes over
-# bandwidth.
+# bandwidth. The overhead is the profile's.
 _LLAMA_2_7B = (
-    ("a100-80g", StepCost(9.3e-3, 5.25e-3, 63.2e-6, 2.90e-7, 32 * A100_LAYER_OVERHEAD_S)),  # 15.2k tokens/s
-    ("h100-80g", StepCost(5.6e-3, 4.46e-3, 17.8e-6, 1.77e-7, 32 * H100_LAYER_OVERHEAD_S)),  # 50.0k tokens/s
+    MeasuredStep("a100-80g", StepCost(9.3e-3, 5.25e-3, 63.2e-6, 2.90e-7, 32 * A100_LAYER_S), "splitwise"),  # 15.2k tokens/s
+    MeasuredStep("h100-80g", StepCost(5.6e-3, 4.46e-3, 17.8e-6, 1.77e-7, 32 * H100_LAYER_S), "splitwise"),  # 50.0k tokens/s
 )
-_LLAMA_3_8B = (("a100-80g", StepCost(9.8e-3, 5.46e-3, 67.7e-6, 7.25e-8, 32 * A100_LAYER_OVERHEAD_S)),)  # 14.2k tokens/s
+_LLAMA_3_8B = (MeasuredStep("a100-80g", StepCost(9.8e-3, 5.46e-3, 67.7e-6, 7.25e-8, 32 * A100_LAYER_S), "splitwise"),)  # 14.2k tokens/s
 
 # KV bytes per token: 2 (key, value) x layers x KV heads x head size x 2 B, from each model's published config.json.
 _MODELS = {
@@ -120,6 +131,7 @@ _MODELS = {
         Model("llama-2-13b", 26_030_000_000, 800 * KIB, 40),  # 13.02 G; 40 x 40 x 128
         Model("opt-30b", 60_000_000_000, 1344 * KIB, 48),  # 30 G; 48 x 56 x 128 (OPT paper, 2022)
         Model("qwen3-32b", 65_500_000_000, 256 * KIB, 64),  # 32.8 G; 64 x 8 x 128
+        Model("qwen2-72b", 145_400_000_000, 320 * KIB, 80),  # 72.7 G; 80 x 8 x 128
         Model("llama-2-70b", 140_000_000_000, 320 * KIB, 80, _LLAMA_2_70B),  # 70 G; 80 x 8 x 128
         Model("llama-3-70b", 140_000_000_000, 320 * KIB, 80, _LLAMA_2_70B),  # the same shape but for the vocabulary: its cost is assumed to be the same
     )
@@ -138,7 +150,7 @@ _H100 = Hardware(
     network_bytes_per_s=1.25e9,  # 10 Gbps
     gpu_bytes_per_s=3.35e12,  # NVIDIA H100 SXM datasheet
     gpu_flops_per_s=989e12,  # likewise, without sparsity
-    layer_overhead_s=H100_LAYER_OVERHEAD_S,
+    gpu="h100",
 )
 _A100 = Hardware(
     "a100-80g",
@@ -150,7 +162,13 @@ _A100 = Hardware(
     network_bytes_per_s=1.25e9,  # 10 Gbps
     gpu_bytes_per_s=2.039e12,  # NVIDIA A100 SXM datasheet
     gpu_flops_per_s=312e12,  # likewise, without sparsity
-    layer_overhead_s=A100_LAYER_OVERHEAD_S,
+    gpu="a100",
+)
+_A100_40 = dataclasses.replace(
+    _A100,
+    name="a100-40g",
+    gpu_memory_bytes=40 * GB,  # NVIDIA A100 SXM datasheet
+    gpu_bytes_per_s=1.555e12,  # likewise
 )
 _A5000 = Hardware(
     "a5000-24g",
@@ -162,7 +180,7 @@ _A5000 = Hardware(
     network_bytes_per_s=1.25e9,  # 10 Gbps
     gpu_bytes_per_s=768e9,  # NVIDIA RTX A5000 datasheet
     gpu_flops_per_s=111e12,  # likewise, tensor cores without sparsity
-    layer_overhead_s=A100_LAYER_OVERHEAD_S,  # assumed
+    gpu="a5000",
 )
 
 
@@ -177,10 +195,14 @@ def _tensor_parallel(single: Hardware, gpus: int) -> Hardware:
         pcie_bytes_per_s=single.pcie_bytes_per_s * gpus,
         gpu_bytes_per_s=single.gpu_bytes_per_s * gpus,
         gpu_flops_per_s=single.gpu_flops_per_s * gpus,
+        gpus=gpus,
     )
 
 
-_HARDWARE = {hardware.name: hardware for hardware in (_H100, _A100, _A5000, *(_tensor_parallel(one, n) for one in (_H100, _A100) for n in (4, 8)))}
+_HARDWARE = {
+    hardware.name: hardware
+    for hardware in (_H100, _A100, _A100_40, _A5000, *(_tensor_parallel(one, n) for one in (_H100, _A100, _A100_40) for n in (2, 4, 8)))
+}
 HARDWARE_NAMES = tuple(_HARDWARE)
 MODEL_NAMES = tuple(_MODELS)
 
@@ -230,9 +252,23 @@ class Catalog:
 
     def get_hardware(self, name: str) -> Hardware:
         """Hardware of the catalogue file, else the preset of that name. UsageError lists the known ones."""
-        if name not in self._hardware and name not in _HARDWARE:
-            raise UsageError(f"unknown hardware {name!r}: must be one of {', '.join([*self._hardware, *_HARDWARE])}")
-        return self._hardware.get(name) or _HARDWARE[name]
+        found = self._hardware.get(name) or _HARDWARE.get(name)
+        if found is None:
+            raise UsageError(f"unknown hardware {name!r}: must be one of {', '.join(dict.fromkeys([*self._hardware, *_HARDWARE]))}")
+        return found
+
+    def with_profiles(self, engine: str, loader: str) -> Catalog:
+        """The same catalogue with all hardware under these profiles; an empty name leaves each hardware its own. UsageError for unknown ones."""
+        chosen: dict[str, Any] = {}
+        if engine:
+            chosen["engine"] = find_profile("engine profile", engine, ENGINE_PROFILES)
+        if loader:
+            chosen["loader"] = find_profile("loader", loader, LOADER_PROFILES)
+        if not chosen:
+            return self
+        changed = copy.copy(self)
+        changed._hardware = {name: dataclasses.replace(one, **chosen) for name, one in {**_HARDWARE, **self._hardware}.items()}
+        return changed
 
     @classmethod
     def demo(cls, n_models: int) -> Catalog:
@@ -259,6 +295,8 @@ class Catalog:
             step.my-box = { weight_floor_ms = 9.3, a_ms = 5.2, p_ms = 0.063, k_ms = 0.00029, overhead_ms = 11.7 }   # measured on that hardware
             [hardware.my-box]
             preset = "a100-80g"             # and any of the keys in HARDWARE_KEYS
+            engine_profile = "cuda_graphs"  # sllm.profiles has the names
+            loader = "safetensors"
 
         UsageError names the file, and the line and column of bad TOML or the table and key of a bad value.
         """
@@ -286,12 +324,16 @@ HARDWARE_KEYS = {
     "layer_overhead_ms": ("layer_overhead_s", 0.001),
     "init_s": ("init_s", 1),
     "slots": ("slots", 1),
+    "gpus": ("gpus", 1),
 }
 """Keys of a [hardware.NAME] table: the field it sets and the factor."""
+_OPTIONAL = ("layer_overhead_ms", "init_s", "slots", "gpus")
+_PROFILE_KEYS: dict[str, tuple[str, Mapping[str, Any]]] = {"engine_profile": ("engine", ENGINE_PROFILES), "loader": ("loader", LOADER_PROFILES)}
 _MODEL_KEYS = {"size_gb": ("size_bytes", GB), "kv_kib_per_token": ("kv_bytes_per_token", KIB), "layers": ("layers", 1), "context_tokens": ("context_tokens", 1)}
 _STEP_KEYS = ("weight_floor_ms", "a_ms", "p_ms", "k_ms", "overhead_ms")
 _MAY_BE_ZERO = ("a_ms", "p_ms", "k_ms", "overhead_ms", "init_s", "layer_overhead_ms", "host_memory_gb", "disk_gb", "context_tokens")
-_WHOLE = ("size_bytes", "kv_bytes_per_token", "layers", "context_tokens", "gpu_memory_bytes", "host_memory_bytes", "disk_bytes", "slots")
+_WHOLE = ("size_bytes", "kv_bytes_per_token", "layers", "context_tokens", "gpu_memory_bytes", "host_memory_bytes", "disk_bytes", "slots", "gpus")
+_LARGEST = 1e9  # of any number: an exabyte in GB, whose bytes a report can still say
 
 
 class _Reader:
@@ -326,15 +368,15 @@ class _Reader:
         for name, table in found.items():
             if not isinstance(table, dict):
                 raise self.fail(f"{key}.{name}", f"must be a table, not {table!r}")
-            if not name or len(name) > 100 or not name.isprintable():
-                raise self.fail(f"{key}.{name}", "name must have 1 to 100 printable characters")
+            if problem := name_problem(name):
+                raise self.fail(key, f"name {name!r}: {problem}")
         return list(found.items())
 
     def number(self, table: str, values: dict[str, Any], key: str) -> float:
         value = values[key]
         low = "0 or more" if key in _MAY_BE_ZERO else "above 0"
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf") or (value == 0 and key not in _MAY_BE_ZERO):
-            raise self.fail(table, f"{key} = {value!r}: must be a number {low}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST or (value == 0 and key not in _MAY_BE_ZERO):
+            raise self.fail(table, f"{key} = {value!r}: must be a number {low}, at most {_LARGEST:g}")
         return value
 
     def fields(self, table: str, values: dict[str, Any], keys: Mapping[str, tuple[str, float]], others: tuple[str, ...]) -> dict[str, Any]:
@@ -344,8 +386,10 @@ class _Reader:
             if key in keys:
                 field, factor = keys[key]
                 value = self.number(table, values, key) * factor
-                if field in ("layers", "slots", "context_tokens") and value != int(value):
+                if field in ("layers", "slots", "gpus", "context_tokens") and value != int(value):
                     raise self.fail(table, f"{key} = {values[key]!r}: must be a whole number")
+                if field == "slots" and value > SLOTS_MAX:
+                    raise self.fail(table, f"{key} = {values[key]!r}: must be at most {SLOTS_MAX}")
                 fields[field] = round(value) if field in _WHOLE else float(value)
             elif key not in others:
                 raise self.fail(table, f"unknown key {key!r}: must be one of {', '.join((*keys, *others))}")
@@ -365,8 +409,13 @@ class _Reader:
 
     def hardware(self, name: str, values: dict[str, Any]) -> Hardware:
         table = f"hardware.{name}"
-        fields = self.fields(table, values, HARDWARE_KEYS, ("preset",))
-        required = [key for key in HARDWARE_KEYS if key not in ("init_s", "slots")]
+        fields = self.fields(table, values, HARDWARE_KEYS, ("preset", *_PROFILE_KEYS))
+        for key, (field, profiles) in _PROFILE_KEYS.items():
+            if key in values:
+                if not isinstance(values[key], str) or values[key] not in profiles:
+                    raise self.fail(table, f"{key} = {values[key]!r}: must be one of {', '.join(profiles)}")
+                fields[field] = profiles[values[key]]
+        required = [key for key in HARDWARE_KEYS if key not in _OPTIONAL]
         base = self.preset(table, values, _HARDWARE, name if name in _HARDWARE else None, required)
         return dataclasses.replace(base, name=name, **fields) if base else Hardware(name, **fields)
 
@@ -375,17 +424,20 @@ class _Reader:
         fields = self.fields(table, values, _MODEL_KEYS, ("preset", "count", "step"))
         base = self.preset(table, values, _MODELS, name if name in _MODELS else None, [key for key in _MODEL_KEYS if key != "context_tokens"])
         same = fields.keys() <= {"context_tokens"}  # a changed model is another one: its preset's measurements do not hold
-        steps = dict(base.steps) if base and same else {}
+        steps = list(base.steps) if base and same else []
         if not isinstance(values.get("step", {}), dict):
             raise self.fail(table, "step must be a table")
         for hardware, step in self.tables(values, "step"):
             if hardware not in known_hardware:
                 raise self.fail(f"{table}.step.{hardware}", f"unknown hardware: must be one of {', '.join(known_hardware)}")
-            steps[hardware] = self.step(f"{table}.step.{hardware}", step)
-        fields["steps"] = tuple(steps.items())
+            said = MeasuredStep(hardware, self.step(f"{table}.step.{hardware}", step))
+            steps = [said, *(known for known in steps if known.hardware != hardware)]
+        fields["steps"] = tuple(steps)
         count = values.get("count", 1)
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 100_000:
             raise self.fail(table, f"count = {count!r}: must be a whole number from 1 to 100000")
+        if count > 1 and (problem := name_problem(f"{name}-{count}")):
+            raise self.fail("model", f"name {name!r} of the last of {count} copies, with its number: {problem}")
         first = dataclasses.replace(base, name=name, **fields) if base else Model(name, **fields)
         return [first, *(dataclasses.replace(first, name=f"{name}-{i}") for i in range(2, count + 1))]
 

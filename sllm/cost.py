@@ -2,18 +2,22 @@
 
 One step of a model's batch takes
 
-    step = max(weight_floor, a + p * new tokens) + k * (sum of context tokens) + overhead
+    step = max(weight_floor, a + p * new tokens) + k * (sum of context tokens) + overhead + sequence * sequences
 
 A sequence in its prefill step brings its whole prompt as new tokens, later one token a step. Its context in the step that yields token i (counted
-from 0, the prefill's) is prompt + i tokens. Known combinations of model and hardware carry measured coefficients (`Model.steps`); others are scaled:
+from 0, the prefill's) is prompt + i tokens. Coefficients come from the first of these that there is:
 
-- weight_floor = size / (0.71 * GPU bandwidth): Vidur's mlp.csv has 9.3 ms and 5.6 ms for the 13.48 GB of Llama-2-7B on A100 and H100, 71 and 72 %
-- p = size / (0.72 * FP16 FLOP/s), a token being 2 FLOP a parameter and a parameter 2 bytes: the same source gives 68 and 77 %
-- a = weight_floor - 64 p, at least 0: the floor is flat up to about 64 tokens (likewise)
-- k = KV bytes per token / (0.887 * GPU bandwidth): 0.00029 ms for Llama-2-7B on A100 (Vidur's attention profile)
-- overhead = layers * the hardware's overhead per layer
+1. what a catalogue file says of the model on the hardware (`step`): it holds whatever the engine profile
+2. a measurement of the hardware's engine profile (the tables of `sllm.catalog`); the hardware's own overhead per layer, if it has one, stands for its overhead
+3. the profile's parts of what the hardware can do, bandwidth and FLOP/s being those of all GPUs that work as one:
+    - weight_floor = size / (weights_bandwidth * GPU bandwidth)
+    - p = size / (flops * FP16 FLOP/s), a token being 2 FLOP a parameter and a parameter 2 bytes
+    - a = weight_floor - flat_tokens * p, at least 0: the floor is flat up to so many tokens
+    - k = KV bytes per token / (kv_bandwidth * GPU bandwidth)
+    - sequence is the profile's
+    - overhead = layers * the hardware's own overhead per layer if it has one, else the profile's fixed part
 
-Kernels-only figures (everything from Vidur) know nothing of attention's other costs, all-reduce and CPU; overhead stands for those, measured on Llama-2-70B.
+A load takes the fixed part of the hardware's own, else of its loader profile, and the bytes through the slowest of loader, bus, disk and network.
 """
 
 from __future__ import annotations
@@ -24,50 +28,50 @@ from math import log
 from sllm.catalog import DISK, GPU, HOST, Hardware, Model
 from sllm.catalog import StepCost as StepCost
 
-BANDWIDTH_WEIGHTS = 0.71  # part of the memory bandwidth that reading weights gets
-BANDWIDTH_KV = 0.887  # part of it that attention gets: 512 KiB / 2.9e-7 s / 2.039e12 B/s
-FLOPS_USED = 0.72  # part of the dense FP16 FLOP/s that a long prefill gets
-FLAT_TOKENS = 64  # new tokens up to which reading the weights takes longer than computing
-
 
 @lru_cache(maxsize=65536)
 def load_s(model: Model, hardware: Hardware, tier: int) -> float:
-    """Seconds to bring the model from `tier` onto the GPU: init + size / bandwidth of the slowest stage on the path; 0 from the GPU itself.
+    """Seconds to bring the model from `tier` onto the GPU: a fixed part + size / bandwidth of the slowest stage on the path; 0 from the GPU itself.
 
     Stages are pipelined, as in ServerlessLLM (OSDI 2024): only the slowest counts.
     """
     if tier == GPU:
         return 0.0
-    bandwidth = hardware.pcie_bytes_per_s
-    if tier != HOST:
-        bandwidth = min(bandwidth, hardware.disk_bytes_per_s)
+    loader = hardware.loader
+    if tier == HOST:
+        bandwidth = min(hardware.pcie_bytes_per_s, loader.host_bytes_per_s)
+    else:
+        bandwidth = min(hardware.pcie_bytes_per_s, hardware.disk_bytes_per_s, loader.disk_bytes_per_s)
         if tier != DISK:
             bandwidth = min(bandwidth, hardware.network_bytes_per_s)
-    return hardware.init_s + model.size_bytes / bandwidth
+    fixed_s = loader.fixed_s(model.layers) if hardware.init_s is None else hardware.init_s
+    return fixed_s + model.size_bytes / bandwidth
 
 
 @lru_cache(maxsize=65536)
 def step_cost(model: Model, hardware: Hardware) -> StepCost:
-    """The model's step coefficients on that hardware: measured ones if it carries any, else scaled as the module's text says."""
-    for name, cost in model.steps:
-        if name == hardware.name:
-            return cost
-    weight_floor_s = model.size_bytes / (BANDWIDTH_WEIGHTS * hardware.gpu_bytes_per_s)
-    p_s = model.size_bytes / (FLOPS_USED * hardware.gpu_flops_per_s)
+    """The model's step coefficients on that hardware; the module's text says where they come from."""
+    engine, own_s = hardware.engine, hardware.layer_overhead_s
+    for known in model.steps:
+        if known.hardware == hardware.name and known.engine in ("", engine.name):
+            return known.cost if not known.engine or own_s is None else known.cost._replace(overhead_s=model.layers * own_s)
+    weight_floor_s = model.size_bytes / (engine.weights_bandwidth * hardware.gpu_bytes_per_s)
+    p_s = model.size_bytes / (engine.flops * hardware.gpu_flops_per_s)
     return StepCost(
         weight_floor_s,
-        max(0.0, weight_floor_s - FLAT_TOKENS * p_s),
+        max(0.0, weight_floor_s - engine.flat_tokens * p_s),
         p_s,
-        model.kv_bytes_per_token / (BANDWIDTH_KV * hardware.gpu_bytes_per_s),
-        model.layers * hardware.layer_overhead_s,
+        model.kv_bytes_per_token / (engine.kv_bandwidth * hardware.gpu_bytes_per_s),
+        engine.overhead_s(hardware.gpu, hardware.gpus, model.layers) if own_s is None else model.layers * own_s,
+        engine.sequence_s,
     )
 
 
-def step_s(cost: StepCost, new_tokens: int, context_tokens: int) -> float:
-    """Seconds of one step of one model's batch."""
-    weight_floor_s, a_s, p_s, k_s, overhead_s = cost
+def step_s(cost: StepCost, new_tokens: int, context_tokens: int, sequences: int = 1) -> float:
+    """Seconds of one step of one model's batch of `sequences`."""
+    weight_floor_s, a_s, p_s, k_s, overhead_s, sequence_s = cost
     work_s = a_s + p_s * new_tokens
-    return (work_s if work_s > weight_floor_s else weight_floor_s) + k_s * context_tokens + overhead_s
+    return (work_s if work_s > weight_floor_s else weight_floor_s) + k_s * context_tokens + overhead_s + sequence_s * sequences
 
 
 def prefill_s(model: Model, hardware: Hardware, prompt_tokens: int) -> float:
@@ -77,7 +81,7 @@ def prefill_s(model: Model, hardware: Hardware, prompt_tokens: int) -> float:
 
 def decode_step_s(cost: StepCost, batch: int, context_tokens: int) -> float:
     """Seconds of one step that yields a token for each of `batch` sequences with `context_tokens` of context in all."""
-    return step_s(cost, batch, context_tokens)
+    return step_s(cost, batch, context_tokens, batch)
 
 
 def service_s(model: Model, hardware: Hardware, prompt_tokens: int, output_tokens: int) -> float:

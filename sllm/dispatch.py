@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-MISSING_MAX = 64  # numbers that a report names as missing; older ones count as arrived
+from sllm.limits import MISSING_MAX
 
 
 class Entry(NamedTuple):
@@ -105,27 +105,21 @@ class Ledger:
 
 
 class Receipts:
-    """The worker's side: which dispatch numbers of the coordinator's present life have arrived.
+    """The worker's side: which dispatch numbers of the coordinator's present life have arrived."""
 
-    `forget_after_s`: a life of the coordinator that has sent nothing for so long may be followed by one with a lower epoch, whose clock was set back.
-    """
+    __slots__ = ("epoch", "high", "missing")
 
-    __slots__ = ("_forget_after_s", "_heard_at", "epoch", "high", "missing")
-
-    def __init__(self, forget_after_s: float) -> None:
+    def __init__(self) -> None:
         self.epoch = 0
         self.high = 0
         self.missing: tuple[int, ...] = ()  # below `high`, rising, at most MISSING_MAX
-        self._forget_after_s = forget_after_s
-        self._heard_at = 0.0
 
-    def note(self, epoch: int, number: int, now: float) -> None:
+    def note(self, epoch: int, number: int) -> None:
         """A dispatch arrived. One of an earlier life of the coordinator says nothing to the present one."""
-        if epoch != self.epoch:
-            if epoch < self.epoch and now - self._heard_at < self._forget_after_s:
-                return
+        if epoch < self.epoch:
+            return
+        if epoch > self.epoch:
             self.epoch, self.high, self.missing = epoch, 0, ()
-        self._heard_at = now
         if number > self.high:
             if number > self.high + 1:
                 gap = range(max(self.high + 1, number - MISSING_MAX), number)

@@ -48,7 +48,8 @@ REFUSED_TOO_LARGE = "too_large"
 REFUSED_UNKNOWN_MODEL = "unknown_model"
 REFUSED_FULL = "full"
 REFUSED_MISDIRECTED = "misdirected"
-OUTCOMES = (COMPLETED, REFUSED_DRAINING, REFUSED_TOO_LARGE, REFUSED_UNKNOWN_MODEL, REFUSED_FULL, REFUSED_MISDIRECTED)
+REFUSED_INVALID = "invalid"
+OUTCOMES = (COMPLETED, REFUSED_DRAINING, REFUSED_TOO_LARGE, REFUSED_UNKNOWN_MODEL, REFUSED_FULL, REFUSED_MISDIRECTED, REFUSED_INVALID)
 
 
 class Dispatch(NamedTuple):
@@ -84,6 +85,7 @@ class LoadReport(NamedTuple):
     dispatch_high: int  # highest dispatch number received in that epoch
     dispatch_missing: tuple[int, ...]  # those below it that have not arrived, rising; of very many only the latest
     interval_s: float  # the next report comes after this
+    partial: bool = False  # its lists did not fit a datagram: models that it does not name may be there all the same
 
 
 class ReportAck(NamedTuple):

@@ -22,10 +22,12 @@ from typing import Any, Protocol
 
 from sllm.events import Event
 from sllm.messages import Address, Envelope, Enveloped, LoadReport, Message
+from sllm.recent import Recent
 
 FRESH_WITHIN_S = 30.0  # a datagram stamped further from our wall clock than this is refused
+LIFE_TIMEOUT_S = 10.0  # a sender's life that has been silent for so long is forgotten, unless the role has a timeout of its own
 REPLAY_WINDOW = 64  # sequence numbers below the highest in which a late datagram is still told from a repeated one
-GUARDED_MAX = 200_000  # senders remembered for each message type; the oldest goes first. A repeat it would have caught is harmless: requests are idempotent
+GUARDED_MAX = 200_000  # senders remembered for each message type; those longest silent go first. A repeat they would have shown is harmless
 _NONE_SEEN = (1 << REPLAY_WINDOW) - 1
 
 Handler = Callable[[Enveloped[Any], Address, float], None]
@@ -62,7 +64,7 @@ class Node:
     """
 
     __slots__ = (
-        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "node_id", "outbox", "rejected", "wake_at", "wall_offset_s",
+        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "life_timeout_s", "node_id", "outbox", "rejected", "wake_at", "wall_offset_s",
     )  # fmt: skip
 
     def __init_subclass__(cls) -> None:
@@ -73,19 +75,22 @@ class Node:
             copy = FunctionType(function.__code__.replace(), function.__globals__, name, function.__defaults__, function.__closure__)
             setattr(cls, name, update_wrapper(copy, function))
 
-    def __init__(self, node_id: str, incarnation: int, *, codec: Codec | None = None, wall_offset_s: float = 0.0) -> None:
+    def __init__(
+        self, node_id: str, incarnation: int, *, codec: Codec | None = None, wall_offset_s: float = 0.0, life_timeout_s: float = LIFE_TIMEOUT_S
+    ) -> None:
         self.node_id = node_id
         self.incarnation = incarnation  # start time, ns since 1970; a later life has a higher one
         self.codec = codec
         self.wall_offset_s = wall_offset_s
+        self.life_timeout_s = life_timeout_s
         self.wake_at = inf  # when `handle_timer` wants to be called, absolute; inf: not until something arrives
         self.outbox: list[tuple[Enveloped[Any], Address]] = []
         self.events: list[Event] = []
         self.rejected: Counter[str] = Counter()
         self.handlers: dict[type, Handler] = {}
         self._sequences: defaultdict[type, int] = defaultdict(int)
-        self._guard: defaultdict[type, dict[str, list[int]]] = defaultdict(dict)
-        """For each message type and sender: [life, the number after the highest, bitmap of those missing below the highest]."""
+        self._guard: defaultdict[type, Recent[str, list[Any]]] = defaultdict(Recent)
+        """For each message type and sender: [life, the number after the highest, bitmap of those missing below the highest, when it was heard last]."""
 
     # --- in -------------------------------------------------------------------------------------------------------------------------
 
@@ -104,17 +109,22 @@ class Node:
         sender_id, incarnation, sequence, wall_s, message = envelope
         kind = type(message)
         handler = self.handlers.get(kind)
-        if handler is not None and abs(now + self.wall_offset_s - wall_s) <= FRESH_WITHIN_S:  # the usual cases; `judge` finds the same in them
+        wall_now = now + self.wall_offset_s
+        if handler is not None and abs(wall_now - wall_s) <= FRESH_WITHIN_S:  # the usual cases; `judge` finds the same in them
             if kind is LoadReport:
-                handler(envelope, addr, now)
-                return
-            known = self._guard[kind].get(sender_id)
+                if incarnation <= (wall_now + FRESH_WITHIN_S) * 1e9:
+                    handler(envelope, addr, now)
+                    return
+                known = None
+            else:
+                known = self._guard[kind].new.get(sender_id)
             if known is not None and incarnation == known[0]:
                 ahead = sequence - known[1]
                 if ahead >= 0:
                     if ahead or known[2]:
                         known[2] = _missing_after(known[2], ahead)
                     known[1] = sequence + 1
+                    known[3] = now
                     handler(envelope, addr, now)
                     return
         reason = self.judge(kind, sender_id, incarnation, sequence, wall_s, now)
@@ -127,34 +137,53 @@ class Node:
         """Why something authentic is refused: it is not for this role, stale or repeated. "" if it is not; then its number is taken."""
         if kind not in self.handlers:
             return "unexpected"
-        if not abs(now + self.wall_offset_s - wall_s) <= FRESH_WITHIN_S:  # "not": a time that is no number is not fresh
-            return self.refuse_stale(kind)
+        wall_now = now + self.wall_offset_s
+        if not abs(wall_now - wall_s) <= FRESH_WITHIN_S:  # "not": a time that is no number is not fresh
+            return self.refuse(kind, "stale_time")
+        if incarnation > (max(now, wall_now) + FRESH_WITHIN_S) * 1e9:  # it is the time of a start. Virtual time begins at 0, whatever wall clocks say
+            return self.refuse(kind, "future_incarnation")
         if kind is LoadReport:  # reports are ordered by the fleet table, more strictly
             return ""
         senders = self._guard[kind]
         known = senders.get(sender_id)
-        if known is None or incarnation > known[0]:
-            if known is None and len(senders) >= GUARDED_MAX:
-                del senders[next(iter(senders))]
-            senders[sender_id] = [incarnation, sequence + 1, _NONE_SEEN >> max(0, REPLAY_WINDOW + 1 - sequence)]
+        if known is None or incarnation > known[0] or (now - known[3] >= self.life_timeout_s and self._is_over(known, incarnation, sequence, now)):
+            self._guard_from(senders, sender_id, [incarnation, sequence + 1, _NONE_SEEN >> max(0, REPLAY_WINDOW + 1 - sequence), now])
             return ""
-        life, following, missing = known
+        life, following, missing, _ = known
         if incarnation < life:
             return "old_incarnation"
+        if sender_id not in senders.new:
+            self._guard_from(senders, sender_id, known)
         ahead = sequence - following
         if ahead >= 0:
             known[1] = sequence + 1
             known[2] = _missing_after(missing, ahead)
+            known[3] = now
             return ""
         bit = -ahead - 2
         if bit < 0 or bit >= REPLAY_WINDOW or not missing >> bit & 1:
             return "replayed"
         known[2] = missing ^ 1 << bit
+        known[3] = now
         return ""
 
-    def refuse_stale(self, kind: type) -> str:
-        """Why a message of this kind, stamped too far from our wall clock, is refused. A role that keeps books of a kind enters it there too."""
-        return "stale_time"
+    def _is_over(self, known: list[Any], incarnation: int, sequence: int, now: float) -> bool:
+        """Whether a life that has been silent for the timeout makes way for a message that is older by its numbers. For one of another life: a clock was set
+        back. For one of the same life: somebody else had spoken for it with too high a number; after such a silence whatever could be replayed is stale."""
+        if incarnation < known[0]:
+            return True
+        return bool(sequence < known[1] and now - known[3] > 2.0 * FRESH_WITHIN_S)
+
+    @staticmethod
+    def _guard_from(senders: Recent[str, list[Any]], sender_id: str, known: list[Any]) -> None:
+        """Keep what is known of a sender that has just been heard; of those silent for longest half are forgotten at once when there are too many."""
+        if len(senders.new) >= GUARDED_MAX // 2:
+            senders.turn()
+        senders.new[sender_id] = known
+
+    def refuse(self, kind: type, reason: str) -> str:
+        """A message of this kind is refused for a time in it: returns the reason. A role that keeps books of a kind enters it there too."""
+        return reason
 
     def handle_timer(self, now: float) -> None:
         """Do what is due at `now`."""

@@ -57,6 +57,8 @@ class RunInfo(NamedTuple):
     wall_s: float  # wall time of the whole run
     workload: Mapping[str, Any] = {}
     hardware: Mapping[str, int] = {}  # workers by hardware
+    engine_profile: str | None = None  # of the workers' hardware; None: their engine has none
+    loader: str | None = None  # likewise
 
 
 class FleetFigures(NamedTuple):
@@ -363,6 +365,8 @@ def _run_section(run: RunInfo, completed: int) -> dict[str, Any]:
         "wall_s": rounded(run.wall_s),
         "requests_per_wall_s": _ratio(completed, run.wall_s) or 0.0,
         "workload": _rounded_tree(run.workload),
+        "engine_profile": run.engine_profile,
+        "loader": run.loader,
     }
 
 

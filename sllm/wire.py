@@ -4,14 +4,14 @@ Layout, integers big-endian:
 
     offset  size  field
     0       4     magic b"sLLM"
-    4       1     version: which codec packed the body (1: pickle)
+    4       1     version: which codec packed the body, and which fields the messages have (2: pickle)
     5       1     message type, index into MESSAGES plus 1
     6       1     key id
     7       1     length n of the sender id, 1..63
-    8       8     incarnation, ns since 1970
-    16      8     sequence
+    8       8     incarnation, ns since 1970, below 2**63
+    16      8     sequence, below 2**63
     24      8     wall clock, float seconds since 1970
-    32      n     sender id, UTF-8
+    32      n     sender id, printable UTF-8
     32+n          body: a pickle (protocol 5) of a plain tuple of atoms and tuples, without memo references
     end-16  16    tag: BLAKE2b-128, keyed, over all before it
 
@@ -37,16 +37,14 @@ from hmac import compare_digest
 from sys import intern
 from typing import Any
 
+from sllm.limits import DATAGRAM_MAX_BYTES, ID_MAX_BYTES, NUMBER_MAX, OPCODES_MAX, TEXT_MAX_BYTES, id_problem
 from sllm.messages import Dispatch, Envelope, Enveloped, LoadReport, Message
 from sllm.node import Codec, Judge, Rejected, new_tuple
-from sllm.schema import MESSAGES, SCHEMAS, TEXT_MAX_BYTES, sized
+from sllm.schema import MESSAGES, SCHEMAS, sized
 
 MAGIC = b"sLLM"
-PICKLE_VERSION = 1
-DATAGRAM_MAX_BYTES = 8192
-SENDER_MAX_BYTES = 63
+PICKLE_VERSION = 2
 USUAL_BYTES = 1400  # of a body: what fits a datagram that no network cuts up
-OPCODES_MAX = 1000  # of a body, about as many as it has values: a peer that has turned cannot keep us busy with 8 KiB of the smallest
 TAG_BYTES = 16
 KEY_BYTES = 32
 HEADER = struct.Struct(">4sBBBBQQd")
@@ -56,7 +54,7 @@ _LEAST_BYTES = HEADER.size + TAG_BYTES + 1
 REMEMBERED_MAX = 200_000  # senders whose last report is kept: the object that the worker table has too, and a hash of the body it came in
 SHARED_MAX = 4096  # tuples of model names, each kept once for all workers that report it, are remembered up to so many ...
 SHARED_ITEMS_MAX = 64  # ... of at most so many names
-REASONS = ("size", "magic", "version", "key_id", "tag", "type", "sender", "opcode", "pickle", "schema")
+REASONS = ("size", "magic", "version", "key_id", "tag", "type", "number", "sender", "opcode", "pickle", "schema")
 """Why `decode` rejects, in the order of the checks."""
 
 
@@ -116,14 +114,6 @@ def usual(message: type) -> re.Pattern[bytes]:
     return re.compile(rb"\x80\x05\x95..\x00\x00\x00\x00\x00\x00" + opcodes + rb"\.", re.DOTALL)
 
 
-_SURROGATE = re.compile(rb"\xed[\xa0-\xbf]")
-
-
-def _may_be_surrogate(body: bytes) -> bool:
-    """Half a surrogate pair, which a string must not have, or a number that looks like one."""
-    return _SURROGATE.search(body) is not None
-
-
 class _Plain(pickle.Unpickler):
     """Knows no global and no persistent object: what slipped past the opcodes still finds nothing to call."""
 
@@ -173,7 +163,7 @@ class _Sink:
 class _Plan:
     """What the codec needs to know of one message type."""
 
-    __slots__ = ("code", "dispatch_at", "is_usual", "message", "names_at", "texts_at")
+    __slots__ = ("code", "dispatch_at", "distinct_at", "is_usual", "message", "names_at", "others_at", "texts_at")
 
     def __init__(self, code: int, message: type) -> None:
         fields = list(SCHEMAS[message])
@@ -183,11 +173,22 @@ class _Plan:
         self.dispatch_at = fields.index("dispatch") if "dispatch" in fields else -1
         names = ("gpu_models", "busy_models", "host_models", "disk_models") if message is LoadReport else ()
         self.names_at = tuple(fields.index(name) for name in names)
+        self.distinct_at = tuple((at, kind.distinct) for at, kind in enumerate(SCHEMAS[message].values()) if kind.distinct is not None)
+        self.others_at = tuple(entry for entry in self.distinct_at if entry[0] not in self.names_at)
         self.texts_at = tuple(fields.index(name) for name in ("state", "hardware")) if names else ()  # the same few of every worker
 
     def _is_usual(self, body: bytes) -> object:
         self.is_usual = usual(self.message).fullmatch  # from now on without us
         return self.is_usual(body)
+
+
+def _repeats(fields: Any, places: tuple[tuple[int, Callable[[Any], Any]], ...]) -> bool:
+    """Whether one of the lists at these places names something twice. All else about the fields has been found right."""
+    for at, distinct in places:
+        items = fields[at]
+        if len(items) > 1 and len(distinct(items)) < len(items):
+            return True
+    return False
 
 
 class PickleCodec(Codec):
@@ -204,18 +205,15 @@ class PickleCodec(Codec):
         }
         self._reports: dict[bytes, tuple[int, Message]] = {}  # sender -> hash (64 bits) of the body of its last report, and what that says
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._sender_id, self._sender = "", b""  # of the last datagram packed: a node has one
         self._begin_pickling()
-        self._begin_unpickling()
+        self._file = io.BytesIO()
+        self._load = _Plain(self._file).load  # one for all bodies: making one costs as much as half a body. No body has memo references
 
     def _begin_pickling(self) -> None:
         self._sink = _Sink()
         self._pickler = pickle.Pickler(self._sink, 5)
         self._pickler.fast = True  # no memo
-
-    def _begin_unpickling(self) -> None:
-        """One unpickler for all bodies: making one costs as much as half a body. No body has memo references, so none sees another."""
-        self._file = io.BytesIO()
-        self._load = _Plain(self._file).load
 
     # --- out --------------------------------------------------------------------------------------------------------------------------
 
@@ -225,23 +223,24 @@ class PickleCodec(Codec):
         plan = self._plans.get(type(message))
         if plan is None:
             raise ValueError(f"{type(message).__name__} is not a message: {message!r}")
-        sender = sender_id.encode()
-        if not 0 < len(sender) <= SENDER_MAX_BYTES:
-            raise ValueError(f"sender id {sender_id!r}: must have 1 to {SENDER_MAX_BYTES} bytes")
+        if sender_id != self._sender_id:
+            if problem := id_problem(sender_id):
+                raise ValueError(f"sender id {sender_id!r}: {problem}")
+            self._sender_id, self._sender = sender_id, sender_id.encode()
+        sender = self._sender
         fields = tuple(message)
         at = plan.dispatch_at
         if at >= 0:
             dispatch: Any = fields[at]
             fields = (*fields[:at], tuple(dispatch) if type(dispatch) is Dispatch else dispatch, *fields[at + 1 :])
         body = self._pickle(fields)
-        if plan.is_usual(body) is None or _may_be_surrogate(body):
+        if plan.is_usual(body) is None or _repeats(fields, plan.distinct_at):
             body = self._pickle(self._mended(plan, fields))
         if len(body) > USUAL_BYTES and len(body) < DATAGRAM_MAX_BYTES and _ACCEPTABLE.fullmatch(body) is None:
             raise ValueError(f"a {plan.message.__name__} of more than {OPCODES_MAX} values")
-        try:
-            header = HEADER.pack(MAGIC, PICKLE_VERSION, plan.code, self.keyring.signer, len(sender), incarnation, sequence, wall_s)
-        except struct.error as error:
-            raise ValueError(f"{plan.message.__name__}: incarnation {incarnation!r}, sequence {sequence!r} or time {wall_s!r}: {error}") from None
+        if not (0 <= incarnation <= NUMBER_MAX and 0 <= sequence <= NUMBER_MAX):
+            raise ValueError(f"{plan.message.__name__}: incarnation {incarnation!r} and sequence {sequence!r}: must be from 0 to {NUMBER_MAX}")
+        header = HEADER.pack(MAGIC, PICKLE_VERSION, plan.code, self.keyring.signer, len(sender), incarnation, sequence, wall_s)
         data = header + sender + body
         if len(data) + TAG_BYTES > DATAGRAM_MAX_BYTES:
             raise ValueError(f"a {plan.message.__name__} of {len(data) + TAG_BYTES} bytes is longer than {DATAGRAM_MAX_BYTES}")
@@ -281,13 +280,15 @@ class PickleCodec(Codec):
         if plan is None:
             raise Rejected("type")
         sender_size, incarnation, sequence, wall_s = _AFTER_PREFIX.unpack_from(data, _PREFIX_BYTES)
+        if incarnation > NUMBER_MAX or sequence > NUMBER_MAX:
+            raise Rejected("number")
         begin = HEADER.size + sender_size
         sender, body = data[HEADER.size : begin], data[begin:-TAG_BYTES]
         try:
             sender_id = sender.decode()
         except UnicodeDecodeError:
             raise Rejected("sender") from None
-        if not 0 < sender_size <= SENDER_MAX_BYTES:
+        if not 0 < sender_size <= ID_MAX_BYTES or not sender_id.isprintable():
             raise Rejected("sender")
         if judge is not None and (reason := judge(plan.message, sender_id, incarnation, sequence, wall_s, now)):
             raise Rejected(reason)
@@ -306,13 +307,11 @@ class PickleCodec(Codec):
     def _open(self, plan: _Plan, body: bytes) -> Message:
         """The message in an authentic body."""
         fields: Any
-        if (
-            len(body) <= USUAL_BYTES
-            and plan.is_usual(body) is not None
-            and body[3] | body[4] << 8 == len(body) - _FRAME_END
-            and not (0xED in body and _may_be_surrogate(body))  # the first test is cheap and mostly says no
-        ):
-            fields = self._unpickle_usual(body)
+        if len(body) <= USUAL_BYTES and plan.is_usual(body) is not None and body[3] | body[4] << 8 == len(body) - _FRAME_END:
+            self._file.__init__(body)  # type: ignore[misc]  # the cheapest way to give it new content
+            fields = self._load()
+            if plan.others_at and _repeats(fields, plan.others_at):
+                raise Rejected("schema")
         else:
             fields = check_body(plan.message, body)
         at = plan.dispatch_at
@@ -345,18 +344,11 @@ class PickleCodec(Codec):
             raise Rejected("key_id")
         return self.keyring.base(data[6]), None
 
-    def _unpickle_usual(self, body: bytes) -> tuple[Any, ...]:
-        """The fields of a usual body, as `_unpickle` finds them."""
-        self._file.__init__(body)  # type: ignore[misc]  # the cheapest way to give it new content
-        try:
-            fields: tuple[Any, ...] = self._load()
-        except Exception:  # bytes that are not UTF-8
-            self._begin_unpickling()
-            raise Rejected("pickle") from None
-        return fields
-
     def _share(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """The models of one worker are those of many others: one object for all halves the memory of a table of reports."""
+        """The models of one worker are those of many others: one object for all halves the memory of a table of reports. What is shared names nothing
+        twice, so that this is looked at once."""
+        if len(names) > 1 and len(set(names)) < len(names):
+            raise Rejected("schema")
         if len(names) <= SHARED_ITEMS_MAX:
             if len(self._shared) >= SHARED_MAX:
                 self._shared.clear()

@@ -209,7 +209,8 @@ def test_utilisation_after_faults_is_what_a_look_at_every_moment_finds() -> None
     faults = [Fault(6.0 + 3 * i, "crash", 2.0, options, "test") for i in range(5)]
     faults += [Fault(5.0, "slow", 9.0, {**options, "factor": 3.0}, "test"), Fault(8.0, "clock_drift", 9.0, {**options, "rate": 1.5}, "test")]
     faults.append(Fault(12.0, "drain", 4.0, options, "test"))
-    run = Sampled(configuration(workers=4, duration_s=30.0, rate_per_s=3.0, drain_timeout_s=1.0), schedule=Schedule(tuple(faults), "test"))
+    config = configuration(workers=4, duration_s=30.0, rate_per_s=3.0, drain_timeout_s=1.0, engine_profile="splitwise")  # which is busy enough
+    run = Sampled(config, schedule=Schedule(tuple(faults), "test"))
     results = run.complete()
     assert results["invariants"]["violations"] == []
     found = [after - before for after, before in zip(run._busy_after, run._busy_before, strict=True)]

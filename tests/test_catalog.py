@@ -111,7 +111,9 @@ def test_file(tmp_path: Path) -> None:
     assert catalog["support-bot-3"].steps == model_preset("llama-3.1-8b").steps
     mine = catalog["mine"]
     assert (mine.size_bytes, mine.kv_bytes_per_token, mine.layers) == (13_400_000_000, 512 * KIB, 32)
-    assert dict(mine.steps)["my-box"] == pytest.approx((9.3e-3, 5e-3, 63e-6, 2.9e-7, 11.7e-3))
+    (known,) = mine.steps
+    assert (known.hardware, known.engine) == ("my-box", "")
+    assert known.cost == pytest.approx((9.3e-3, 5e-3, 63e-6, 2.9e-7, 11.7e-3, 0.0))
     assert catalog["big"].size_bytes == 100 * GB
     assert catalog["big"].steps == ()  # the preset's measurements are not this model's
     box = catalog.get_hardware("my-box")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from sllm.catalog import DISK, HOST, REMOTE, Catalog, Hardware, Model, StepCost
+from sllm.catalog import DISK, HOST, REMOTE, Catalog, Hardware, MeasuredStep, Model, StepCost
 from sllm.cost import load_s, step_cost, step_s
 from sllm.engine import Evicted, Finished, FirstTokenOut, LlmEngine, Loaded, Started
 
@@ -22,6 +22,7 @@ class Job:
     def __init__(self, age: int, name: str, model: str, prompt: int, output: int, kv: int) -> None:
         self.age, self.name, self.model, self.prompt, self.output, self.kv = age, name, model, prompt, output, kv
         self.done = 0  # tokens
+        self.cancelled = False
 
 
 class Naive:
@@ -139,7 +140,7 @@ class Naive:
 
     def boundary(self, now: float) -> None:
         if self.in_round:
-            self.notes += [FirstTokenOut(now, job.name) for job in self.running if job.done == 0]
+            self.notes += [FirstTokenOut(now, job.name) for job in self.running if job.done == 0 and not job.cancelled]
             for job in self.running:
                 job.done += 1
             for job in sorted(self.running, key=lambda job: job.age):
@@ -147,7 +148,8 @@ class Naive:
                     self.running.remove(job)
                     self.loaded.pop(job.model)
                     self.loaded[job.model] = now  # the order tells which was used last when times are equal
-                    self.notes.append(Finished(now, job.name, job.output))
+                    if not job.cancelled:
+                        self.notes.append(Finished(now, job.name, job.output))
         self.blocked = inf
         self.admit(now)
         while self.start_load(now):
@@ -160,7 +162,7 @@ class Naive:
                 mine = [job for job in self.running if job.model == name]
                 if mine:
                     new = sum(1 if job.done else job.prompt for job in mine)
-                    duration += step_s(step_cost(self.catalog[name], self.hardware), new, sum(job.prompt + job.done for job in mine))
+                    duration += step_s(step_cost(self.catalog[name], self.hardware), new, sum(job.prompt + job.done for job in mine), len(mine))
             self.round_end = now + duration
             self.busy += duration
             self.steps += 1
@@ -209,6 +211,25 @@ class Naive:
         self.look(now)
 
 
+    def cancel(self, now: float, name: str) -> bool:
+        for job in self.running:
+            if job.name == name and not job.cancelled:
+                job.cancelled, job.output = True, job.done + 1
+                return True
+        for job in self.waiting:
+            if job.name == name:
+                self.waiting.remove(job)
+                if job.age == self.blocked:
+                    self.blocked = inf
+                if job.model in self.idle():
+                    self.loaded.pop(job.model)
+                    self.loaded[job.model] = now
+                self.start_load(now)
+                self.look(now)
+                return True
+        return False
+
+
 def fleet_of_one(rng: Random, exact: bool) -> tuple[Catalog, Hardware]:
     """Three to six models that do not all fit. `exact`: every time is a multiple of 2**-20 s, so that sums are exact and ties happen."""
 
@@ -218,10 +239,11 @@ def fleet_of_one(rng: Random, exact: bool) -> tuple[Catalog, Hardware]:
 
     models = {}
     for i in range(rng.randint(3, 6)):
-        cost = StepCost(number(0.004, 0.03), number(0.001, 0.02), number(1e-5, 3e-4), rng.choice((0.0, number(1e-7, 1e-5))), number(0.0, 0.02))
+        k_s = rng.choice((0.0, number(1e-7, 1e-5)))
+        cost = StepCost(number(0.004, 0.03), number(0.001, 0.02), number(1e-5, 3e-4), k_s, number(0.0, 0.02), number(0.0, 1e-3))
         if exact:
-            cost = StepCost(0.25, 0.125, 2**-9, rng.choice((0.0, 2**-16)), rng.choice((0.0, 0.25)))
-        models[f"m{i}"] = Model(f"m{i}", rng.randint(100, 400), rng.choice((0, 1, 1, 2)), 1, (("box", cost),))
+            cost = StepCost(0.25, 0.125, 2**-9, rng.choice((0.0, 2**-16)), rng.choice((0.0, 0.25)), rng.choice((0.0, 2**-8)))
+        models[f"m{i}"] = Model(f"m{i}", rng.randint(100, 400), rng.choice((0, 1, 1, 2)), 1, (MeasuredStep("box", cost),))
     hardware = Hardware(
         "box",
         gpu_memory_bytes=rng.randint(1200, 2500),
@@ -262,6 +284,8 @@ def compare(seed: int, exact: bool) -> tuple[int, int]:
     notes: list[Any] = []
     jobs = workload(rng, catalog, hardware, exact)
     now = -inf
+    cancelled = 0
+    cancel_share = rng.choice((0.0, 0.3))
     for job in jobs:
         if job[0] != now:
             now = job[0]
@@ -273,6 +297,12 @@ def compare(seed: int, exact: bool) -> tuple[int, int]:
             naive.run(now)
         engine.submit(*job)
         naive.submit(*job)
+        if rng.random() < cancel_share:
+            naive.run(now)
+            name = rng.choice(jobs)[1]
+            here = engine.cancel(now, name)
+            assert here == naive.cancel(now, name)
+            cancelled += here
     while (at := engine.next_at) < inf:
         notes += engine.advance(at)
         if rng.random() < 0.05:
@@ -283,7 +313,7 @@ def compare(seed: int, exact: bool) -> tuple[int, int]:
     for got, want in zip(notes, naive.notes, strict=True):
         assert got[2:] == want[2:]
         assert got.at == want.at if exact else got.at == pytest.approx(want.at, rel=1e-9, abs=1e-12)
-    assert sum(isinstance(x, Finished) for x in notes) == len(jobs)
+    assert sum(isinstance(x, Finished) for x in notes) == len(jobs) - cancelled
     assert engine.busy_s(now) == pytest.approx(naive.busy, rel=1e-9, abs=1e-12)
     snapshot = engine.snapshot(now)
     assert (snapshot.running, snapshot.waiting, snapshot.kv_used, snapshot.wait_s) == (0, 0, 0.0, 0.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sllm.catalog import DISK, GB, HOST, REMOTE, Catalog, Hardware, Model, StepCost, hardware_preset, model_preset
+from sllm.catalog import DISK, GB, HOST, REMOTE, Catalog, Hardware, MeasuredStep, Model, StepCost, hardware_preset, model_preset
 from sllm.cost import decode_step_s, load_s, prefill_s, service_s, step_cost
 from sllm.engine import Evicted, Finished, FirstTokenOut, LlmEngine, Loaded, ModelTooLarge, RequestTooLarge, Started
 
@@ -40,7 +40,7 @@ def warm(*names: str, hardware: Hardware = H100, **options: Any) -> LlmEngine:
 def small(*sizes: int, memory: int = 1000, **fields: Any) -> tuple[Catalog, Hardware]:
     """Models m0, m1, ... of so many bytes; `memory` usable bytes of GPU; steps of 1 s, +1 s for each 100 new tokens; loads at 100 B/s from anywhere."""
     cost = StepCost(1.0, 0.0, 0.01, 0.0, 0.0)
-    models = {f"m{i}": Model(f"m{i}", size, 1, 1, (("box", cost),)) for i, size in enumerate(sizes)}
+    models = {f"m{i}": Model(f"m{i}", size, 1, 1, (MeasuredStep("box", cost),)) for i, size in enumerate(sizes)}
     box = Hardware("box", round(memory / 0.9) + 1, 10**6, 10**6, 100.0, 100.0, 100.0, 1.0, 1.0, 0.0, init_s=0.0)
     box = dataclasses.replace(box, **fields)
     assert box.usable_gpu_bytes == memory

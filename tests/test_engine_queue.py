@@ -141,3 +141,25 @@ def test_models_load_one_after_the_other_and_leave_when_unused() -> None:
 def test_bad_tokens() -> None:
     with pytest.raises(ValueError, match="r1"):
         QueueEngine(1, "deterministic", 1.0, Random(1)).submit(0.0, "r1", "m", 1, 0)
+
+
+def test_a_cancelled_request_gives_its_slot_to_the_next_and_is_told_of_no_more() -> None:
+    engine = QueueEngine(1, "deterministic", 2.0, Random(1), models=("m",))
+    for i in range(4):
+        engine.submit(0.0, f"r{i}", "m", 1, 1)
+    engine.advance(0.5)
+    assert engine.cancel(0.5, "r0")
+    assert engine.cancel(0.5, "r2")
+    assert not engine.cancel(0.5, "r0")
+    notes = engine.advance(10.0)
+    assert [(note.at, note.request_id) for note in notes if isinstance(note, Finished)] == [(2.5, "r1"), (4.5, "r3")]
+    assert engine.busy_s(10.0) == 4.5
+    assert engine.snapshot(10.0).gpu == ("m",)
+
+
+def test_a_request_that_waits_for_its_model_can_be_cancelled() -> None:
+    engine = QueueEngine(1, "deterministic", 2.0, Random(1), load_s=1.0)
+    engine.submit(0.0, "r0", "m", 1, 1)
+    assert engine.cancel(0.5, "r0")
+    assert not any(isinstance(note, Started) for note in engine.advance(10.0))
+    assert engine.snapshot(10.0).waiting == 0

@@ -24,7 +24,8 @@ DOCKERFILES = ("Dockerfile.coordinator", "Dockerfile.worker")
 VARIABLES = {field.metadata["env"] for field in dataclasses.fields(Config)}
 FOREIGN = {"ServiceMonitor", "Kustomization"}  # kinds that are not Kubernetes' own
 NEEDS_1_21 = {"PodDisruptionBudget"}
-LOCAL = {"run", "simulate", "validate", "parity", "bench", "venv", "test", "check", "clean", "help", "k8s-base"}  # targets that concern no deployment
+# Targets that concern no deployment.
+LOCAL = {"run", "simulate", "validate", "parity", "engines", "bench", "venv", "test", "check", "clean", "help", "k8s-base"}
 
 
 def documents(*paths: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -169,8 +169,8 @@ def test_a_name_that_comes_only_later_is_refused(name: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [("7", "'7' is not the name of a model"), ('["x"]', "is not the name of a model"), (json.dumps("x" * 129), "1 to 128 printable"),
-     ('"a\\u0007"', "1 to 128 printable"), ('"\\ud800"', "1 to 128 printable")],
+    [("7", "'7' is not the name of a model"), ('["x"]', "is not the name of a model"), (json.dumps("x" * 129), "1 to 128 bytes"),
+     ('"a\\u0007"', "printable"), ('"\\ud800"', "printable")],
 )  # fmt: skip
 def test_what_is_no_name(value: str, said: str, tmp_path: Path) -> None:
     text = sample("bailian", ["x", "y"]).replace('"y"', value)

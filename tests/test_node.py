@@ -50,6 +50,63 @@ def test_only_fresh_datagrams_are_heard(wall_s: float, heard: int) -> None:
     assert node.rejected["stale_time"] == 1 - heard
 
 
+def test_a_clock_set_back_costs_a_sender_no_more_than_the_timeout() -> None:
+    """Its next life looks older than the last one, which is silent from then on: a life silent for the timeout is forgotten."""
+    node = Ear()
+    node.receive(envelope(9, incarnation=20), ("x", 1), 100.0)
+    node.receive(envelope(1, incarnation=10, wall_s=105.0), ("x", 1), 105.0)
+    node.receive(envelope(10, incarnation=20, wall_s=107.0), ("x", 1), 107.0)  # it was not silent after all
+    node.receive(envelope(2, incarnation=10, wall_s=116.9), ("x", 1), 107.0 + node.life_timeout_s - 0.1)
+    assert node.rejected == {"old_incarnation": 2}
+    at = 107.0 + node.life_timeout_s
+    node.receive(envelope(3, incarnation=10, wall_s=at), ("x", 1), at)
+    node.receive(envelope(3, incarnation=10, wall_s=at), ("x", 1), at)
+    node.receive(envelope(11, incarnation=20, wall_s=at), ("x", 1), at)  # and a newer one is a newer one, at any time
+    assert [(e.incarnation, e.sequence) for e in node.heard] == [(20, 9), (20, 10), (10, 3), (20, 11)]
+    assert node.rejected == {"old_incarnation": 2, "replayed": 1}
+
+
+def test_a_number_out_of_reach_locks_nobody_out_for_ever() -> None:
+    """Somebody else spoke for a life, with a number that its own will never reach. When all that could be replayed is stale, its own are heard again."""
+    node = Ear()
+    hear(node, envelope(7), envelope((1 << 63) - 1), envelope(8))
+    at = 100.0 + 2.0 * FRESH_WITHIN_S
+    for later in (at, at + 0.1):
+        node.receive(envelope(9, wall_s=later), ("x", 1), later)
+    node.receive(envelope(8, wall_s=at), ("x", 1), at + 0.1)
+    node.receive(envelope(10, wall_s=at), ("x", 1), at + 0.1)
+    assert [e.sequence for e in node.heard] == [7, (1 << 63) - 1, 9, 8, 10]
+    assert node.rejected == {"replayed": 2}
+
+
+@pytest.mark.parametrize("message", [FirstToken("r", 0.0), REPORT])
+@pytest.mark.parametrize("wall_offset_s", [0.0, -500.0, 1_764_000_000.0])
+def test_a_life_that_begins_in_the_future_is_refused(message: object, wall_offset_s: float) -> None:
+    """It would lock the real sender out. Virtual time, from 0, counts as a clock as well: there the wall clock may be set back behind the beginning."""
+    node = Ear()
+    node.handlers[LoadReport] = node._hear
+    node.wall_offset_s = wall_offset_s
+    wall_s = 100.0 + wall_offset_s
+    latest = int((max(100.0, wall_s) + FRESH_WITHIN_S) * 1e9)
+    for incarnation, sender in ((latest, "a"), (latest + 1000, "b"), ((1 << 63) - 1, "a")):
+        node.receive(envelope(1, incarnation=incarnation, wall_s=wall_s, message=message, sender=sender), ("x", 1), 100.0)
+    assert [e.sender_id for e in node.heard] == ["a"]
+    assert node.rejected == {"future_incarnation": 2}
+
+
+def test_a_full_guard_keeps_those_who_speak_and_forgets_at_a_constant_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sllm.node.GUARDED_MAX", 100)
+    node = Ear()
+    for number in range(1000):
+        hear(node, envelope(1, sender=f"flood-{number}"))
+        if number % 40 == 0:
+            hear(node, envelope(number + 1, sender="a"))
+    (table,) = node._guard.values()
+    assert len(table) <= 100
+    hear(node, envelope(961, sender="a"))
+    assert node.rejected == {"replayed": 1}
+
+
 def test_what_is_not_for_this_role_is_refused() -> None:
     node = Ear()
     hear(node, envelope(1, message=ReportAck(1, 1)))
@@ -95,4 +152,4 @@ def test_an_envelope_is_judged_like_the_same_bytes(arrivals: list[tuple[object, 
         if reason:
             twin.rejected[reason] += 1
         assert node.rejected == twin.rejected
-        assert node._guard == twin._guard
+        assert {kind: (table.new, table.old) for kind, table in node._guard.items()} == {kind: (table.new, table.old) for kind, table in twin._guard.items()}

@@ -68,7 +68,10 @@ def test_keys_are_those_of_the_schema_in_order():
     assert list(results) == [
         "schema", "run", "requests", "actions", "ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "decision_s", "slo", "fleet", "reports", "invariants",
     ]  # fmt: skip
-    assert list(results["run"]) == ["mode", "architecture", "workers", "hardware", "policy", "seed", "duration_s", "wall_s", "requests_per_wall_s", "workload"]
+    assert list(results["run"]) == [
+        "mode", "architecture", "workers", "hardware", "policy", "seed", "duration_s", "wall_s", "requests_per_wall_s", "workload", "engine_profile",
+        "loader",
+    ]  # fmt: skip
     assert list(results["requests"]) == ["sent", "completed", "failed", "rejected", "in_flight", "duplicates"]
     assert list(results["actions"]) == ["serve", "cold_start", "migrate"]
     for name in DISTRIBUTIONS:

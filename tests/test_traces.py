@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sllm.errors import UsageError
+from sllm.limits import name_problem
 from sllm.workload import FORMATS, RecordedWriter, Request, TraceRow, WorkloadSpec, generate, open_trace, read_trace, write_recorded
 from sllm.workload.traces.azure import parse_timestamp
-from sllm.workload.traces.base import NAME_MAX, plain
+from sllm.workload.traces.base import plain
 
 ROOT = Path(__file__).resolve().parent.parent
 AZURE_CONV = ROOT / ".." / "shared" / "traces" / "AzureLLMInferenceTrace_conv.csv"
@@ -470,7 +471,7 @@ def test_mooncake_buckets_do_not_reach_into_the_next(tmp_path: Path) -> None:
 
 # --- recordings -----------------------------------------------------------------------------------------------------------------------
 
-names = st.text(min_size=1, max_size=NAME_MAX).filter(str.isprintable)
+names = st.text(min_size=1, max_size=60).filter(lambda name: not name_problem(name))
 requests_strategy = st.lists(
     st.tuples(st.floats(0, 1e11), names, names, st.integers(1, 10_000_000), st.integers(1, 10_000_000), st.integers(0, 2)),
     unique_by=lambda row: row[1],

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from roles import coordinator
 from wire_samples import CODEC, ENVELOPES, KEY, OTHER_KEY, SAMPLES, envelope
 
+from sllm.limits import DATAGRAM_MAX_BYTES
 from sllm.messages import Envelope, LoadReport, Message, ReportAck
 from sllm.node import Rejected
 from sllm.schema import MESSAGES, SCHEMAS
-from sllm.wire import CODECS, DATAGRAM_MAX_BYTES, HEADER, PICKLE_VERSION, TAG_BYTES, Keyring, PickleCodec
+from sllm.wire import CODECS, HEADER, PICKLE_VERSION, TAG_BYTES, Keyring, PickleCodec
 
 EVERY = pytest.mark.parametrize("message", SAMPLES.values(), ids=lambda m: type(m).__name__)
 
@@ -125,10 +126,12 @@ def test_keys_are_never_shown() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"running": -1}, {"running": 1.0}, {"running": True}, {"wait_s": 1}, {"wait_s": float("nan")}, {"wait_s": float("inf")}, {"wait_s": -0.1},
+        {"running": -1}, {"running": 1.0}, {"running": True}, {"wait_s": 1}, {"wait_s": float("nan")}, {"wait_s": -0.1},
         {"kv_used": 1.5}, {"state": "ASLEEP"}, {"state": None}, {"gpu_models": ["a"]}, {"gpu_models": ("",)}, {"gpu_models": (1,)}, {"loading": (("m",),)},
-        {"loading": (("m", -1.0),)}, {"disk_complete": 1}, {"port": 65536}, {"hardware": ""}, {"hardware": "x" * 129}, {"dispatch_missing": (-1,)},
-        {"interval_s": 0.0},
+        {"loading": (("m", -1.0),)}, {"disk_complete": 1}, {"port": 65536}, {"hardware": ""}, {"hardware": "x" * 129},
+        {"dispatch_missing": (-1,)}, {"dispatch_missing": (1, 1)}, {"blocked": -1},
+        {"interval_s": 0.0}, {"interval_s": 3600.0}, {"slots": 1 << 62}, {"slots": 0}, {"gpu_models": ("a", "a")}, {"loading": (("a", 1.0), ("a", 2.0))},
+        {"host": "h" * 254}, {"host": "::1%a\0b"}, {"host": "a b"}, {"hardware": "\u202e"}, {"host_models": ("\ud55c" * 43,)},
     ],
     ids=str,
 )  # fmt: skip
@@ -177,3 +180,15 @@ def test_a_bad_datagram_changes_nothing_but_a_counter() -> None:
     assert node.rejected == {"tag": 1, "size": 2, "opcode": 1, "stale_time": 1}
     assert node.reports_rejected == {"replayed": 1, "stale_time": 1}, "the one refused for its time was known for a report"
     assert list(node.fleet.rows) == ["worker-2"]
+
+
+def test_two_versions_refuse_each_other_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The byte decides, whatever else is in the datagram: nothing of another version is looked into."""
+    data = CODEC.encode(envelope(SAMPLES[LoadReport]))
+    monkeypatch.setattr("sllm.wire.PICKLE_VERSION", PICKLE_VERSION - 1)
+    older = PickleCodec(Keyring(1, {1: KEY}))
+    assert refusal(data, older) == "version"
+    old_data = older.encode(envelope(SAMPLES[LoadReport]))
+    monkeypatch.undo()
+    assert old_data[4] == PICKLE_VERSION - 1
+    assert refusal(old_data) == "version"

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from sllm import messages
+from sllm import limits, messages
 from sllm.messages import Dispatch, Envelope, Message
 from sllm.schema import MESSAGES, SCHEMAS
 from sllm.wire import Keyring, PickleCodec
@@ -31,18 +31,25 @@ SAMPLES: dict[type, Message] = {
 }  # fmt: skip
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)
-NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60)
-COUNTS = st.integers(0, (1 << 63) - 1)
+PRINTABLE = st.characters(codec="utf-8", exclude_categories=("C", "Zl", "Zp", "Zs"), include_characters=" ")
+NAMES = st.text(PRINTABLE, min_size=1, max_size=32)
+IDS = st.text(PRINTABLE, min_size=1, max_size=15)
+HOSTS = st.text("aZ09._~:%-", min_size=1, max_size=limits.HOST_MAX_BYTES)
+COUNTS = st.integers(0, limits.NUMBER_MAX)
 SECONDS = st.floats(0.0, 1e9)
 BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "state": st.sampled_from(messages.REPORTED_STATES), "action": st.sampled_from(messages.ACTIONS), "code": st.sampled_from(messages.ERROR_CODES),
     "outcome": st.sampled_from(messages.OUTCOMES), "port": st.integers(0, 65535), "priority": st.integers(0, 9), "kv_used": st.floats(0.0, 1.0),
-    "interval_s": st.floats(0.001, 3600.0), "disk_complete": st.booleans(), "dispatch_missing": st.lists(COUNTS, max_size=4).map(tuple),
-    "dispatch": st.builds(Dispatch, COUNTS, COUNTS), "loading": st.lists(st.tuples(NAMES, SECONDS), max_size=3).map(tuple), "reason": TEXTS, "detail": TEXTS,
-    **dict.fromkeys(("gpu_models", "busy_models", "host_models", "disk_models", "exclude"), st.lists(NAMES, max_size=4).map(tuple)),
-    **dict.fromkeys(("request_id", "model", "worker_id", "target_worker_id", "hardware", "host"), NAMES),
-    **dict.fromkeys(("prompt_tokens", "max_tokens", "output_tokens"), st.integers(0, 100_000_000)),
-    **dict.fromkeys(("queue_max", "slots", "running", "waiting", "blocked", "gpu_free_bytes", "epoch", "dispatch_high", "sequence", "queue_depth"), COUNTS),
+    "interval_s": st.floats(0.001, limits.REPORT_INTERVAL_MAX_S), "disk_complete": st.booleans(),
+    "dispatch_missing": st.lists(COUNTS, max_size=4, unique=True).map(tuple),
+    "dispatch": st.builds(Dispatch, COUNTS, COUNTS), "loading": st.dictionaries(NAMES, SECONDS, max_size=3).map(lambda made: tuple(made.items())),
+    "reason": TEXTS, "detail": TEXTS,
+    **dict.fromkeys(("gpu_models", "busy_models", "host_models", "disk_models"), st.lists(NAMES, max_size=4, unique=True).map(tuple)),
+    "exclude": st.lists(IDS, max_size=4, unique=True).map(tuple), "host": HOSTS, "partial": st.booleans(),
+    **dict.fromkeys(("request_id", "model", "hardware"), NAMES), **dict.fromkeys(("worker_id", "target_worker_id"), IDS),
+    **dict.fromkeys(("prompt_tokens", "output_tokens"), st.integers(0, limits.TOKENS_MAX)), "max_tokens": st.integers(1, limits.TOKENS_MAX),
+    "slots": st.integers(1, limits.SLOTS_MAX), **dict.fromkeys(("queue_max", "running", "waiting", "blocked", "queue_depth"), st.integers(0, limits.SLOTS_MAX)),
+    **dict.fromkeys(("gpu_free_bytes", "epoch", "dispatch_high", "sequence"), COUNTS),
 }  # fmt: skip
 
 

@@ -95,6 +95,11 @@ class Engine(Protocol):
         (output); the request is not taken then.
         """
 
+    def cancel(self, now: float, request_id: str) -> bool:
+        """Give a request up: nothing is told of it any more, and its slot and memory come free, at the latest at the end of the present round. A load begun
+        for it goes on. False if the request is not here (any more)."""
+        ...
+
     def preload(self, now: float, model: str) -> None:
         """Load a model nobody has asked for yet. Raises ModelTooLarge, KeyError."""
 

@@ -3,7 +3,7 @@
 Time is cut into **rounds**. In a round every model that has work makes one step, one model after the other, and every running request gets one token. A
 model's step takes
 
-    max(weight_floor, a + p * new tokens) + k * (sum of context tokens) + overhead
+    max(weight_floor, a + p * new tokens) + k * (sum of context tokens) + overhead + (running requests) * sequence
 
 where a request brings its whole prompt as new tokens in the round that prefills it (its first token comes at the end of that round) and one token in
 each later round; its context in the round that yields token i, from 0, is prompt + i tokens. Prompts are not cut into chunks.
@@ -19,7 +19,7 @@ in closed form, and an arrival finds the end of the round it falls into by solvi
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import ceil, inf, sqrt
 
 from sllm.catalog import Catalog, Hardware
@@ -110,6 +110,40 @@ class LlmEngine(GpuResidency):
             self._queue_load(state)
             self._start_load(now)
         self._schedule()
+
+    def cancel(self, now: float, request_id: str) -> bool:
+        """Give a request up; see `Engine.cancel`. One that runs leaves the batch at the end of the present round."""
+        self._run(now)
+        waiting = next((r for state in self._states.values() for r in state.queue if r.request_id == request_id), None)
+        if waiting is not None:
+            self._withdraw(waiting, now)
+            return True
+        place = next((i for i, (_, _, r) in enumerate(self._running) if r.request_id == request_id and not r.cancelled), None)
+        if place is None:
+            return False
+        last_round, seq, request = self._running[place]
+        ends = self._round + min(self._round_at(now)[0], self._rounds)
+        request.cancelled = True
+        request.output_tokens -= last_round - ends  # what it will have yielded by then
+        self._running[place] = ends, seq, request
+        heapify(self._running)
+        self._cut(now)
+        self._touched()
+        return True
+
+    def _withdraw(self, request: Request, now: float) -> None:
+        """Take a request that waits out of its queue."""
+        state = request.state
+        state.queue.remove(request)
+        self._waiting -= 1
+        self._waiting_kv_bytes -= request.kv_bytes
+        if request.seq == self._blocked_seq:
+            self._blocked_seq = inf
+        if not state.queue and self._ready.pop(state.name, None) is not None and not state.batch:
+            self._becomes_idle(state, now)
+        self._start_load(now)
+        self._memory_changed(now)
+        self._touched()
 
     def preload(self, now: float, model: str) -> None:
         """Load a model nobody has asked for yet."""
@@ -288,7 +322,8 @@ class LlmEngine(GpuResidency):
             if self._fresh:
                 for request in self._fresh:
                     request.state.prefill_extra = 0
-                    self._notes.append(new_tuple(FirstTokenOut, (now, request.request_id)))
+                    if not request.cancelled:
+                        self._notes.append(new_tuple(FirstTokenOut, (now, request.request_id)))
                 self._fresh = []
                 self._fresh_tokens = 0
             running = self._running
@@ -306,7 +341,8 @@ class LlmEngine(GpuResidency):
         state.batch -= 1
         state.context_tokens -= request.prompt_tokens + request.output_tokens
         self._kv_bytes -= request.kv_bytes
-        self._notes.append(new_tuple(Finished, (now, request.request_id, request.output_tokens)))
+        if not request.cancelled:
+            self._notes.append(new_tuple(Finished, (now, request.request_id, request.output_tokens)))
         if not state.batch:
             self._active.remove(state)
             if not state.queue:
@@ -364,7 +400,7 @@ class LlmEngine(GpuResidency):
             work_s = state.a_s + state.p_s * (batch + state.prefill_extra)
             if work_s < floor_s:
                 work_s = floor_s
-            first_s += work_s + k_s * state.context_tokens + state.overhead_s
+            first_s += work_s + k_s * state.context_tokens + state.overhead_s + state.sequence_s * batch
             growth_s += k_s * batch
         rounds = 1 if self._fresh else self._running[0][0] - self._round
         self._begin = now
@@ -426,4 +462,4 @@ class LlmEngine(GpuResidency):
 
     def _decode_round_s(self) -> float:
         """Seconds of a round without prefills, with the batch and the context of the start of the segment."""
-        return sum(max(s.weight_floor_s, s.a_s + s.p_s * s.batch) + s.k_s * s.context_tokens + s.overhead_s for s in self._active)
+        return sum(max(s.weight_floor_s, s.a_s + s.p_s * s.batch) + s.k_s * s.context_tokens + s.overhead_s + s.sequence_s * s.batch for s in self._active)

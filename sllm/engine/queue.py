@@ -8,9 +8,10 @@ keeps a model for so long and then pays to load it again.
 from __future__ import annotations
 
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf, sqrt
 from random import Random
+from typing import Any
 
 from sllm.catalog import DISK
 from sllm.engine.base import EngineCounts, EngineSnapshot, Evicted, Finished, FirstTokenOut, Loaded, Notification, Started
@@ -121,6 +122,26 @@ class QueueEngine:
             return
         self._take(request, now)
 
+    def cancel(self, now: float, request_id: str) -> bool:
+        """Give a request up; see `Engine.cancel`. Its slot is free at once."""
+        self._run(now)
+        for requests in self._held.values():
+            for request in requests:
+                if request.request_id == request_id:
+                    requests.remove(request)
+                    self._held_count -= 1
+                    return True
+        lines: tuple[list[Any], ...] = (self._waiting, self._running)
+        for line in lines:
+            for entry in line:
+                if entry[-1].request_id == request_id:
+                    self._count_busy(now)
+                    line.remove(entry)
+                    heapify(line)
+                    self._leave(entry[-1], now)
+                    return True
+        return False
+
     def preload(self, now: float, model: str) -> None:
         """Load a model nobody has asked for yet."""
         self._run(now)
@@ -214,17 +235,24 @@ class QueueEngine:
             heappush(self._waiting, (request.seq, request))
 
     def _start(self, request: _Request, now: float) -> None:
-        self._busy_slot_s += len(self._running) * (now - self._busy_until)
-        self._busy_until = now
+        self._count_busy(now)
         heappush(self._running, (now + request.service_s, request.seq, request))
         self._notes += (Started(now, request.request_id), FirstTokenOut(now, request.request_id))
 
     def _finish(self, now: float) -> None:
-        self._busy_slot_s += len(self._running) * (now - self._busy_until)
-        self._busy_until = now
+        self._count_busy(now)
         request = heappop(self._running)[2]
         self._notes.append(Finished(now, request.request_id, request.output_tokens))
-        if self._waiting:
+        self._leave(request, now)
+
+    def _count_busy(self, now: float) -> None:
+        """Sum up the time of the slots taken until now."""
+        self._busy_slot_s += len(self._running) * (now - self._busy_until)
+        self._busy_until = now
+
+    def _leave(self, request: _Request, now: float) -> None:
+        """A request is gone: the next one takes its slot, if it had one."""
+        if self._waiting and len(self._running) < self._slots:
             self._start(heappop(self._waiting)[1], now)
         self._uses[request.model] -= 1
         if self._always is None and not self._uses[request.model]:

@@ -24,7 +24,7 @@ ABSENT, QUEUED, LOADING, LOADED = range(4)  # of a model, seen from the GPU
 class Request:
     """A request inside the engine."""
 
-    __slots__ = ("kv_bytes", "output_tokens", "prompt_tokens", "request_id", "seq", "state")
+    __slots__ = ("cancelled", "kv_bytes", "output_tokens", "prompt_tokens", "request_id", "seq", "state")
 
     def __init__(self, request_id: str, state: ModelState, prompt_tokens: int, output_tokens: int, kv_bytes: int, seq: int) -> None:
         self.request_id = request_id
@@ -33,6 +33,7 @@ class Request:
         self.output_tokens = output_tokens
         self.kv_bytes = kv_bytes  # for prompt and output, reserved from admission to the end
         self.seq = seq  # order of arrival, shared with loads
+        self.cancelled = False  # nobody is told of it any more
 
 
 class ModelState:
@@ -40,7 +41,7 @@ class ModelState:
 
     __slots__ = (
         "a_s", "batch", "context_tokens", "idle_since", "k_s", "kv_bytes_per_token", "load_seq", "model", "name", "overhead_s", "p_s", "pinned",
-        "prefill_extra", "queue", "size_bytes", "stage", "weight_floor_s",
+        "prefill_extra", "queue", "sequence_s", "size_bytes", "stage", "weight_floor_s",
     )  # fmt: skip
 
     def __init__(self, model: Model, hardware: Hardware) -> None:
@@ -48,7 +49,7 @@ class ModelState:
         self.name = model.name
         self.size_bytes = model.size_bytes
         self.kv_bytes_per_token = model.kv_bytes_per_token
-        self.weight_floor_s, self.a_s, self.p_s, self.k_s, self.overhead_s = step_cost(model, hardware)
+        self.weight_floor_s, self.a_s, self.p_s, self.k_s, self.overhead_s, self.sequence_s = step_cost(model, hardware)
         self.stage = ABSENT
         self.pinned = False
         self.batch = 0  # running requests

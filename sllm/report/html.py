@@ -243,7 +243,8 @@ def _figures_tables(results: Mapping[str, Any], recorder: Recorder) -> str:
 
 def _parameters(results: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
     run = results["run"]
-    known = {name: run[name] for name in ("mode", "architecture", "workers", "policy", "seed", "duration_s")}
+    names = ("mode", "architecture", "workers", "policy", "engine_profile", "loader", "seed", "duration_s")
+    known = {name: run[name] for name in names if run[name] is not None}
     known["hardware"] = ", ".join(f"{number:,} × {name}" for name, number in run["hardware"].items())
     workload = dict(run["workload"])
     models = [(f"model {row['name']}", f"{row['model']}, {count(row['requests'], 'request')}") for row in workload.pop("trace_models", [])[:MODELS_SHOWN]]

@@ -9,7 +9,9 @@ from typing import Any
 from sllm.results import DISTRIBUTIONS, SCHEMA, STATISTICS
 
 KEYS: dict[str, tuple[str, ...]] = {
-    "run": ("mode", "architecture", "workers", "hardware", "policy", "seed", "duration_s", "wall_s", "requests_per_wall_s", "workload"),
+    "run": (
+        "mode", "architecture", "workers", "hardware", "policy", "seed", "duration_s", "wall_s", "requests_per_wall_s", "workload", "engine_profile", "loader",
+    ),
     "requests": ("sent", "completed", "failed", "rejected", "in_flight", "duplicates"),
     "actions": ("serve", "cold_start", "migrate"),
     **dict.fromkeys(DISTRIBUTIONS, STATISTICS),
@@ -20,6 +22,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 TOP_KEYS = ("schema", *KEYS)
 TEXTS = {("run", "mode"), ("run", "architecture"), ("run", "policy")}
+TEXTS_OR_NULL = {("run", "engine_profile"), ("run", "loader")}
 COUNTS = {
     ("run", "workers"), ("run", "seed"), ("fleet", "ready"), ("invariants", "checked"),
     *(("requests", key) for key in KEYS["requests"]), *(("actions", key) for key in KEYS["actions"]), *(("reports", key) for key in KEYS["reports"][:3]),
@@ -67,7 +70,7 @@ def _check_keys(where: str, content: dict[str, Any], keys: tuple[str, ...]) -> l
 
 def _check_value(section: str, key: str, value: Any) -> list[str]:
     path, where = (section, key), f"{section}.{key}: {value!r}"
-    if path in TEXTS:
+    if path in TEXTS or (path in TEXTS_OR_NULL and value is not None):
         return [] if isinstance(value, str) and value else [f"{where} is not a text"]
     if path in COUNTS:
         return [] if _is_count(value) else [f"{where} is not a whole number of at least 0"]

@@ -94,7 +94,11 @@ def _run(results: Mapping[str, Any], interrupted: bool) -> list[_Line | str]:
     fleet = f"{count(run['workers'], 'worker')} of {' and '.join(_kinds(run))}" if run["hardware"] else count(run["workers"], "worker")
     what = f"{run['architecture']} · {run['mode']} · {fleet} · {run['policy']} · seed {run['seed']}"
     speed = _plain(f"wall time {_wall(run['wall_s'])}: {rate(run['requests_per_wall_s']).removesuffix('/s')} requests/s")
-    lines: list[_Line | str] = [_Line("Run", _plain(what)), _Line("", [*_plain(f"arrivals for {span(run['duration_s'])} {clock}"), *speed])]
+    costs = [f"engine {run['engine_profile']}", f"loader {run['loader']}"] if run["engine_profile"] else []
+    lines: list[_Line | str] = [_Line("Run", _plain(what))]
+    if costs:
+        lines.append(_Line("", _plain(*costs)))
+    lines.append(_Line("", [*_plain(f"arrivals for {span(run['duration_s'])} {clock}"), *speed]))
     return [*lines, _Line("", [("interrupted: these are the figures up to then", YELLOW)])] if interrupted else lines
 
 

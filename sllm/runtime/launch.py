@@ -64,7 +64,7 @@ def _parse(role: str, description: str, argv: Sequence[str]) -> argparse.Namespa
 
 
 # The variables a role goes by that are not of its own group in `config`. DEMO_MODELS may make the demonstration catalogue larger, for all alike.
-_CATALOG = frozenset({"SEED", "MODEL_CATALOG", "MODELS", "DEMO_MODELS", "HARDWARE", "ENGINE", "SERVICE_MEAN"})
+_CATALOG = frozenset({"SEED", "MODEL_CATALOG", "MODELS", "DEMO_MODELS", "HARDWARE", "ENGINE_PROFILE", "LOADER", "ENGINE", "SERVICE_MEAN"})
 _ALSO = {
     "coordinator": _CATALOG | {"REPORT_INTERVAL", "POLICY"},
     "worker": _CATALOG | {"REPORT_INTERVAL", "SERVICE", "SERVICE_LOAD", "SLOTS", "KEEP_ALIVE", "RETRY_INITIAL"},

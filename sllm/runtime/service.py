@@ -109,6 +109,7 @@ class Service:
         self.part: Part | None = None
         self.tamer: GarbageTamer | None = None
         self._stopping_why = ""
+        self._said_version = False
         self._ask_again: Callable[[], None] | None = None
 
     # --- start ----------------------------------------------------------------------------------------------------------------------
@@ -238,6 +239,9 @@ class Service:
         part.node.wall_offset_s = self.clock.wall_offset_s  # the wall clock may have been set
         part.tick()
         self.events.flush()
+        if part.node.rejected["version"] and not self._said_version:
+            self._said_version = True
+            self.log.warning("datagrams of another version are refused: old and new processes do not understand each other, so update those that are left")
         if self.tamer is not None:
             self.tamer.tick(self.driver.received)
 

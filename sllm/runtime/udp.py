@@ -30,6 +30,7 @@ from typing import Protocol
 
 from sllm.errors import UsageError
 from sllm.events import Event, InternalErrorCaught
+from sllm.limits import DATAGRAM_MAX_BYTES
 from sllm.messages import Address
 from sllm.node import Node
 from sllm.runtime.clock import Clock
@@ -37,7 +38,6 @@ from sllm.runtime.sockets import bound_socket, literal_address
 from sllm.timers import Timers
 
 BATCH = 64  # datagrams read from one socket before the next has its turn
-DATAGRAM_MAX_BYTES = 8192  # the wire's hard limit; the buffer is larger, so that a longer one is seen as too long and not cut to fit
 SO_RXQ_OVFL = 40  # Linux: each datagram brings the number the socket has dropped so far
 CATCH_UP_WALL_S = 0.25  # a socket that stays full may hold back its node's timers for so long
 BACKLOG_MAX = 10_000  # datagrams kept for a socket whose send buffer is full
@@ -131,7 +131,7 @@ class UdpDriver:
         self._cancelled: set[int] = set()
         self._count = 0
         self._routes: dict[int, dict[Address, SockAddr | None]] = {socket.AF_INET: {}, socket.AF_INET6: {}}
-        self._buffer = bytearray(DATAGRAM_MAX_BYTES + 64)
+        self._buffer = bytearray(DATAGRAM_MAX_BYTES + 64)  # larger, so that a longer datagram is seen as too long and not cut to fit
         self._view = memoryview(self._buffer)
         self._stopped = False
         self._closed = False

@@ -121,7 +121,7 @@ class BoundedMemory(Checker):
     KEEP_S = 600.0  # nothing about a request is kept longer than this, but in tables with a cap of their own:
     CAPS: ClassVar[dict[str, int]] = {"_guard": GUARDED_MAX, "_finished": 50_000}
 
-    NESTED: ClassVar[frozenset[str]] = frozenset({"_guard"})  # dictionaries of dictionaries: each of those is looked at
+    NESTED: ClassVar[frozenset[str]] = frozenset({"_guard"})  # dictionaries of tables: each of those is looked at
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -162,7 +162,7 @@ class BoundedMemory(Checker):
             if isinstance(value, (dict, list, set, deque, Recent)):
                 tables: list[Any] = [value.new, value.old] if isinstance(value, Recent) else [value]
                 if isinstance(value, dict) and attribute in self.NESTED:
-                    tables += value.values()
+                    tables += (table for recent in value.values() for table in (recent.new, recent.old))
                 entries = max(map(len, tables))
                 if entries > max(limit, self.CAPS.get(attribute, 0)):
                     self.fail(f"{name}: {type(owner).__name__}.{attribute} has {entries} entries, more than the {limit} that can be accounted for")

@@ -22,14 +22,14 @@ from operator import itemgetter
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from sllm.errors import UsageError
+from sllm.limits import TOKENS_MAX as TOKENS_MAX
+from sllm.limits import name_problem
 from sllm.node import new_tuple
 
 LINE_MAX = 1 << 20  # bytes; a Mooncake line with the hashes of a million tokens has 20,000
-TOKENS_MAX = 10_000_000  # more than any model's context: a number beyond it is not a token count
 TIME_MAX_S = 1e12  # 30,000 years: a number beyond it is not a time
 MODEL = "model"  # the column or key, whatever its case
 MODELS_MAX = 100_000  # different models in one trace: as many as a catalogue has
-NAME_MAX = 128  # characters of a model's name
 
 
 class TraceRow(NamedTuple):
@@ -121,8 +121,9 @@ class ModelNames:
         name = text.strip()
         if name in self._known or not name:
             return name or None
-        if not is_name(name):
-            raise lines.error(column, f"{shorten(name)}: a model's name must be 1 to {NAME_MAX} printable characters")
+        problem = name_problem(name)
+        if problem:
+            raise lines.error(column, f"{shorten(name)}: a model's name {problem}")
         if len(self._known) == MODELS_MAX:
             raise lines.error(column, f"more than {MODELS_MAX} different models: is this column the model's name?")
         self._known.add(name)
@@ -261,11 +262,6 @@ def plain(value: float) -> str:
         return str(value)
     text = f"{Decimal(repr(value)):f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def is_name(value: str) -> bool:
-    """Whether it can be the name of a model or of a request."""
-    return 0 < len(value) <= NAME_MAX and value.isprintable()
 
 
 def nothing(lines: Lines) -> UsageError:

@@ -14,17 +14,16 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from sllm.errors import UsageError
+from sllm.limits import name_problem
 from sllm.messages import HIGH, LOW
 from sllm.workload.request import Request
 from sllm.workload.traces.base import (
-    NAME_MAX,
     TIME_MAX_S,
     TOKENS_MAX,
     Header,
     Lines,
     TraceFormat,
     TraceRow,
-    is_name,
     json_field,
     json_number,
     json_object,
@@ -82,9 +81,10 @@ def _row(lines: Lines, record: dict[str, Any]) -> TraceRow:
 
 def _name(lines: Lines, record: dict[str, Any], key: str) -> str:
     value = json_field(lines, record, key)
-    if not isinstance(value, str) or not is_name(value):
-        raise lines.error(key, f"{shorten(json.dumps(value))}: must be 1 to {NAME_MAX} printable characters")
-    return value
+    problem = name_problem(value) if isinstance(value, str) else "must be a text"
+    if problem:
+        raise lines.error(key, f"{shorten(json.dumps(value))}: {problem}")
+    return str(value)
 
 
 class _UniqueIds:
@@ -138,7 +138,7 @@ class RecordedWriter:
             raise ValueError(f"{request}: arrives before the request that precedes it, or at no time at all")
         if not (0 < request.prompt_tokens <= TOKENS_MAX and 0 < request.output_tokens <= TOKENS_MAX):
             raise ValueError(f"{request}: token counts must be 1 to {TOKENS_MAX}")
-        if not (is_name(request.request_id) and is_name(request.model) and LOW <= request.priority <= HIGH):
+        if name_problem(request.request_id) or name_problem(request.model) or not (LOW <= request.priority <= HIGH):
             raise ValueError(f"{request}: its id, model or priority cannot be recorded")
         self._line(request._asdict())
         self._previous = request.arrival_s
