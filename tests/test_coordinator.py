@@ -125,6 +125,14 @@ def test_a_report_that_is_not_newer_changes_nothing() -> None:
     assert (node.fleet.rows["w"].report.running, node.fleet.rows["w"].incarnation) == (3, 6)
 
 
+@pytest.mark.parametrize("incarnation", [0, 1])
+@pytest.mark.parametrize("sequence", [0, 1, 7])
+def test_before_the_first_report_of_a_worker_none_was_lost(incarnation: int, sequence: int) -> None:
+    node, talk = coordinator()
+    talk.say("w", report(), 1.0, incarnation=incarnation, sequence=sequence)
+    assert (node.reports_accepted, node.fleet.rows["w"].lost) == (1, 0)
+
+
 def test_it_acknowledges_now_and_then() -> None:
     _, talk = coordinator(ack_every=4)
     for second in range(1, 10):
