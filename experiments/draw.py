@@ -11,6 +11,7 @@ from config import Config
 from experiments.harness import ROOT, configuration
 from sllm.assemble import build_catalog, default_rate
 from sllm.catalog import Catalog, Hardware, Model
+from sllm.limits import TOKENS_MAX
 from sllm.messages import HIGH, LOW, NORMAL
 from sllm.mix import parse_mix
 from sllm.placement.base import Costs
@@ -20,7 +21,6 @@ from sllm.sim.faults import KINDS, Fault, Schedule, random_faults
 from sllm.sim.network import Latency
 from sllm.streams import stream
 from sllm.workload import Request
-from sllm.workload.traces import TOKENS_MAX
 
 LIMITS_CATALOG = ROOT / "experiments/scenarios/limits-catalog.toml"
 REQUESTS_MAX = 500.0  # mean number of requests in a run
@@ -44,6 +44,7 @@ class Scenario(NamedTuple):
     schedule: Schedule
     wire: bool
     limits_part: float  # of the requests that are at or beyond a limit
+    strangers_per_s: float  # messages of strangers while requests come
 
     def describe(self) -> str:
         """One line for people."""
@@ -52,6 +53,7 @@ class Scenario(NamedTuple):
         how = f"{config.rate_per_s:.2f} req/s {config.arrivals} for {config.duration_s:.0f} s"
         faults = f"{len(self.schedule.faults)} faults{'' if self.schedule.heals else ', some for good'}"
         limits = f", {self.limits_part:.0%} of requests at limits" if self.limits_part else ""
+        limits += ", strangers" if self.strangers_per_s else ""
         return f"{what}, {how}{limits}, reports every {config.report_interval_s:g} s, {faults}{', bytes' if self.wire else ''}"
 
 
@@ -68,7 +70,8 @@ def draw_scenario(seed: int, *, small: bool = False) -> Scenario:
         link["corrupt"] = rng.uniform(0.0, 0.05)
     wire = rng.random() < 0.2 and not small
     limits_part = rng.choice((0.02, 0.1, 1.0)) if config.model_catalog else 0.0
-    return Scenario(config, link, Schedule(tuple(faults), f"seed {seed}"), wire, limits_part)
+    strangers_per_s = rng.choice((5.0, 30.0)) if rng.random() < 0.15 else 0.0
+    return Scenario(config, link, Schedule(tuple(faults), f"seed {seed}"), wire, limits_part, strangers_per_s)
 
 
 # --- the fleet and its workload -----------------------------------------------------------------------------------------------------

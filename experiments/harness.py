@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from config import Config
+from experiments.strangers import ADDRESS, Strangers
 from simulation import VirtualRun
 from sllm.cli import Options
 from sllm.fleet import SUSPECT
+from sllm.limits import REPORT_INTERVAL_MAX_S
 from sllm.messages import DRAINING, READY, STARTING
 from sllm.report.json import to_json
-from sllm.results import WALL_CLOCK_KEYS
+from sllm.results import WALL_CLOCK_KEYS, ReportFigures
 from sllm.sim.faults import Schedule
 from sllm.sim.inject import Injector
 from sllm.workload import Request
@@ -40,7 +42,8 @@ def silent(*, virtual: bool = True, wire: bool = False) -> Options:
 
 class Simulation(VirtualRun):
     """A virtual run with a schedule made in memory. `link`: fields of `sllm.sim.network.Link` for every link, from the start to the end. `reshape`: called
-    with each request of the workload for the one that is to come instead. `probes`: so many more requests come when everything is at rest."""
+    with each request of the workload for the one that is to come instead. `strangers_per_s`: messages of strangers while requests come. `probes`: so many
+    more requests come when everything is at rest."""
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Simulation(VirtualRun):
         schedule: Schedule | None = None,
         link: dict[str, Any] | None = None,
         reshape: Callable[[Request], Request] = lambda request: request,
+        strangers_per_s: float = 0.0,
         probes: int = 0,
     ) -> None:
         super().__init__(config, silent(wire=wire))
@@ -57,6 +61,8 @@ class Simulation(VirtualRun):
         self.unhealed = ""  # what has not come right although nothing goes wrong any more
         self._reshape = reshape
         self._probes = probes
+        self._strangers_per_s = strangers_per_s
+        self._strangers: Strangers | None = None
         if link:
             self.world.network.set_link(self.world.network.link._replace(**link))
 
@@ -67,7 +73,16 @@ class Simulation(VirtualRun):
     def _inject(self) -> float:
         injector = Injector(self.world, self.schedule)
         injector.install()
+        if self._strangers_per_s:
+            until = self.began_s + self.config.duration_s
+            self._strangers = Strangers(self.system, per_s=self._strangers_per_s, until=until, now=self.world.now)
+            self.world.add(self._strangers, ADDRESS)
         return injector.end_s
+
+    def report_figures(self) -> ReportFigures:
+        """What strangers reported counts as sent."""
+        figures = super().report_figures()
+        return figures._replace(sent=figures.sent + self._strangers.reports_sent) if self._strangers is not None else figures
 
     def _come_to_rest(self) -> None:
         super()._come_to_rest()
@@ -86,7 +101,8 @@ class Simulation(VirtualRun):
         """Wait for as long as a coordinator may need to know who lives and who does not; says what it still has wrong then."""
         config, fleet = self.config, self.system.coordinators[-1].fleet
         interval_s = config.report_interval_s or 1.0
-        timeout_s = max(config.worker_timeout_s, config.suspect_intervals * interval_s)
+        rarest_s = REPORT_INTERVAL_MAX_S if self._strangers is not None else interval_s
+        timeout_s = max(config.worker_timeout_s, config.suspect_intervals * rarest_s)
         last_s = self.world.now + 2.0 * timeout_s + config.hold_max_s + 5.0 * interval_s + START_S
         while True:
             wrong = {state: fleet.states[state] for state in (STARTING, DRAINING, SUSPECT) if fleet.states[state]}

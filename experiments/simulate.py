@@ -55,7 +55,8 @@ def run_scenario(scenario: Scenario) -> tuple[dict[str, Any], str, str]:
     reshape = limit_requests(stream(config.seed, "scenario/limits"), bounds, scenario.limits_part)
     ends = Ends()
     run = Simulation(
-        config, wire=scenario.wire, schedule=scenario.schedule, link=scenario.link, reshape=lambda request: ends.note(reshape(request)), probes=PROBES
+        config, wire=scenario.wire, schedule=scenario.schedule, link=scenario.link, reshape=lambda request: ends.note(reshape(request)),
+        strangers_per_s=scenario.strangers_per_s, probes=PROBES,
     )  # fmt: skip
     for kind in Ends.KINDS:
         run.world.observe(ends.see, kind)
@@ -88,7 +89,7 @@ class Ends:
 
     def check(self, scenario: Scenario, bounds: Bounds) -> str:
         """What ended as it must not have; "" if nothing. A fleet without faults that was heard as a whole tells at once what it cannot hold."""
-        sound = not scenario.schedule.faults and not scenario.config.loss
+        sound = not scenario.schedule.faults and not scenario.config.loss and not scenario.strangers_per_s
         for request_id, request in self.asked.items():
             how, model, tokens = self.ended.get(request_id, ""), bounds.catalog[request.model], request.prompt_tokens + request.output_tokens
             fits = bounds.fits(model, tokens)

@@ -82,8 +82,8 @@ class MemberOrder(Checker):
 
     def _timeout_s(self, node: Any, worker_id: str) -> float:
         """The least silence after which a life of a worker is over. Workers of the world report at the configured interval; of others nothing is known."""
-        config, world = node.config, self.context.world
-        intervals_s = config.suspect_intervals * config.report_interval_s if world is not None and worker_id in world.hosts else 0.0
+        config = node.config
+        intervals_s = config.suspect_intervals * config.report_interval_s if self.context.is_host(worker_id) else 0.0
         return float(max(config.worker_timeout_s, intervals_s))
 
     def on_life(self, what: str, host: Host) -> None:
@@ -132,7 +132,9 @@ class InFlight(Checker):
     def finish(self, at_rest: bool) -> None:
         for node, row in every_row(self.context):
             self._look(node, row)
-            if at_rest and row.state == READY and row.ledger.entries:
+            if not at_rest or row.state != READY or not self.context.is_host(row.worker_id):
+                continue
+            if row.ledger.entries:
                 self.fail(f"at rest {len(row.ledger.entries)} dispatches are in flight to {row.worker_id}")
-            if at_rest and row.state == READY and row.report.running + row.report.waiting:
+            if row.report.running + row.report.waiting:
                 self.fail(f"at rest {row.worker_id} is said to run {row.report.running} requests and to have {row.report.waiting} waiting")
