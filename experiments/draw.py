@@ -22,7 +22,7 @@ from sllm.sim.network import Latency
 from sllm.streams import stream
 from sllm.workload import Request
 
-LIMITS_CATALOG = ROOT / "experiments/scenarios/limits-catalog.toml"
+LIMITS_CATALOG = ROOT / "experiments/limits-catalog.toml"
 REQUESTS_MAX = 500.0  # mean number of requests in a run
 MANY_MODELS = (60, 200, 300)  # more than a fleet can keep near
 RARE_REPORTS_S = (12.0, 15.0, 30.0, 60.0)
@@ -142,7 +142,7 @@ def _draw_times(rng: Random) -> dict[str, Any]:
 def _at_limits(rng: Random, config: Config) -> Config:
     """The same with the catalogue of limits: the models that fit some worker are asked for by popularity, the others among the requests at limits."""
     names = (*MIXED, "small-box")
-    hardware = _draw_mix(rng, config.workers, names) if config.workers > 1 else rng.choice(names)
+    hardware = _draw_mix(rng, config.workers, names) if config.workers > 1 and rng.random() < 0.5 else rng.choice(names)
     config = dataclasses.replace(config, model_catalog=str(LIMITS_CATALOG), hardware=hardware)
     bounds = Bounds(config, build_catalog(config))
     fitting = sum(bounds.fits(model, 1) for model in bounds.catalog.models.values())  # in order of size
