@@ -53,7 +53,7 @@ LAG_TOLERATED = 0.1  # a sped-up clock waits out every stall of the machine: a f
 START_STEP_S = 1.0  # of simulated time
 START_WALL_S = 60.0  # a live fleet that is not up by then never will be
 INSPECT_S = 5.0  # of a virtual run, between looks at some nodes and rows; what events tell is checked as it happens
-SETTLE_INTERVALS = 5.0  # report intervals from the last answer to the last look: reports and acknowledgements must have come by then
+SETTLE_INTERVALS = 2.0  # from the last answer to the last look, beyond those after which a silent worker is suspect and a lost dispatch is written off
 RECEIVE_BUFFER_BYTES = 8 << 20  # asked for at the coordinator and the client: all of a fleet's reports may come at once
 
 
@@ -378,8 +378,9 @@ class VirtualRun(Run):
 
     def _come_to_rest(self) -> None:
         """Let all that was asked for come to an end."""
-        interval_s = self.config.report_interval_s or 1.0
-        self._checkers.settle(self.config.request_timeout_s + 10.0 * interval_s, SETTLE_INTERVALS * interval_s)
+        config, interval_s = self.config, self.config.report_interval_s or 1.0
+        intervals = SETTLE_INTERVALS + max(config.suspect_intervals, config.dispatch_expiry_intervals)
+        self._checkers.settle(config.request_timeout_s + 10.0 * interval_s, intervals * interval_s)
 
 
 class LiveRun(Run):

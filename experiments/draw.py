@@ -69,7 +69,7 @@ def draw_scenario(seed: int, *, small: bool = False) -> Scenario:
     if rng.random() < 0.2:
         link["corrupt"] = rng.uniform(0.0, 0.05)
     wire = rng.random() < 0.2 and not small
-    limits_part = rng.choice((0.02, 0.1, 1.0)) if config.model_catalog else 0.0
+    limits_part = rng.choice((0.05, 0.2, 1.0)) if config.model_catalog else 0.0
     strangers_per_s = rng.choice((5.0, 30.0)) if rng.random() < 0.15 else 0.0
     return Scenario(config, link, Schedule(tuple(faults), f"seed {seed}"), wire, limits_part, strangers_per_s)
 
@@ -96,7 +96,7 @@ def _draw_config(rng: Random, seed: int, small: bool) -> Config:
         queue_threshold=rng.choice((1, 4, 10, 10, 1000, 100_000)),
         queue_max=rng.choice((2, 20, 1000)),
     )
-    if rng.random() < 0.2:
+    if rng.random() < 0.25:
         config = _at_limits(rng, config)
     busy = default_rate(config, build_catalog(config)) * rng.uniform(0.2, 2.5)
     most = (100.0 if small else REQUESTS_MAX) / config.duration_s
@@ -132,10 +132,15 @@ def _draw_times(rng: Random) -> dict[str, Any]:
         "report_interval_s": interval_s,
         "worker_timeout_s": rng.choice((2.0, 10.0, 10.0, 30.0)),
         "hold_max_s": rng.choice((5.0, 20.0, 60.0)),
-        "forget_after_s": rng.choice((20.0, 300.0, 300.0)),
+        "forget_after_s": rng.choice((20.0, 300.0, 300.0, 300.0)),
         "request_timeout_s": rng.choice((70.0, 90.0, 120.0)) + patience_s,  # at rest within this: the longest request alone takes 40 s on the slowest GPU
         "drain_timeout_s": rng.choice((1.0, 5.0, 30.0)),
         "response_keep_s": rng.choice((30.0, 120.0)),
+        "suspect_intervals": rng.choice((1.5, 3.0, 3.0, 10.0)),
+        "dispatch_expiry_intervals": rng.choice((1.0, 3.0, 3.0)),
+        "ack_every": rng.choice((1, 4, 4, 50)),
+        "decision_keep_s": rng.choice((0.5, 10.0, 10.0)),
+        "placements_max": rng.choice((1, 3, 3, 20)),
     }
 
 
@@ -211,7 +216,7 @@ def _draw_faults(rng: Random, workers: int, until_s: float) -> list[Fault]:
             rates = {kind: rate / 3.0 for kind, rate in rates.items()}
         faults += random_faults(rng, FAULTS_FROM_S, until_s, rates, LASTING_S, (hosts,))
     for host in (f"worker-{rng.randrange(workers)}", "coordinator"):
-        if rng.random() < 0.15:
+        if rng.random() < 0.25:
             faults += _draw_set_back(rng, host, until_s)
     if rng.random() < 0.1:
         faults += _draw_deaths(rng, workers, until_s)
@@ -220,8 +225,8 @@ def _draw_faults(rng: Random, workers: int, until_s: float) -> list[Fault]:
 
 def _draw_set_back(rng: Random, host: str, until_s: float) -> list[Fault]:
     """A life begins while the host's clock is ahead, and the next one, which sometimes finds the other still there, when it is right again."""
-    at, ahead_for_s = rng.uniform(FAULTS_FROM_S, until_s), rng.uniform(4.0, 12.0)
-    by_s = rng.uniform(1.0, FRESH_S) if rng.random() < 0.8 else rng.uniform(FRESH_S, 120.0)
+    at, ahead_for_s = rng.uniform(FAULTS_FROM_S, until_s), rng.uniform(3.0, 10.0)
+    by_s = rng.uniform(10.0, FRESH_S) if rng.random() < 0.8 else rng.uniform(FRESH_S, 120.0)
     last = rng.choice(("crash", "crash", "zombie"))
     options = {"restart_after": 1.0, "linger": rng.uniform(1.0, 5.0)} if last == "zombie" else {}
     return [

@@ -89,7 +89,10 @@ class Ends:
 
     def check(self, scenario: Scenario, bounds: Bounds) -> str:
         """What ended as it must not have; "" if nothing. A fleet without faults that was heard as a whole tells at once what it cannot hold."""
-        sound = not scenario.schedule.faults and not scenario.config.loss and not scenario.strangers_per_s
+        faults = scenario.schedule.faults
+        sound = not faults and not scenario.config.loss and not scenario.strangers_per_s
+        restarts = any(fault.kind in ("crash", "zombie") and "coordinator" in fault.options["hosts"] for fault in faults)
+        known = len(bounds.hardware) == 1 or (scenario.schedule.heals and not restarts)  # the coordinator has always heard of every kind of hardware
         for request_id, request in self.asked.items():
             how, model, tokens = self.ended.get(request_id, ""), bounds.catalog[request.model], request.prompt_tokens + request.output_tokens
             fits = bounds.fits(model, tokens)
@@ -97,7 +100,7 @@ class Ends:
             where = f"{request} {'fits' if fits else 'does not fit'} {scenario.config.hardware}"
             if request_id in self.refused_by_worker:
                 return f"{where}, and a worker that it was sent to refused it as too large"
-            if (how == "completed" and not fits) or (too_large and fits and (sound or len(bounds.hardware) == 1)) or (sound and not fits and not too_large):
+            if (how == "completed" and not fits) or (too_large and fits and known) or (sound and not fits and not too_large):
                 return f"{where}, and it ended as {how!r}"
         failed = [f"{request_id}: {how}" for request_id, how in self.ended.items() if request_id.startswith(PROBE) and how != "completed"]
         return f"everything was at rest, nothing was wrong any more, and requests failed: {failed}" if failed else ""

@@ -15,7 +15,7 @@ from config import Config
 from coordinator import Coordinator
 from experiments import simulate
 from experiments.draw import LIMITS_CATALOG, Bounds, draw_scenario, limit_requests
-from experiments.harness import configuration
+from experiments.harness import Simulation, configuration
 from experiments.simulate import Outcome, main, run_seed
 from sllm.assemble import build_catalog
 from sllm.catalog import Catalog, Hardware, Model
@@ -27,6 +27,7 @@ from sllm.messages import READY, Address, Enveloped, ScheduleError
 from sllm.node import Node
 from sllm.placement.costs import EngineCosts
 from sllm.placement.registry import policies
+from sllm.sim.faults import Fault, Schedule
 from sllm.sim.network import Network
 from sllm.workload import Request
 from worker import Worker
@@ -95,6 +96,15 @@ def test_requests_at_limits_are_at_them_just_within_and_just_beyond(hardware: st
     assert not any(bounds.fits(model, tokens) for model, tokens in sizes if model.name == "giant")
     assert {request.priority for request in requests} == {0, 1, 2}
     assert {(request.prompt_tokens, request.output_tokens) for request in requests} >= {(1, 1), (TOKENS_MAX, 1)}
+
+
+def test_a_run_is_at_rest_only_when_a_silent_worker_would_be_suspect() -> None:
+    """Until then what was sent to it counts as in flight, and rightly."""
+    config = configuration(workers=2, duration_s=10.0, rate_per_s=10.0, policy="random", suspect_intervals=60.0)
+    death = Fault(9.9, "crash", None, {"hosts": ["worker-0"], "stagger": 0.0})
+    results = Simulation(config, schedule=Schedule((death,))).complete()
+    assert not results["invariants"]["violations"]
+    assert results["fleet"]["ready"] == 1
 
 
 # --- planted bugs -------------------------------------------------------------------------------------------------------------------
