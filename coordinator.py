@@ -144,7 +144,7 @@ class Coordinator(Node):
                 self.reports_rejected["replayed" if sequence == row.sequence else "out_of_order"] += 1
                 return
         elif row is not None:
-            if incarnation < row.incarnation and now - row.heard_at < self.config.worker_timeout_s:
+            if incarnation < row.incarnation and now - row.heard_at < self._timeout_s(row):
                 self.reports_rejected["old_incarnation"] += 1
                 self._tell_displaced(row, incarnation, sequence, addr, now)
                 return
@@ -376,8 +376,12 @@ class Coordinator(Node):
         if row.state in GONE:
             return row.heard_at + self.config.forget_after_s
         if row.state == SUSPECT:
-            return row.heard_at + max(self.config.worker_timeout_s, self.config.suspect_intervals * row.report.interval_s)
+            return row.heard_at + self._timeout_s(row)
         return row.heard_at + self.config.suspect_intervals * row.report.interval_s
+
+    def _timeout_s(self, row: Row) -> float:
+        """Silent for so long, a life of a worker is over. Longer than the timeout where reports are so rare that a timeout between two of them is usual."""
+        return max(self.config.worker_timeout_s, self.config.suspect_intervals * row.report.interval_s)
 
     def _hold_or_resume(self, overdue: list[Row], now: float) -> None:
         """Our own deafness looks like everybody's death: then nobody is declared dead until reports come again."""

@@ -57,7 +57,7 @@ START_STEP_S = 1.0  # of simulated time
 START_S, START_INTERVALS, START_LATENCIES = 60.0, 30.0, 4.0  # a fleet that is not up after so long in virtual time, all three together, never will be
 START_WALL_S, START_REPORTS = 60.0, 3.0  # a live fleet that is not up after so many seconds and report intervals, added up, never will be
 INSPECT_S = 5.0  # of a virtual run, between looks at some nodes and rows; what events tell is checked as it happens
-SETTLE_INTERVALS = 5.0  # report intervals from the last answer to the last look: reports and acknowledgements must have come by then
+SETTLE_INTERVALS = 2.0  # from the last answer to the last look, beyond those after which a silent worker is suspect and a lost dispatch is written off
 RECEIVE_BUFFER_BYTES = 8 << 20  # asked for at the coordinator and the client: all of a fleet's reports may come at once
 
 
@@ -427,9 +427,8 @@ class VirtualRun(Run):
 
     def _settle(self, faults_end_s: float) -> None:
         """After the last arrival and fault everything must finish; then the workers go home, so that no report is on its way when the books close."""
-        interval_s = self.config.report_interval_s or 1.0
         self.world.run(max(self.world.now, faults_end_s))
-        self._checkers.settle(self.config.request_timeout_s + 10.0 * interval_s, SETTLE_INTERVALS * interval_s)
+        self._come_to_rest()
         self.recorder.fleet.end()
         self.ready_workers = self.system.ready
         for name in self.system.workers:
@@ -437,7 +436,13 @@ class VirtualRun(Run):
             if isinstance(host.node, Worker):
                 host.node.drain(host.read_clock(host.node, self.world.now))
                 self.world.touch(host)
-        self.world.run(self.world.now + interval_s)
+        self.world.run(self.world.now + (self.config.report_interval_s or 1.0))
+
+    def _come_to_rest(self) -> None:
+        """Let all that was asked for come to an end."""
+        config, interval_s = self.config, self.config.report_interval_s or 1.0
+        intervals = SETTLE_INTERVALS + max(config.suspect_intervals, config.dispatch_expiry_intervals)
+        self._checkers.settle(config.request_timeout_s + 10.0 * interval_s, intervals * interval_s)
 
 
 class LiveRun(Run):

@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from config import Config
+from experiments.strangers import ADDRESS, Strangers
 from simulation import VirtualRun
 from sllm.cli import Options
-from sllm.messages import LoadReport
+from sllm.fleet import SUSPECT
+from sllm.limits import REPORT_INTERVAL_MAX_S
+from sllm.messages import DRAINING, READY, STARTING
 from sllm.report.json import to_json
-from sllm.results import WALL_CLOCK_KEYS
-from sllm.schema import MESSAGES
+from sllm.results import WALL_CLOCK_KEYS, ReportFigures
 from sllm.sim.faults import Schedule
-from sllm.sim.hostile import Babbler, Mouth
 from sllm.sim.inject import Injector
-from sllm.streams import stream
+from sllm.workload import Request
 
 ROOT = Path(__file__).resolve().parent.parent
+PROBE = "probe-"  # how the ids of probes begin
+START_S = 90.0  # within this a worker has loaded the models it begins with
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -38,35 +41,84 @@ def silent(*, virtual: bool = True, wire: bool = False) -> Options:
 
 
 class Simulation(VirtualRun):
-    """A virtual run with a schedule made in memory. `link`: fields of `sllm.sim.network.Link` for every link, from the start to the end.
-    `strangers_per_s`: messages that holders of the key send to everybody, whatever keeps the rules but load reports, whose books are the workers'."""
+    """A virtual run with a schedule made in memory. `link`: fields of `sllm.sim.network.Link` for every link, from the start to the end. `reshape`: called
+    with each request of the workload for the one that is to come instead. `strangers_per_s`: messages of strangers while requests come. `probes`: so many
+    more requests come when everything is at rest."""
 
     def __init__(
-        self, config: Config, *, wire: bool = False, schedule: Schedule | None = None, link: dict[str, Any] | None = None, strangers_per_s: float = 0.0
+        self,
+        config: Config,
+        *,
+        wire: bool = False,
+        schedule: Schedule | None = None,
+        link: dict[str, Any] | None = None,
+        reshape: Callable[[Request], Request] = lambda request: request,
+        strangers_per_s: float = 0.0,
+        probes: int = 0,
     ) -> None:
         super().__init__(config, silent(wire=wire))
         self.schedule = schedule or Schedule()
-        self.strangers_per_s = strangers_per_s
+        self.unhealed = ""  # what has not come right although nothing goes wrong any more
+        self._reshape = reshape
+        self._probes = probes
+        self._strangers_per_s = strangers_per_s
+        self._strangers: Strangers | None = None
         if link:
             self.world.network.set_link(self.world.network.link._replace(**link))
+
+    def arrivals(self) -> Iterator[tuple[float, Request]]:
+        for at, request in super().arrivals():
+            yield at, self._reshape(request)
 
     def _inject(self) -> float:
         injector = Injector(self.world, self.schedule)
         injector.install()
-        return max(injector.end_s, self._add_strangers()) if self.strangers_per_s else injector.end_s
+        if self._strangers_per_s:
+            until = self.began_s + self.config.duration_s
+            self._strangers = Strangers(self.system, per_s=self._strangers_per_s, until=until, now=self.world.now)
+            self.world.add(self._strangers, ADDRESS)
+        return injector.end_s
 
-    def _add_strangers(self) -> float:
-        """They speak from now on; returns until when."""
-        names = self.system.catalog.names
-        known = {"model": names, "worker_id": list(self.system.workers), "exclude": list(self.system.workers), "host": ["client", "coordinator", "nowhere"]}
-        babbler = Babbler(stream(self.config.seed, "strangers"), known, [kind for kind in MESSAGES if kind is not LoadReport])
-        until = self.world.now + self.config.duration_s
-        mouth = Mouth(
-            babbler, [host.address for host in self.world.hosts.values()], [f"stranger-{i}" for i in range(5)], per_s=self.strangers_per_s,
-            now=self.world.now, until=until, codec=self.system.codec(),
-        )  # fmt: skip
-        self.world.add(mouth, ("strangers", 1))
-        return until
+    def report_figures(self) -> ReportFigures:
+        """What strangers reported counts as sent."""
+        figures = super().report_figures()
+        return figures._replace(sent=figures.sent + self._strangers.reports_sent) if self._strangers is not None else figures
+
+    def _come_to_rest(self) -> None:
+        super()._come_to_rest()
+        if self._probes:
+            self.unhealed = self._find_unhealed()
+            if self._alive and not self.unhealed:
+                self._probe()
+                super()._come_to_rest()
+
+    @property
+    def _alive(self) -> int:
+        """Workers that run and could work."""
+        return sum(host.node is not None for name, host in self.world.hosts.items() if name in self.system.workers)
+
+    def _find_unhealed(self) -> str:
+        """Wait for as long as a coordinator may need to know who lives and who does not; says what it still has wrong then."""
+        config, fleet = self.config, self.system.coordinators[-1].fleet
+        interval_s = config.report_interval_s or 1.0
+        rarest_s = REPORT_INTERVAL_MAX_S if self._strangers is not None else interval_s
+        timeout_s = max(config.worker_timeout_s, config.suspect_intervals * rarest_s)
+        last_s = self.world.now + 2.0 * timeout_s + config.hold_max_s + 5.0 * interval_s + START_S
+        while True:
+            wrong = {state: fleet.states[state] for state in (STARTING, DRAINING, SUSPECT) if fleet.states[state]}
+            if not wrong and fleet.states[READY] == self._alive and not self.system.coordinators[-1].degraded:
+                return ""
+            if self.world.now >= last_s:
+                held = f", expiry held because {self.system.coordinators[-1].degraded}" if self.system.coordinators[-1].degraded else ""
+                return f"{self._alive} workers live, the coordinator counts {fleet.states[READY]} READY and {wrong or 'no others'}{held}"
+            self.world.run(self.world.now + interval_s)
+
+    def _probe(self) -> None:
+        """Ask for the first model of the catalogue, which fits every worker, in the last moment at which anything comes."""
+        host, client = self.world.hosts["client"], self.system.clients[-1]
+        for number in range(self._probes):
+            client.submit(Request(0.0, f"{PROBE}{number}", self.system.catalog.names[0], 100, 10), host.read_clock(client, self.world.now))
+        self.world.touch(host)
 
     def complete(self) -> dict[str, Any]:
         """Conduct the run and return its results."""

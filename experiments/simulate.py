@@ -11,53 +11,30 @@ finish. What is broken is printed with the command that shows it again. Exit sta
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 from types import FrameType
 from typing import Any, NamedTuple
 
 if __package__ in (None, ""):  # run as a script: the project's modules are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config import Config
-from experiments.harness import Simulation, configuration, cores, fingerprint, spread
-from sllm.assemble import build_catalog, default_rate
-from sllm.placement.registry import policies
-from sllm.sim.faults import Fault, Schedule, random_faults
-from sllm.sim.network import Latency
+from experiments.draw import Bounds, Scenario, draw_scenario, limit_requests
+from experiments.harness import PROBE, Simulation, cores, fingerprint, spread
+from sllm.assemble import build_catalog
+from sllm.events import RequestCompleted, RequestFailed, RequestRejected, RequestRetried
+from sllm.messages import MODEL_TOO_LARGE, REFUSED_TOO_LARGE, REQUEST_TOO_LARGE
+from sllm.node import Node
 from sllm.streams import stream
+from sllm.workload import Request
 
-REQUESTS_MAX = 500.0  # mean number of requests in a run
+PROBES = 2  # requests that come when nothing is wrong any more; they must complete
+SLOW_S = 5.0  # a seed that takes longer is worth a look
 WALL_MAX_S = 120  # a seed takes a tenth of a second: one that is not done by then never will be
-FAULTS_FROM_S = 2.0
-LASTING_S = (0.5, 12.0)
-WORKER_FAULTS = ("crash", "freeze", "zombie", "drain", "slow", "clock_jump", "clock_drift", "overflow", "isolate", "cut", "degrade")
-COORDINATOR_FAULTS = ("crash", "freeze", "zombie", "slow", "clock_jump", "clock_drift", "overflow", "isolate", "cut", "degrade")
-CLIENT_FAULTS = ("freeze", "slow", "clock_jump", "clock_drift", "overflow", "isolate", "cut", "degrade")  # no restart: its requests are nowhere else
-
-
-class Scenario(NamedTuple):
-    """One run: the fleet and its workload, every link's quality, what goes wrong, whether messages travel as bytes, and what strangers with the key say."""
-
-    config: Config
-    link: dict[str, Any]
-    schedule: Schedule
-    wire: bool
-    strangers_per_s: float = 0.0
-
-    def describe(self) -> str:
-        """One line for people."""
-        config = self.config
-        what = f"{config.workers} workers of {config.engine}/{config.hardware}, {config.policy}"
-        how = f"{config.rate_per_s:.2f} req/s {config.arrivals} for {config.duration_s:.0f} s"
-        more = f"{', bytes' if self.wire else ''}{f', {self.strangers_per_s:.0f} messages/s of strangers' if self.strangers_per_s else ''}"
-        return f"{what}, {how}, reports every {config.report_interval_s:g} s, {len(self.schedule.faults)} faults{more}"
 
 
 class Outcome(NamedTuple):
@@ -71,87 +48,62 @@ class Outcome(NamedTuple):
     checked: int
 
 
-def draw_scenario(seed: int, *, small: bool = False) -> Scenario:
-    """The scenario of a seed. `small`: fewer workers and requests and no bytes, for tests that run many."""
-    rng = stream(seed, "scenario")
-    config = _draw_config(rng, seed, small)
-    until_s = config.duration_s + 2.0
-    faults = [] if rng.random() < 0.1 else _draw_faults(rng, until_s)
-    link: dict[str, Any] = {"latency": _draw_latency(rng), "loss": config.loss}
-    if rng.random() < 0.3:
-        link |= {"duplicate": rng.uniform(0.0, 0.1), "reorder": rng.uniform(0.0, 0.3), "reorder_extra_s": rng.uniform(0.001, 1.0)}
-    if rng.random() < 0.2:
-        link["corrupt"] = rng.uniform(0.0, 0.05)
-    wire = rng.random() < 0.2 and not small
-    strangers_per_s = rng.choice((0.0, 0.0, 0.0, rng.uniform(1.0, 30.0)))
-    return Scenario(config, link, Schedule(tuple(faults), f"seed {seed}"), wire, strangers_per_s)
-
-
-def _draw_config(rng: Random, seed: int, small: bool) -> Config:
-    """A fleet and its workload."""
-    names = list(policies())
-    config = configuration(
-        seed=seed,
-        workers=rng.randint(1, 4 if small else 12),
-        duration_s=rng.uniform(10.0, 20.0) if small else rng.uniform(15.0, 60.0),
-        arrivals=rng.choice(("poisson", "poisson", "gamma", "deterministic")),
-        cv=rng.choice((2.0, 4.0, 8.0)),
-        models=rng.randint(1, 16),
-        zipf=rng.choice((0.0, 0.8, 1.1, 2.0)),
-        policy=_with_parameters(names[seed % len(names)], rng),
-        report_interval_s=rng.choice((0.0, 0.1, 0.3, 1.0, 1.0, 2.0, 5.0)),
-        loss=rng.choice((0.0, 0.0, rng.uniform(0.0, 0.1))),
-        keep_alive_s=rng.choice((0.0, 0.0, rng.uniform(0.5, 10.0))),
-        engine=rng.choice(("llm", "llm", "queue")),
-        hardware=rng.choice(("h100-80g", "a100-80g", "a5000-24g")),
-        service=rng.choice(("exponential", "deterministic", "hyperexponential:3")),
-        service_mean_s=rng.uniform(0.02, 0.3),  # the longest of hyperexponential ones are 30 times that
-        service_load_s=rng.choice((0.0, rng.uniform(0.1, 3.0))),
-        slots=rng.choice((0, 0, 1, 4, 16)),
-        demo_models=rng.choice((0, 0, 1, 2)),
-        queue_threshold=rng.choice((1, 4, 10, 10, 1000)),
-        queue_max=rng.choice((2, 20, 1000)),
-        request_timeout_s=rng.choice((70.0, 90.0, 120.0)),  # at rest within this and more: the longest request alone takes 40 s on the slowest hardware
-        drain_timeout_s=rng.choice((1.0, 5.0, 30.0)),
-        response_keep_s=rng.choice((30.0, 120.0)),
-    )
-    busy = default_rate(config, build_catalog(config)) * rng.uniform(0.2, 2.5)
-    most = (100.0 if small else REQUESTS_MAX) / config.duration_s
-    return dataclasses.replace(config, rate_per_s=min(busy, most))
-
-
-def _with_parameters(name: str, rng: Random) -> str:
-    """The policy, sometimes with parameters other than its own."""
-    changed = {"power_of_two": f"choices={rng.randint(1, 5)}", "startup_time": f"sample={rng.randint(1, 10)},margin_s={rng.uniform(0.0, 2.0):.3f}"}
-    return f"{name}:{changed[name]}" if name in changed and rng.random() < 0.5 else name
-
-
-def _draw_latency(rng: Random) -> Latency:
-    kind = rng.choice(Latency.KINDS)
-    typical_s = 10.0 ** rng.uniform(-4.0, -1.0)
-    a, b = {"constant": (typical_s, 0.0), "uniform": (0.0, 2.0 * typical_s), "exponential": (1e-4, typical_s), "lognormal": (typical_s, 0.7)}[kind]
-    return Latency(kind, a, b)
-
-
-def _draw_faults(rng: Random, until_s: float) -> list[Fault]:
-    """Some kinds of faults, each at a rate of its own, on workers, on the coordinator and on the client."""
-    faults: list[Fault] = []
-    for kinds, hosts, chance in ((WORKER_FAULTS, "random:1:worker-*", 0.5), (COORDINATOR_FAULTS, "coordinator", 0.2), (CLIENT_FAULTS, "client", 0.1)):
-        rates = {kind: rng.uniform(0.5, 6.0) for kind in kinds if rng.random() < chance}
-        if hosts != "random:1:worker-*":
-            rates = {kind: rate / 3.0 for kind, rate in rates.items()}
-        faults += random_faults(rng, FAULTS_FROM_S, until_s, rates, LASTING_S, (hosts,))
-    return sorted(faults, key=lambda fault: fault.at_s)
-
-
 def run_scenario(scenario: Scenario) -> tuple[dict[str, Any], str, str]:
     """Run it; returns the results, what is broken ("" if nothing), and a digest of all that the seed determines."""
+    config = scenario.config
+    bounds = Bounds(config, build_catalog(config))
+    reshape = limit_requests(stream(config.seed, "scenario/limits"), bounds, scenario.limits_part)
+    ends = Ends()
     run = Simulation(
-        scenario.config, wire=scenario.wire, schedule=scenario.schedule, link=scenario.link, strangers_per_s=scenario.strangers_per_s
+        config, wire=scenario.wire, schedule=scenario.schedule, link=scenario.link, reshape=lambda request: ends.note(reshape(request)),
+        strangers_per_s=scenario.strangers_per_s, probes=PROBES,
     )  # fmt: skip
+    for kind in Ends.KINDS:
+        run.world.observe(ends.see, kind)
     results = run.complete()
-    problem = "\n".join(results["invariants"]["violations"]) or check_books(results)
+    problem = "\n".join(results["invariants"]["violations"]) or check_books(results) or run.unhealed or ends.check(scenario, bounds)
     return results, problem, fingerprint(results, run.world.now, run.world.network.delivered)
+
+
+class Ends:
+    """How each request ended, held against what the fleet can hold."""
+
+    KINDS = RequestCompleted, RequestFailed, RequestRejected, RequestRetried
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Request] = {}
+        self.ended: dict[str, str] = {}  # request id -> "completed", "failed" or the code with which it was rejected
+        self.refused_by_worker: set[str] = set()  # as too large
+
+    def note(self, request: Request) -> Request:
+        self.asked[request.request_id] = request
+        return request
+
+    def see(self, node: Node, event: Any) -> None:
+        if isinstance(event, RequestRetried):
+            if event.reason == REFUSED_TOO_LARGE:
+                self.refused_by_worker.add(event.request_id)
+        else:
+            how = event.code if isinstance(event, RequestRejected) else "completed" if isinstance(event, RequestCompleted) else "failed"
+            self.ended[event.request_id] = how
+
+    def check(self, scenario: Scenario, bounds: Bounds) -> str:
+        """What ended as it must not have; "" if nothing. A fleet without faults that was heard as a whole tells at once what it cannot hold."""
+        faults = scenario.schedule.faults
+        sound = not faults and not scenario.config.loss and not scenario.strangers_per_s
+        restarts = any(fault.kind in ("crash", "zombie") and "coordinator" in fault.options["hosts"] for fault in faults)
+        known = len(bounds.hardware) == 1 or (scenario.schedule.heals and not restarts)  # the coordinator has always heard of every kind of hardware
+        for request_id, request in self.asked.items():
+            how, model, tokens = self.ended.get(request_id, ""), bounds.catalog[request.model], request.prompt_tokens + request.output_tokens
+            fits = bounds.fits(model, tokens)
+            too_large = how in (MODEL_TOO_LARGE, REQUEST_TOO_LARGE)
+            where = f"{request} {'fits' if fits else 'does not fit'} {scenario.config.hardware}"
+            if request_id in self.refused_by_worker:
+                return f"{where}, and a worker that it was sent to refused it as too large"
+            if (how == "completed" and not fits) or (too_large and fits and known) or (sound and not fits and not too_large):
+                return f"{where}, and it ended as {how!r}"
+        failed = [f"{request_id}: {how}" for request_id, how in self.ended.items() if request_id.startswith(PROBE) and how != "completed"]
+        return f"everything was at rest, nothing was wrong any more, and requests failed: {failed}" if failed else ""
 
 
 def check_books(results: dict[str, Any]) -> str:
@@ -194,6 +146,11 @@ def run_seed(seed: int, *, small: bool = False) -> Outcome:
     return Outcome(seed, scenario.describe(), problem, digest, results["requests"]["sent"], results["invariants"]["checked"])
 
 
+def _timed_seed(seed: int) -> tuple[Outcome, float]:
+    began = time.monotonic()
+    return run_seed(seed), time.monotonic() - began
+
+
 def show_failure(outcome: Outcome) -> None:
     """What broke, in which scenario, and how to see it again."""
     print(f"\nseed {outcome.seed} FAILED: {outcome.scenario}")
@@ -214,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = range(arguments.first, arguments.first + arguments.seeds)
     failed: list[int] = []
     requests = checked = 0
-    for done, outcome in enumerate(spread(run_seed, seeds, arguments.jobs), 1):
+    for done, (outcome, wall_s) in enumerate(spread(_timed_seed, seeds, arguments.jobs), 1):
         requests, checked = requests + outcome.requests, checked + outcome.checked
         if arguments.faults:
             print("\n".join(draw_scenario(outcome.seed).schedule.describe()))
@@ -223,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             show_failure(outcome)
         elif len(seeds) == 1:
             print(f"seed {outcome.seed} held: {outcome.scenario}; digest {outcome.digest}")
+        if wall_s > SLOW_S:
+            print(f"seed {outcome.seed} took {wall_s:.1f} s: {outcome.scenario}")
         if done % 50 == 0 or done == len(seeds):
             took_s = time.monotonic() - began
             print(f"{done} of {len(seeds)} seeds, {len(failed)} failed, {requests:,} requests, {checked:,} checks, {took_s:.0f} s", flush=True)

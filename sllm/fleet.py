@@ -64,7 +64,7 @@ class Row:
         self.report = report
         self.address: Address = ("", 0)
         self.state = NEW
-        self.incarnation = 0
+        self.incarnation = -1  # of no life: every report that can come is of another one
         self.sequence = 0
         self.heard_at = 0.0
         self.due = NEVER  # when to look whether it is silent: the coordinator's wheel

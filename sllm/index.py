@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
 from random import Random
 from typing import Generic, Protocol, TypeVar
 
-LEVEL_MAX = 20_000  # levels above it share a bag: one report with a huge number in it must not cost as many bags
+HEAP_SLACK = 64  # levels that hold nobody any more and may stand in a heap
 
 
 class Named(Protocol):
@@ -92,36 +93,46 @@ def sample_all(bags: Sequence[Bag[R]], count: int, rng: Random) -> list[R]:
 
 
 class Levels(Generic[R]):
-    """Workers by a whole number from 0, each level a bag; the lowest level that holds anybody is known."""
+    """Workers by a whole number from 0, each level a bag; the lowest level that holds anybody is found at once. Costs do not grow with the numbers."""
 
-    __slots__ = ("_lowest", "bags")
+    __slots__ = ("_heap", "bags")
 
     def __init__(self) -> None:
-        self.bags: list[Bag[R]] = [Bag()]
-        self._lowest = 0  # no level below it holds anybody
+        self.bags: dict[int, Bag[R]] = {}  # those that hold somebody
+        self._heap: list[int] = []  # their levels, and some that no longer are
 
     def move(self, row: R, old: int, new: int) -> None:
         """From level `old` to `new`; -1 is nowhere."""
         bags = self.bags
         if old >= 0:
-            bags[min(old, LEVEL_MAX)].remove(row)
+            left = bags[old]
+            left.remove(row)
+            if not left.rows:
+                del bags[old]
         if new >= 0:
-            new = min(new, LEVEL_MAX)
-            while len(bags) <= new:
-                bags.append(Bag())
-            bags[new].add(row)
-            if new < self._lowest:
-                self._lowest = new
+            bag = bags.get(new)
+            if bag is None:
+                bag = bags[new] = Bag()
+                if len(self._heap) < HEAP_SLACK + 2 * len(bags):
+                    heappush(self._heap, new)
+                else:
+                    self._heap = sorted(bags)
+            bag.add(row)
 
     def lowest(self) -> tuple[int, Bag[R]]:
-        """The lowest level that holds anybody, and its bag; the last level and an empty bag when nobody is there."""
-        bags, low = self.bags, self._lowest
-        while low < len(bags) - 1 and not bags[low].rows:
-            low += 1
-        self._lowest = low
-        return low, bags[low]
+        """The lowest level that holds anybody, and its bag; level 0 and an empty bag when nobody is there."""
+        heap, bags = self._heap, self.bags
+        while heap:
+            bag = bags.get(heap[0])
+            if bag is not None:
+                return heap[0], bag
+            heappop(heap)
+        return 0, Bag()
 
     def rising(self) -> Iterator[R]:
-        """Everybody, level by level from the lowest."""
-        for level in range(self.lowest()[0], len(self.bags)):
-            yield from self.bags[level].rows
+        """Everybody, level by level from the lowest. Whoever stops within the lowest pays for no other."""
+        low, bag = self.lowest()
+        yield from bag.rows
+        for level in sorted(self.bags):
+            if level > low:
+                yield from self.bags[level].rows

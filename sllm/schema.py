@@ -54,7 +54,7 @@ def _draw_text(most_bytes: int, alphabets: tuple[str, ...] = ALPHABETS) -> Calla
     def draw(rng: Random) -> str:
         size = rng.choice((1, most_bytes, rng.randint(1, most_bytes), rng.randint(1, min(most_bytes, 12))))
         alphabet = rng.choice(alphabets)
-        text = "".join(rng.choice(alphabet) for _ in range(size))
+        text = "".join(rng.choices(alphabet, k=size))
         return text.encode()[:size].decode(errors="ignore") or "a"
 
     return draw

@@ -60,7 +60,7 @@ class Fleet:
         self.duration_s = duration_s
         codec = make_codec or (lambda: None)
 
-        def coordinator(incarnation: int, now: float) -> Node:
+        def coordinator(incarnation: int, now: float) -> Coordinator:
             rng = stream(seed, f"coordinator/{incarnation}")
             return coordinator_kind(config, catalog, make_policy(config.policy), rng, incarnation, codec=codec(), now=now)
 
@@ -72,7 +72,8 @@ class Fleet:
 
             return make
 
-        world.add(coordinator(1, 0.0), COORDINATOR, coordinator)
+        self.coordinator = coordinator(1, 0.0)
+        world.add(self.coordinator, COORDINATOR, coordinator)
         for number in range(1, workers + 1):
             name = f"worker-{number}"
             make = worker(name, dataclasses.replace(config, hardware=kinds[number - 1]) if number <= len(kinds) else config)

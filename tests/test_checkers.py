@@ -70,6 +70,13 @@ class AcceptsZombies(Coordinator):
         super()._on_report(envelope, addr, now)
 
 
+class ForgetsTooEarly(Coordinator):
+    """Takes a life for over after half of the timeout."""
+
+    def _timeout_s(self, row: Any) -> float:
+        return super()._timeout_s(row) / 2.0
+
+
 class CountsTwice(Coordinator):
     def _on_report(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
         super()._on_report(envelope, addr, now)
@@ -278,6 +285,33 @@ def test_a_planted_bug_is_caught_by_the_checker_responsible(
             assert str(broken(seed, options, alone)) == str(violation), "the same seed breaks again, to the byte"
             return
     pytest.fail(f"{bug}: not caught in {len(SEEDS)} seeds")
+
+
+@pytest.mark.parametrize(("report_interval_s", "timeout_s"), [(1.0, 10.0), (15.0, 45.0)])
+def test_a_life_with_a_lower_incarnation_is_right_once_the_known_one_has_been_silent_for_the_timeout(report_interval_s: float, timeout_s: float) -> None:
+    fleet = set_back(Coordinator, report_interval_s, timeout_s)
+    row, node = fleet.coordinator.fleet.rows["worker-1"], fleet.world.hosts["worker-1"].node
+    assert node is not None
+    assert (row.state, row.incarnation) == (READY, node.incarnation)
+    assert fleet.coordinator.reports_rejected["old_incarnation"] > 0
+
+
+@pytest.mark.parametrize(("report_interval_s", "timeout_s"), [(1.0, 10.0), (15.0, 45.0)])
+def test_a_life_with_a_lower_incarnation_is_wrong_before_that(report_interval_s: float, timeout_s: float) -> None:
+    with pytest.raises(InvariantViolation, match=r"worker-1 went from .* and had been silent for") as caught:
+        set_back(ForgetsTooEarly, report_interval_s, timeout_s)
+    assert caught.value.checker == "member-order"
+
+
+def set_back(kind: type[Coordinator], report_interval_s: float, timeout_s: float) -> Fleet:
+    """A worker's clock is ahead, its next life begins, and the one after that begins with a clock that is behind, in less than the timeout."""
+    fleet = Fleet(1, workers=2, rate_per_s=0.1, duration_s=0.0, coordinator_kind=kind, check=("member-order",), report_interval_s=report_interval_s)
+    world, host = fleet.world, fleet.world.hosts["worker-1"]
+    world.call_at(3.0, lambda: (world.jump_wall_clock(host, 25.0), world.restart(host)))
+    world.call_at(5.0, lambda: (world.crash(host), world.jump_wall_clock(host, -50.0)))
+    world.call_at(5.0 + 0.7 * timeout_s, lambda: world.restart(host))
+    world.run(5.0 + timeout_s + 2.0 * report_interval_s)
+    return fleet
 
 
 def test_a_table_that_only_grows_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

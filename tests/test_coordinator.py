@@ -138,6 +138,14 @@ def test_a_report_that_is_not_newer_changes_nothing() -> None:
     assert (node.fleet.rows["w"].report.running, node.fleet.rows["w"].incarnation) == (3, 6)
 
 
+@pytest.mark.parametrize("incarnation", [0, 1])
+@pytest.mark.parametrize("sequence", [0, 1, 7])
+def test_before_the_first_report_of_a_worker_none_was_lost(incarnation: int, sequence: int) -> None:
+    node, talk = coordinator()
+    talk.say("w", report(), 1.0, incarnation=incarnation, sequence=sequence)
+    assert (node.reports_accepted, node.fleet.rows["w"].lost) == (1, 0)
+
+
 def test_it_acknowledges_now_and_then() -> None:
     _, talk = coordinator(ack_every=4)
     for second in range(1, 10):
@@ -497,6 +505,16 @@ def test_a_life_that_has_been_silent_may_be_followed_by_one_whose_clock_was_set_
     talk.say("a", report(running=1), 11.0, incarnation=80, sequence=2)
     row = node.fleet.rows["a"]
     assert (row.incarnation, row.report.running, row.state) == (80, 1, READY)
+
+
+def test_a_life_that_reports_rarely_is_not_over_between_two_of_its_reports() -> None:
+    """The life before it stands still, and comes back when the present one has said nothing for longer than the timeout, as is usual for it."""
+    node, talk = coordinator(worker_timeout_s=10.0, suspect_intervals=3.0)
+    talk.say("a", report(interval_s=15.0), 1.0, incarnation=100)
+    talk.say("a", report(interval_s=15.0, running=1), 15.0, incarnation=80, sequence=1)
+    assert node.fleet.rows["a"].incarnation == 100
+    talk.say("a", report(interval_s=15.0, running=1), 46.0, incarnation=80, sequence=2)
+    assert node.fleet.rows["a"].incarnation == 80
 
 
 def test_a_worker_that_comes_back_with_other_hardware_is_another_worker_to_placement() -> None:

@@ -11,7 +11,7 @@ from roles import CATALOG, report
 
 from sllm.dispatch import Entry
 from sllm.fleet import Fleet, Kind, Row
-from sllm.index import LEVEL_MAX, Bag, Levels, sample_all
+from sllm.index import HEAP_SLACK, Bag, Levels, sample_all
 from sllm.messages import READY
 
 NAMES = CATALOG.names[:4]
@@ -46,9 +46,9 @@ def check(fleet: Fleet) -> None:
         assert kind.members == len(members)
         assert all(r.hardware is kind.hardware for r in members)
         assert set(kind.ready.rows) == set(here)
-        low = min((min(r.depth, LEVEL_MAX) for r in here), default=None)
-        assert lowest(kind.by_depth) == {r for r in here if min(r.depth, LEVEL_MAX) == low}
-        assert [min(r.queued, LEVEL_MAX) for r in kind.by_queued.rising()] == sorted(min(r.queued, LEVEL_MAX) for r in here)
+        low = min((r.depth for r in here), default=None)
+        assert lowest(kind.by_depth) == {r for r in here if r.depth == low}
+        assert [r.queued for r in kind.by_queued.rising()] == sorted(r.queued for r in here)
     for state in set(fleet.states):
         assert fleet.states[state] == sum(r.state == state for r in fleet)
 
@@ -100,9 +100,29 @@ def test_a_huge_number_in_a_report_costs_nothing() -> None:
         fleet.step(one, READY)
         check(fleet)
     (kind,) = fleet.kinds.values()
-    assert max(len(kind.by_depth.bags), len(kind.by_queued.bags)) < 100_000
+    assert len(kind.by_depth.bags) == len(kind.by_queued.bags) == 3
     fleet.step(row(fleet, "c"), "STOPPED")
-    assert {one.worker_id for one in lowest(kind.by_depth)} == {"a", "b"}
+    assert {one.worker_id for one in lowest(kind.by_depth)} == {"a"}
+
+
+def test_levels_cost_by_who_stands_on_them_not_by_how_high_they_are_nor_by_how_often_somebody_came_and_went() -> None:
+    fleet = Fleet(CATALOG.models)
+    low, high = row(fleet, "a"), row(fleet, "b")
+    levels: Levels[Row] = Levels()
+    levels.move(low, -1, 0)
+    at = -1
+    for new in [*range(1, 10_000), 1 << 62, *(1, 2) * 5_000]:
+        levels.move(high, at, new)
+        at = new
+    assert len(levels.bags) == 2
+    assert len(levels._heap) <= HEAP_SLACK + 6
+    assert list(levels.rising()) == [low, high]
+    levels.move(low, 0, -1)
+    assert levels.lowest()[0] == at
+    assert list(levels.rising()) == [high]
+    levels.move(high, at, -1)
+    assert not list(levels.rising())
+    assert not levels.lowest()[1].rows
 
 
 def test_only_models_of_the_catalogue_are_indexed() -> None:

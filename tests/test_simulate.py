@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
 
 from client import Client
+from config import Config
 from coordinator import Coordinator
 from experiments import simulate
-from experiments.simulate import Outcome, draw_scenario, main, run_seed
+from experiments.draw import LIMITS_CATALOG, Bounds, draw_scenario, limit_requests
+from experiments.harness import Simulation, configuration
+from experiments.simulate import Outcome, main, run_seed
+from sllm.assemble import build_catalog
+from sllm.catalog import Catalog, Hardware, Model
 from sllm.dispatch import Ledger
 from sllm.events import RequestCompleted
 from sllm.fleet import Fleet
+from sllm.limits import TOKENS_MAX
 from sllm.messages import READY, Address, Enveloped, ScheduleError
+from sllm.node import Node
+from sllm.placement.costs import EngineCosts
 from sllm.placement.registry import policies
+from sllm.sim.faults import Fault, Schedule
 from sllm.sim.network import Network
+from sllm.workload import Request
 from worker import Worker
 
 SEEDS = range(1, 51)
@@ -34,8 +47,10 @@ def test_a_seed_is_the_same_run_every_time() -> None:
         assert run_seed(seed, small=True) == run_seed(seed, small=True), f"seed {seed}"
 
 
-def test_bytes_on_the_wire_give_the_run_that_objects_give() -> None:
-    seed = next(seed for seed in SEEDS if draw_scenario(seed).wire)
+@pytest.mark.parametrize("strangers", [False, True])
+def test_bytes_on_the_wire_give_the_run_that_objects_give(strangers: bool) -> None:
+    drawn = ((seed, draw_scenario(seed)) for seed in itertools.count(1))
+    seed = next(seed for seed, scenario in drawn if scenario.wire and bool(scenario.strangers_per_s) == strangers)
     outcome = run_seed(seed)
     assert not outcome.problem, f"seed {seed}: {outcome.scenario}\n{outcome.problem}"
 
@@ -46,6 +61,50 @@ def test_the_sweep_draws_every_policy_and_faults_on_every_role() -> None:
     hit = {host for scenario in scenarios for fault in scenario.schedule.faults for host in fault.options.get("hosts") or ()}
     assert {"coordinator", "client", "random:1:worker-*"} <= hit
     assert {scenario.config.engine for scenario in scenarios} == {"llm", "queue"}
+
+
+def test_the_sweep_draws_what_fleets_meet_seldom() -> None:
+    scenarios = [draw_scenario(seed) for seed in range(1, 301)]
+    configs = [scenario.config for scenario in scenarios]
+    assert {12.0, 15.0, 30.0, 60.0} <= {config.report_interval_s for config in configs}
+    assert all(config.request_timeout_s > 4.0 * config.report_interval_s for config in configs)
+    assert any(config.models >= 200 and config.workers <= 6 for config in configs)
+    assert any("," in config.hardware and not config.model_catalog for config in configs)
+    assert any(config.queue_threshold > config.queue_max for config in configs)
+    assert any(config.forget_after_s < config.hold_max_s for config in configs)
+    assert len({config.worker_timeout_s for config in configs}) > 2
+    assert any(scenario.strangers_per_s for scenario in scenarios)
+    dead = [sum(fault.for_s is None for fault in scenario.schedule.faults) / scenario.config.workers for scenario in scenarios]
+    assert any(0.5 < part < 1.0 for part in dead)
+    assert any(part == 1.0 for part in dead)
+    ahead = {host for scenario in scenarios for fault in scenario.schedule.faults if fault.where == "drawn clock_jump" for host in fault.options["hosts"]}
+    assert {"coordinator", "worker-0"} <= ahead
+
+
+@pytest.mark.parametrize("hardware", ["small-box", "a5000-24g", "h100-80g", "small-box:1,h100-80g-tp8:1"])
+def test_requests_at_limits_are_at_them_just_within_and_just_beyond(hardware: str) -> None:
+    config = configuration(workers=hardware.count(":") or 1, hardware=hardware, model_catalog=str(LIMITS_CATALOG))
+    bounds = Bounds(config, build_catalog(config))
+    reshape = limit_requests(Random(1), bounds, 1.0)
+    requests = [reshape(Request(0.0, f"r{i}", "tiny", 100, 10)) for i in range(3000)]
+    sizes = [(bounds.catalog[request.model], request.prompt_tokens + request.output_tokens) for request in requests]
+    largest = [(model, bounds.most_tokens(model)) for model, _ in sizes]
+    for beyond in (0, 1):
+        assert any(tokens == most + beyond and most for (_, tokens), (_, most) in zip(sizes, largest, strict=True))
+        assert any(tokens == model.context_tokens + beyond and model.context_tokens for model, tokens in sizes)
+    assert all(bounds.fits(model, most) and not bounds.fits(model, most + 1) for model, most in largest if most)
+    assert not any(bounds.fits(model, tokens) for model, tokens in sizes if model.name == "giant")
+    assert {request.priority for request in requests} == {0, 1, 2}
+    assert {(request.prompt_tokens, request.output_tokens) for request in requests} >= {(1, 1), (TOKENS_MAX, 1)}
+
+
+def test_a_run_is_at_rest_only_when_a_silent_worker_would_be_suspect() -> None:
+    """Until then what was sent to it counts as in flight, and rightly."""
+    config = configuration(workers=2, duration_s=10.0, rate_per_s=10.0, policy="random", suspect_intervals=60.0)
+    death = Fault(9.9, "crash", None, {"hosts": ["worker-0"], "stagger": 0.0})
+    results = Simulation(config, schedule=Schedule((death,))).complete()
+    assert not results["invariants"]["violations"]
+    assert results["fleet"]["ready"] == 1
 
 
 # --- planted bugs -------------------------------------------------------------------------------------------------------------------
@@ -184,6 +243,89 @@ def test_a_planted_bug_is_caught_within_fifty_seeds(
             return
         found.append(problem.splitlines()[0] if problem else "")
     pytest.fail(f"not caught by {checker} in {len(SEEDS)} seeds; found instead: {sorted(set(found))}")
+
+
+def never_forget_a_life(patch: pytest.MonkeyPatch) -> None:
+    """The highest incarnation ever heard of a worker is the only one that counts."""
+    original: Callable[..., None] = Coordinator._on_report
+
+    def on_report(self: Coordinator, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+        row = self.fleet.rows.get(envelope[0])
+        if row is not None and envelope[1] < row.incarnation:
+            self.reports_rejected["old_incarnation"] += 1
+        else:
+            original(self, envelope, addr, now)
+
+    patch.setattr(Coordinator, "_on_report", on_report)
+
+
+def guard_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """Who has once spoken with a clock that was ahead is not heard until that time has come."""
+    patch.setattr(Node, "_is_over", lambda self, known, incarnation, sequence, now: False)
+
+
+def hold_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """Nobody is declared dead while most of the fleet is silent, be it for good."""
+    original: Callable[..., None] = Coordinator._hold_or_resume
+
+    def hold_or_resume(self: Coordinator, overdue: list[Any], now: float) -> None:
+        self._held_since = math.inf
+        original(self, overdue, now)
+
+    patch.setattr(Coordinator, "_hold_or_resume", hold_or_resume)
+
+
+class TrueCosts(EngineCosts):
+    """The rules of memory, whatever is planted."""
+
+    def kv_bytes(self, model: Model, tokens: int) -> int:
+        return tokens * model.kv_bytes_per_token
+
+    def fits(self, model: Model, hardware: Hardware, kv_bytes: int) -> bool:
+        return model.size_bytes + kv_bytes <= hardware.usable_gpu_bytes
+
+
+class TrueBounds(Bounds):
+    """What is planted must not reach the rule that it is held against."""
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        super().__init__(config, catalog)
+        if config.engine == "llm":
+            self.costs = TrueCosts()
+
+
+def place_anything_anywhere(patch: pytest.MonkeyPatch) -> None:
+    """Placement looks at no worker's memory."""
+    patch.setattr(EngineCosts, "fits", lambda self, model, hardware, kv_bytes: True)
+
+
+def call_all_too_large(patch: pytest.MonkeyPatch) -> None:
+    """Half of the KV cache is not used."""
+    patch.setattr(EngineCosts, "kv_bytes", lambda self, model, tokens: 2 * tokens * model.kv_bytes_per_token)
+
+
+WRONGS: list[tuple[str, Callable[[pytest.MonkeyPatch], None]]] = [
+    ("workers live, the coordinator counts", never_forget_a_life),
+    ("workers live, the coordinator counts", hold_for_ever),
+    ("everything was at rest, nothing was wrong any more, and requests failed", guard_for_ever),
+    ("does not fit", place_anything_anywhere),
+    ("REQUEST_TOO_LARGE", call_all_too_large),
+]
+
+
+@pytest.mark.parametrize(("said", "plant"), WRONGS, ids=[plant.__name__ for _, plant in WRONGS])
+def test_what_does_not_come_right_again_or_ends_wrongly_is_caught_within_fifty_seeds(
+    said: str, plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulate, "Bounds", TrueBounds)
+    plant(monkeypatch)
+    found = []
+    for seed in SEEDS:
+        problem = run_seed(seed, small=True).problem
+        if said in problem:
+            return
+        found.append(problem.splitlines()[0] if problem else "")
+    pytest.fail(f"not caught in {len(SEEDS)} seeds; found instead: {sorted(set(found))}")
 
 
 # --- the command line ---------------------------------------------------------------------------------------------------------------

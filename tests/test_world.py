@@ -295,6 +295,21 @@ def test_two_restarts_at_one_moment_still_have_growing_incarnations() -> None:
     assert lives == sorted(set(lives))
 
 
+def test_a_clock_set_back_between_lives_gives_the_later_one_a_lower_incarnation() -> None:
+    world, _, _ = pair()
+    host = world.hosts["echo"]
+    lives: list[int] = []
+    world.call_at(10.0, lambda: world.jump_wall_clock(host, 20.0))
+    world.call_at(11.0, lambda: lives.append(world.restart(host).incarnation))
+    world.call_at(12.0, lambda: world.jump_wall_clock(host, -20.0))
+    world.call_at(13.0, lambda: lives.append(world.restart(host).incarnation))
+    world.call_at(14.0, lambda: world.jump_wall_clock(host, -1000.0))
+    world.call_at(15.0, lambda: lives.extend(world.restart(host).incarnation for _ in range(2)))
+    world.run(16.0)
+    assert [round(life / 1e9, 3) for life in lives] == [31.0, 13.0, 0.0, 0.0]
+    assert len(set(lives)) == 4, "no two lives have the same"
+
+
 def test_a_frozen_host_hears_late_and_its_timers_wait() -> None:
     world, ticker, echo = pair()
     world.call_at(0.5, lambda: world.freeze(world.hosts["echo"]))

@@ -41,13 +41,14 @@ class LiveDispatch(Checker):
 
 @register
 class MemberOrder(Checker):
-    """A worker's row never goes back to an older (incarnation, sequence), nor does the count of its lost reports shrink."""
+    """A worker's row never goes back to an older (incarnation, sequence), but to a life with a lower incarnation once the known one has been silent for the
+    timeout: its clock was set back. Nor does the count of its lost reports shrink within a life."""
 
     name = "member-order"
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._seen: dict[tuple[Node, str], tuple[int, int, int]] = {}
+        self._seen: dict[tuple[Node, str], tuple[tuple[int, int, int], float]] = {}  # (incarnation, sequence, lost), and when that report was heard
         self._cursor = Cursor()
 
     def handlers(self) -> dict[type, Observer]:
@@ -68,12 +69,22 @@ class MemberOrder(Checker):
             return
         state = row.incarnation, row.sequence, row.lost
         key = (node, worker_id)
-        before = self._seen.get(key)
+        before, heard_at = self._seen.get(key, (state, row.heard_at))
         if before != state:
-            if before is not None and (state < before or (state[0] == before[0] and state[2] < before[2])):
+            silent_s = row.heard_at - heard_at  # or less: reports may have come since the last look, but not more
+            earlier_life = state[0] < before[0]
+            if earlier_life and silent_s < self._timeout_s(node, worker_id) - ROUNDING_S:
+                self.fail(f"{worker_id} went from (incarnation, sequence, lost) {before} back to {state}, and had been silent for {silent_s:.3f} s at most")
+            if not earlier_life and (state < before or (state[0] == before[0] and state[2] < before[2])):
                 self.fail(f"{worker_id} went from (incarnation, sequence, lost) {before} back to {state}")
-            self._seen[key] = state
+        self._seen[key] = state, row.heard_at
         self.checked += 1
+
+    def _timeout_s(self, node: Any, worker_id: str) -> float:
+        """The least silence after which a life of a worker is over. Workers of the world report at the configured interval; of others nothing is known."""
+        config = node.config
+        intervals_s = config.suspect_intervals * config.report_interval_s if self.context.is_host(worker_id) else 0.0
+        return float(max(config.worker_timeout_s, intervals_s))
 
     def on_life(self, what: str, host: Host) -> None:
         if what == "crash" and hasattr(host.node, "fleet"):
@@ -121,7 +132,9 @@ class InFlight(Checker):
     def finish(self, at_rest: bool) -> None:
         for node, row in every_row(self.context):
             self._look(node, row)
-            if at_rest and row.state == READY and row.ledger.entries:
+            if not at_rest or row.state != READY or not self.context.is_host(row.worker_id):
+                continue
+            if row.ledger.entries:
                 self.fail(f"at rest {len(row.ledger.entries)} dispatches are in flight to {row.worker_id}")
-            if at_rest and row.state == READY and row.report.running + row.report.waiting:
+            if row.report.running + row.report.waiting:
                 self.fail(f"at rest {row.worker_id} is said to run {row.report.running} requests and to have {row.report.waiting} waiting")

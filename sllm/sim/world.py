@@ -411,17 +411,21 @@ class World:
                 self.network.lose(DOWN, is_report(what))
 
     def restart(self, host: Host) -> Node:
-        """A new life at the same address, with a higher incarnation. Datagrams still on their way reach it, as on a real network."""
+        """A new life at the same address. Its incarnation is what the host's wall clock shows, so it is lower than the last one if that clock was set back
+        meanwhile; no two lives have the same. Datagrams still on their way reach it, as on a real network."""
         if host.make_node is None:
             raise ValueError(f"{host.name} cannot restart: it was added without make_node")
         if host.node is not None:
             self.crash(host)
         now = host.node_time(self.now)
-        host.incarnation = max(host.incarnation + 1, round(self.now * 1e9))
-        node = host.make_node(host.incarnation, now)
-        node.wall_offset_s += host.wall_jump_s + host.wall_lag_s
-        host.node = node
         host.life += 1
+        if host.wall_steady:
+            host.wall_lag_s = self.now - now
+        wall_offset_s = host.wall_jump_s + host.wall_lag_s
+        host.incarnation = max(0, round((now + wall_offset_s) * 1e9)) + host.life
+        node = host.make_node(host.incarnation, now)
+        node.wall_offset_s += wall_offset_s
+        host.node = node
         host.refresh()
         self._tell("restart", host)
         self._settle(host, node)
