@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -42,6 +43,7 @@ TIMEOUT_S = 10.0  # WORKER_TIMEOUT's default
 PATIENCE_S = 60.0  # a bound for what never comes, not a time anything is expected to take
 LATELY_S = 3.0  # three report intervals
 COMPLETED_PART = 0.99
+CLIENT_MAX_S = 400.0  # REQUEST_TIMEOUT's default, and some: the honest client has given up on everything by then
 POLL_S = 0.05
 
 
@@ -211,7 +213,10 @@ def drill(duration_s: float, *, stolen: bool, per_s: float = 300.0, rate_per_s: 
             whole_after_s = time.monotonic() - ended_at
             client.stop()
             client = fleet.client("client-after", 5.0, rate_per_s)
-        client.process.wait(duration_s + 400.0)
+        try:
+            client.process.wait(duration_s + CLIENT_MAX_S)
+        except subprocess.TimeoutExpired:
+            problems.append("the honest client never came to an end")
         figures = client.figures()
         least = 1.0 if stolen else COMPLETED_PART
         if not figures.get("sent") or figures["completed"] < least * figures["sent"]:
@@ -229,6 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.duration <= 0.0 or arguments.per_s <= 0.0:
         parser.error("--duration and --per-s must be above 0")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the fleet must not outlive us
     outcome = drill(arguments.duration, stolen=arguments.stolen, per_s=arguments.per_s, seed=arguments.seed)
     client = {key: outcome.client.get(key) for key in ("sent", "completed", "failed", "rejected", "ttft_p50_s", "ttft_p99_s")}
     print(f"{outcome.said} messages said; the honest client: {client}; whole again after {outcome.whole_after_s:.1f} s")

@@ -234,7 +234,7 @@ class PickleCodec(Codec):
             dispatch: Any = fields[at]
             fields = (*fields[:at], tuple(dispatch) if type(dispatch) is Dispatch else dispatch, *fields[at + 1 :])
         body = self._pickle(fields)
-        if plan.is_usual(body) is None or _repeats(fields, plan.distinct_at):
+        if plan.is_usual(body) is None or (plan.distinct_at and self._repeat(plan, fields)):
             body = self._pickle(self._mended(plan, fields))
         if len(body) > USUAL_BYTES and len(body) < DATAGRAM_MAX_BYTES and _ACCEPTABLE.fullmatch(body) is None:
             raise ValueError(f"a {plan.message.__name__} of more than {OPCODES_MAX} values")
@@ -245,6 +245,17 @@ class PickleCodec(Codec):
         if len(data) + TAG_BYTES > DATAGRAM_MAX_BYTES:
             raise ValueError(f"a {plan.message.__name__} of {len(data) + TAG_BYTES} bytes is longer than {DATAGRAM_MAX_BYTES}")
         return data + self.keyring.tag(self.keyring.signer, data)
+
+    def _repeat(self, plan: _Plan, fields: tuple[Any, ...]) -> bool:
+        """Whether a list of a usual body names something twice. Those that are shared have been looked at."""
+        shared = self._shared
+        for at in plan.names_at:
+            names = fields[at]
+            if len(names) > 1 and names not in shared:
+                if len(set(names)) < len(names):
+                    return True
+                self._share(names)
+        return _repeats(fields, plan.others_at)
 
     def _pickle(self, fields: tuple[Any, ...]) -> bytes:
         try:
