@@ -51,7 +51,7 @@ from sllm.messages import (
     ScheduleResponse,
     WorkerLost,
 )
-from sllm.node import Codec, Node, new_tuple
+from sllm.node import FRESH_WITHIN_S, Codec, Node, new_tuple
 from sllm.placement.base import FleetView, Placement, Policy, Query
 from sllm.placement.costs import make_costs
 from sllm.recent import Recent
@@ -140,6 +140,8 @@ class Coordinator(Node):
         row = fleet.rows.get(sender_id)
         how = "reported"
         if row is not None and incarnation == row.incarnation:
+            if sequence <= row.sequence and now - row.heard_at > 2.0 * FRESH_WITHIN_S:  # whatever could be replayed is stale by now:
+                row.sequence = sequence - 1  # somebody else had spoken for this life with too high a number
             if sequence <= row.sequence:
                 self.reports_rejected["replayed" if sequence == row.sequence else "out_of_order"] += 1
                 return

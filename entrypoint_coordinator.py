@@ -45,6 +45,8 @@ class CoordinatorPart:
     def ready(self) -> tuple[bool, str]:
         if not self.node.ready:
             return False, "listening for reports after a start"
+        if self.node.rival:
+            return False, "workers say that another coordinator answers under this address: stop one of them"
         if not self.node.fleet.rows:
             return True, "ready, no worker has reported yet"
         return True, f"ready, degraded: {self.node.degraded}" if self.node.degraded else "ready"

@@ -51,6 +51,10 @@ class WorkerPart:
             return False, f"the coordinator's name {self.node.config.coordinator_host} has no address"
         if self.node.state in (STARTING, READY) and not self.node.acknowledged:
             return False, f"the coordinator at {':'.join(map(str, self.node.coordinator))} has not acknowledged a report yet"
+        if self.node.displaced:
+            return False, f"a newer worker reports under the name {self.node.node_id}: give each an id of its own (WORKER_ID)"
+        if self.node.rival:
+            return False, "two coordinators answer under one address: stop one of them"
         why = {STARTING: "loading the first models", READY: "ready"}.get(self.node.state, "draining")
         return self.node.state == READY, why
 

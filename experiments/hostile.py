@@ -180,9 +180,8 @@ def flood(fleet: Fleet, targets: list[Address], senders: Sequence[str], per_s: f
     known = {
         "model": build_catalog(config).names, "worker_id": WORKERS, "exclude": WORKERS, "hardware": ["h100-80g", "a5000-24g"],
         "host": ["127.0.0.1", "::1"], "port": [port for _, port in targets], "prompt_tokens": [0, 1, 1000], "max_tokens": [1, 200],
+        "request_id": [f"r{i}" for i in range(100)],
     }  # fmt: skip
-    if "client" in senders:
-        known["request_id"] = [f"r{i}" for i in range(100)]
     mouth = Mouth(
         Babbler(Random(seed), known), targets, senders, per_s=per_s, codec=PickleCodec(load_keyring(config)), wall_offset_s=clock.wall_offset_s
     )  # fmt: skip

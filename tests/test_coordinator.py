@@ -636,3 +636,14 @@ def test_a_second_coordinator_is_noticed_by_what_workers_say_and_forgotten_when_
         talk.run_to(float(now))
     assert not node.rival
     assert talk.told(RivalGone)
+
+
+def test_a_number_that_somebody_else_used_up_locks_a_worker_out_for_a_minute_only() -> None:
+    node, talk = coordinator(forget_after_s=300.0)
+    talk.say("a", report(), 1.0, sequence=1 << 62)
+    for now in range(2, 61):
+        talk.say("a", report(running=1), float(now), sequence=now)
+    assert node.fleet.rows["a"].report.running == 0
+    talk.say("a", report(running=1), 61.5, sequence=62)
+    row = node.fleet.rows["a"]
+    assert (row.report.running, row.sequence, row.lost) == (1, 62, 0)

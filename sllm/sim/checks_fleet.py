@@ -6,7 +6,7 @@ from typing import Any
 
 from sllm.events import RequestRouted, WorkerStateChanged
 from sllm.messages import READY
-from sllm.node import Node
+from sllm.node import FRESH_WITHIN_S, Node
 from sllm.sim.checking import ROUNDING_S, Checker, Context, Cursor, every_row, register
 from sllm.sim.host import Host
 from sllm.sim.world import Observer
@@ -75,7 +75,7 @@ class MemberOrder(Checker):
             earlier_life = state[0] < before[0]
             if earlier_life and silent_s < self._timeout_s(node, worker_id) - ROUNDING_S:
                 self.fail(f"{worker_id} went from (incarnation, sequence, lost) {before} back to {state}, and had been silent for {silent_s:.3f} s at most")
-            if not earlier_life and (state < before or (state[0] == before[0] and state[2] < before[2])):
+            if not earlier_life and silent_s <= 2.0 * FRESH_WITHIN_S and (state < before or (state[0] == before[0] and state[2] < before[2])):
                 self.fail(f"{worker_id} went from (incarnation, sequence, lost) {before} back to {state}")
         self._seen[key] = state, row.heard_at
         self.checked += 1
