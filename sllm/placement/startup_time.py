@@ -48,7 +48,7 @@ class StartupTime(Policy):
 
     name: ClassVar[str] = "startup_time"
     sample: int = 8  # candidates looked at of each kind
-    margin_s: float = 0.0  # hysteresis: a cold start must be better than the warm worker by more than this
+    margin_s: float = 0.25  # hysteresis: a cold start must be better than the warm worker by more than this
     eviction_s: float = 0.2  # price of pushing another model off the GPU, which somebody will have to load again
 
     def __post_init__(self) -> None:
