@@ -60,7 +60,7 @@ def _unordered(count: int, seed: int, workers: int, duration_s: float, trouble: 
         tokens = rng.randrange(1, 400)
         tpot_s = rng.uniform(0.01, 0.03) if tokens > 1 else 0.0
         e2e_s = ttft_s + tpot_s * (tokens - 1)
-        yield FirstTokenReceived(at + ttft_s, request_id, ttft_s)
+        yield FirstTokenReceived(at + ttft_s, request_id, ttft_s, worker_id)
         yield RequestCompleted(
             at + e2e_s, request_id, model, worker_id, "cold_start" if cold else "serve", at, ttft_s, e2e_s, tpot_s, queue_wait_s, load_s, 512, tokens, 1, 0
         )

@@ -66,7 +66,7 @@ def test_summary_of_one_value_and_of_none():
 def test_keys_are_those_of_the_schema_in_order():
     results = results_of(recorded())
     assert list(results) == [
-        "schema", "run", "requests", "actions", "ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "decision_s", "slo", "fleet", "reports", "invariants",
+        "schema", "run", "requests", "actions", "ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "stall_s", "decision_s", "slo", "fleet", "reports", "invariants",
     ]  # fmt: skip
     assert list(results["run"]) == [
         "mode", "architecture", "workers", "hardware", "policy", "seed", "duration_s", "duration_asked_s", "interrupted", "wall_s", "requests_per_wall_s",
