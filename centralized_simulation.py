@@ -4,7 +4,8 @@
     python3 centralized_simulation.py --workers 5                 30 seconds, live
     python3 centralized_simulation.py --workers 5 --virtual       the same roles in virtual time
 
-Exit status: 0 done, 1 an invariant was broken, 2 wrong usage or input, 130 interrupted (what was measured is printed all the same).
+Exit status: 0 done, 1 an invariant was broken, 2 wrong usage or input, 3 an output could not be written, 130 after Ctrl-C and 143 after SIGTERM (what was
+measured is printed all the same).
 """
 
 from __future__ import annotations
@@ -14,94 +15,133 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
-from types import FrameType
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import FrameType, TracebackType
 from typing import Any
 
+from config import describe_misspelt, misspelt
 from simulation import LiveRun, Run, VirtualRun
-from sllm.cli import Options, flag_fields, parse
-from sllm.errors import UsageError
-from sllm.report.files import OutputFile
+from sllm.cli import RUN_VARIABLES, Options, flag_fields, input_files, parse
+from sllm.errors import OutputError, UsageError
 from sllm.report.html import render_html
 from sllm.report.json import to_json
+from sllm.report.outputs import HTML, JSON, Outputs
+from sllm.report.standard import BY_SIGNAL, complain, run_command, say
 from sllm.report.table import Details, print_table
 
 PROGRAM = "centralized_simulation.py"
 DESCRIPTION = "Runs a coordinator, workers and a client: live over UDP on loopback, or with --virtual in simulated time. Nothing but --workers is ever needed."
-INTERRUPTED = 130
+
+
+class Signals:
+    """What Ctrl-C and SIGTERM do: the first ends the run early, its books closed; another, or one while no run is under way, ends the process at once
+    (KeyboardInterrupt); one that comes even then, without cleaning up."""
+
+    def __init__(self) -> None:
+        self.run: Run | None = None  # the one to end
+        self._number = 0
+        self._before: dict[int, Any] = {}
+        self._leaving = False
+
+    @property
+    def status(self) -> int:
+        """Exit status of a process that a signal ended."""
+        return BY_SIGNAL + self._number
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        run, self.run = self.run, None
+        self._number = self._number or number
+        if run is not None:
+            run.interrupt()
+            return
+        if self._leaving:
+            os._exit(self.status)
+        self._leaving = True
+        raise KeyboardInterrupt
+
+    def __enter__(self) -> Signals:
+        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; returns the exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    outputs: dict[str, OutputFile] = {}
-    try:
-        config, options = parse(arguments, os.environ, PROGRAM, DESCRIPTION)
-        outputs = open_outputs(options)
-        run = VirtualRun(config, options) if options.virtual else LiveRun(config, options)
+    with Signals() as signals:
         try:
-            conduct(run)
-        finally:
-            run.close()
+            return simulate(arguments, signals)
+        except UsageError as error:
+            complain(f"{PROGRAM}: error: {error}")
+            return error.status
+        except KeyboardInterrupt:
+            complain(f"{PROGRAM}: interrupted: nothing more is written")
+            return signals.status
+
+
+def simulate(arguments: list[str], signals: Signals) -> int:
+    """Conduct the run and hand out what it measured; returns the exit status."""
+    config, options = parse(arguments, os.environ, PROGRAM, DESCRIPTION)
+    wrong = misspelt(os.environ, RUN_VARIABLES)
+    with Outputs(options.outputs, input_files(config, options)) as outputs:
+        for warning in [*([describe_misspelt(wrong)] if wrong else []), *options.warnings]:
+            complain(f"{PROGRAM}: warning: {warning}")
+        run = (VirtualRun if options.virtual else LiveRun)(config, options, outputs=outputs)
+        conduct(run, signals)
+        run.put_in_flight()
         results = run.results()
-        show(run, results, options)
-        write(run, results, outputs, shlex.join(["python3", PROGRAM, *arguments]))
-    except UsageError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        for output in outputs.values():
-            output.discard()
+        parameters = {field.metadata["flag"]: getattr(config, field.name) for field in flag_fields()}
+        command = shlex.join(["python3", PROGRAM, *arguments])
+        render = {JSON: partial(to_json, results), HTML: partial(render_html, results, run.recorder, command=command, parameters=parameters)}
+        unwritten = deliver([partial(show, run, results, options), *outputs.finish(render)])
     if results["invariants"]["violations"]:
         return 1
-    return INTERRUPTED if run.interrupted else 0
+    if unwritten:
+        return OutputError.status
+    return signals.status if run.interrupted else 0
 
 
-def open_outputs(options: Options) -> dict[str, OutputFile]:
-    """The files that will be written at the end, opened now: a path that cannot be written is an error before the run, not after it."""
-    wanted = {"--json": options.json if options.json != "-" else "", "--html": options.html}
-    return {flag: OutputFile(flag, path) for flag, path in wanted.items() if path}
-
-
-def conduct(run: Run) -> None:
-    """Run it; the first Ctrl-C ends it early with its books closed, the second at once."""
-
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        run.interrupt()
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
+def conduct(run: Run, signals: Signals | None = None) -> None:
+    """Run it to its end, or until a signal."""
+    signals = signals or Signals()
     gc.collect()
     gc.freeze()  # what is there now stays to the end: the collector need not look at it again and again
     gc.set_threshold(100_000, 50, 100)
+    signals.run = run
     try:
         run.conduct()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signals.run = None
+        run.close()
 
 
 def show(run: Run, results: dict[str, Any], options: Options) -> None:
-    """The closing table for people, and the results on stdout if they were asked for there."""
-    if not options.quiet:
-        print_table(results, sys.stderr, details=Details(run.recorder), no_color=options.no_color, interrupted=run.interrupted)
-    for warning in run.warnings:
-        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
-    for violation in results["invariants"]["violations"]:
-        print(f"{PROGRAM}: {violation}", file=sys.stderr)
-    if options.json == "-":
-        print(to_json(results), end="")
+    """The closing table for people, and whatever else they must know. OutputError if the table could not be written."""
+    try:
+        if not options.quiet:
+            say(partial(print_table, results, details=Details(run.recorder), no_color=options.no_color))
+    finally:
+        for warning in run.warnings:
+            complain(f"{PROGRAM}: warning: {warning}")
+        for violation in results["invariants"]["violations"]:
+            complain(f"{PROGRAM}: {violation}")
 
 
-def write(run: Run, results: dict[str, Any], outputs: dict[str, OutputFile], command: str) -> None:
-    """The files that were asked for."""
-    for flag, output in outputs.items():
-        if flag == "--json":
-            output.write(to_json(results))
-        else:
-            parameters = {field.metadata["flag"]: getattr(run.config, field.name) for field in flag_fields()}
-            output.write(render_html(results, run.recorder, command=command, parameters=parameters))
-        output.commit()
+def deliver(steps: Sequence[Callable[[], None]]) -> bool:
+    """Take every step; returns whether one of them could not be taken because an output refused. Each of those is one line on stderr."""
+    unwritten = False
+    for step in steps:
+        try:
+            step()
+        except OutputError as error:
+            complain(f"{PROGRAM}: error: {error}")
+            unwritten = True
+    return unwritten
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(PROGRAM, main)

@@ -2,18 +2,23 @@
 
     ASKING  --ScheduleResponse-->  SENDING  --InferenceAccepted or FirstToken-->  SERVING  --InferenceResponse-->  completed
        ^--- ScheduleError with a retry-after: BACKING_OFF ---'  |                    |
-       '------ the worker stays silent or refuses: it is excluded, the coordinator asked again ------'
+       '------ the worker stays silent, is lost or refuses: it is excluded, the coordinator asked again ------'
+
+A worker that owes tokens says every report interval that it lives (Progress), and the coordinator says which workers it has lost (WorkerLost). A request given
+up on such a sign is cancelled at its old worker as soon as that speaks after all (CancelRequest), so that nothing is done twice for long.
 
 Every datagram is sent again with backoff and jitter until it is answered. A request ends exactly once: completed, failed or rejected.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import inf
 from random import Random
 from typing import Protocol
 
 from config import Config
+from sllm.contacts import STALL_S, Contact, Contacts
 from sllm.events import (
     CoordinatorSilent,
     DuplicateResponse,
@@ -25,21 +30,28 @@ from sllm.events import (
     RequestSent,
 )
 from sllm.messages import (
+    CANCELLED,
     COMPLETED,
+    COORDINATOR_ID,
     Address,
+    CancelRequest,
     Enveloped,
     FirstToken,
     InferenceAccepted,
     InferenceRequest,
     InferenceResponse,
+    Progress,
     ScheduleError,
     ScheduleRequest,
     ScheduleResponse,
+    WorkerLost,
 )
 from sllm.node import Codec, Node, new_tuple
 from sllm.recent import Recent
 from sllm.timers import Timers
 
+UNHEARD = ("silent", "lost")  # why a placement is given up although its worker refused nothing
+ASSUMED_INTERVAL_S = 1.0  # between the words of workers that report at every change
 ASKING, SENDING, SERVING, BACKING_OFF = "asking", "sending", "serving", "backing_off"
 FINISHED_MAX = 100_000  # requests remembered after their end, to tell work done twice from a datagram sent twice
 
@@ -63,7 +75,7 @@ class Pending:
     """A request on its way. Times are absolute seconds of the client's clock."""
 
     __slots__ = (
-        "action", "arrival_s", "asked_for", "due_at", "entry_at", "exclude", "first_token_at", "given_up", "last_error", "last_s", "model", "placement",
+        "action", "arrival_s", "asked_for", "due_at", "entry_at", "exclude", "first_tokens", "given_up", "last_error", "last_s", "model", "placement",
         "placements", "priority", "prompt_tokens", "request_id", "retries", "state", "tries", "worker_id",
     )  # fmt: skip
 
@@ -84,15 +96,25 @@ class Pending:
         self.exclude: tuple[str, ...] = ()  # their workers
         self.tries = 0  # datagrams unanswered in this state
         self.retries = 0  # datagrams sent again, in all
-        self.first_token_at: float | None = None
+        self.first_tokens: dict[str, float] = {}  # when each worker's came; more than one if a placement was given up after it
         self.last_error = ""
+
+    @property
+    def is_placed(self) -> bool:
+        """A worker has it, or is being told of it."""
+        return self.state in (SENDING, SERVING)
+
+    def was_sent_to(self, worker_id: str) -> bool:
+        """The worker was given this request, now or in a placement that was given up."""
+        return self.worker_id == worker_id or any(placement.worker_id == worker_id for placement in self.given_up)
 
 
 class Client(Node):
     """A client of the fleet; one can carry many requests at a time."""
 
     __slots__ = (
-        "_finished", "_heard_at", "_pending", "_poll_s", "_retry_initial_s", "_rng", "_timeout_s", "_timers", "config", "coordinator",
+        "_contacts", "_finished", "_heard_at", "_pending", "_poll_s", "_retry_initial_s", "_rng", "_timeout_s", "_timers", "acknowledged", "config",
+        "coordinator",
     )  # fmt: skip
 
     def __init__(
@@ -116,20 +138,28 @@ class Client(Node):
         self._poll_s = config.poll_s
         self._pending: dict[str, Pending] = {}
         self._timers: Timers[Pending] = Timers()
+        self._contacts: Contacts[Pending] = Contacts(config.report_interval_s or ASSUMED_INTERVAL_S)
         self._finished: Recent[str, str] = Recent()  # request_id -> worker that completed it, "" if none did
         self._heard_at = now  # when the coordinator last answered, or was last complained about
+        self.acknowledged = False  # it has answered at all
         self.handlers = {
             ScheduleResponse: self._on_schedule_response,
             ScheduleError: self._on_schedule_error,
             InferenceAccepted: self._on_accepted,
             FirstToken: self._on_first_token,
             InferenceResponse: self._on_response,
+            Progress: self._on_progress,
+            WorkerLost: self._on_worker_lost,
         }
 
     @property
     def in_flight(self) -> int:
         """Requests submitted and not yet ended."""
         return len(self._pending)
+
+    def unfinished(self) -> Iterator[Pending]:
+        """The requests submitted and not yet ended, in order of arrival."""
+        return iter(self._pending.values())
 
     def submit(self, asked: Asked, now: float) -> None:
         """Take a request. Its id must be new to this client."""
@@ -152,7 +182,7 @@ class Client(Node):
         self._send_ask(pending, now)
 
     def _send_ask(self, pending: Pending, now: float) -> None:
-        fields = pending.asked_for + (pending.priority, 0.0, pending.exclude)  # noqa: RUF005  (quicker than unpacking)
+        fields = pending.asked_for + (pending.priority, 0.0, pending.exclude, pending.placements)  # noqa: RUF005  (quicker than unpacking)
         self.send(new_tuple(ScheduleRequest, fields), self.coordinator, now)
         self._wait_for_answer(pending, now)
 
@@ -174,13 +204,14 @@ class Client(Node):
     def _set_timer(self, pending: Pending, at: float) -> None:
         timers = self._timers
         timers.set(pending, at if at < pending.last_s else pending.last_s)
-        self.wake_at = timers.earliest
+        self._plan()
 
     # --- what is heard --------------------------------------------------------------------------------------------------------------
 
     def _on_schedule_response(self, envelope: Enveloped[ScheduleResponse], addr: Address, now: float) -> None:
-        _, _, _, _, response = envelope
-        self._heard_at = now
+        sender_id, _, _, _, response = envelope
+        if not self._hear_coordinator(sender_id, addr, now):
+            return
         pending = self._pending.get(response.request_id)
         if pending is None or pending.state not in (ASKING, BACKING_OFF) or response in pending.given_up:
             return  # a late answer to a question asked twice
@@ -189,11 +220,13 @@ class Client(Node):
         pending.placements += 1
         pending.state = SENDING
         pending.tries = 0
+        self._contacts.expect(pending.worker_id, pending.request_id, pending, now)
         self._send_inference(pending, now)
 
     def _on_schedule_error(self, envelope: Enveloped[ScheduleError], addr: Address, now: float) -> None:
-        _, _, _, _, error = envelope
-        self._heard_at = now
+        sender_id, _, _, _, error = envelope
+        if not self._hear_coordinator(sender_id, addr, now):
+            return
         pending = self._pending.get(error.request_id)
         if pending is None or pending.state != ASKING:
             return
@@ -205,63 +238,115 @@ class Client(Node):
         pending.state = BACKING_OFF
         self._set_timer(pending, now + error.retry_after_s)
 
+    def _hear_coordinator(self, sender_id: str, addr: Address, now: float) -> bool:
+        """Whether it was the coordinator that was asked, and not somebody else with the key."""
+        if sender_id != COORDINATOR_ID or addr != self.coordinator:
+            self.rejected["not_asked"] += 1
+            return False
+        self._heard_at = now
+        self.acknowledged = True
+        return True
+
     def _on_accepted(self, envelope: Enveloped[InferenceAccepted], addr: Address, now: float) -> None:
         sender_id, _, _, _, accepted = envelope
-        self._alive(accepted.request_id, sender_id, now)
+        self._hear_worker(sender_id, addr, now)
+        self._alive(accepted.request_id, sender_id, addr, now)
 
     def _on_first_token(self, envelope: Enveloped[FirstToken], addr: Address, now: float) -> None:
         sender_id, _, _, _, first = envelope
         request_id = first.request_id
-        pending = self._alive(request_id, sender_id, now)
-        if pending is not None and pending.first_token_at is None:
-            pending.first_token_at = now
-            self.events.append(new_tuple(FirstTokenReceived, (now, request_id, now - pending.arrival_s)))
+        self._hear_worker(sender_id, addr, now)
+        pending = self._alive(request_id, sender_id, addr, now)
+        if pending is not None and sender_id not in pending.first_tokens:
+            pending.first_tokens[sender_id] = now
+            self.events.append(new_tuple(FirstTokenReceived, (now, request_id, now - pending.arrival_s, sender_id)))
 
-    def _alive(self, request_id: str, sender_id: str, now: float) -> Pending | None:
-        """The worker we wait for has spoken: it has the request, and need not be asked for a while."""
+    def _on_progress(self, envelope: Enveloped[Progress], addr: Address, now: float) -> None:
+        sender_id, _, _, _, progress = envelope
+        self._hear_worker(sender_id, addr, now, progress.interval_s)
+
+    def _hear_worker(self, worker_id: str, addr: Address, now: float, interval_s: float | None = None) -> None:
+        """A worker lives. If it may be at work on what was given up there, it is told to stop."""
+        self._contacts.hear(worker_id, now, interval_s)
+        for request_id in self._contacts.to_cancel(worker_id, now, self._retry_initial_s):
+            self.send(CancelRequest(request_id), addr, now)
+
+    def _alive(self, request_id: str, worker_id: str, addr: Address, now: float) -> Pending | None:
+        """The worker has the request. If it is the one we wait for, it need not be asked for a while; another one works for nobody. The request, if the
+        worker was ever given it."""
         pending = self._pending.get(request_id)
-        if pending is None or pending.worker_id != sender_id or pending.state not in (SENDING, SERVING):
+        if pending is None or not pending.was_sent_to(worker_id):
             return None
-        pending.state = SERVING
-        pending.tries = 0
-        self._set_timer(pending, now + self._poll_s)
+        if pending.worker_id == worker_id and pending.is_placed:
+            pending.state = SERVING
+            pending.tries = 0
+            self._set_timer(pending, now + self._poll_s)
         return pending
 
     def _on_response(self, envelope: Enveloped[InferenceResponse], addr: Address, now: float) -> None:
         sender_id, _, _, _, response = envelope
         request_id, outcome = response.request_id, response.outcome
+        self._contacts.forget_cancel(sender_id, request_id)
+        self._hear_worker(sender_id, addr, now)
         pending = self._pending.get(request_id)
         if pending is None:
             completed_by = self._finished.get(request_id)
             if outcome == COMPLETED and completed_by and completed_by != sender_id:
                 self.events.append(DuplicateResponse(now, request_id, sender_id))
+        elif not pending.was_sent_to(sender_id):
+            self.rejected["not_asked"] += 1
         elif outcome == COMPLETED:
             self._complete(pending, response, sender_id, now)
-        elif pending.worker_id == sender_id and pending.state in (SENDING, SERVING):
+        elif outcome != CANCELLED and pending.worker_id == sender_id and pending.is_placed:  # what was cancelled there before is no refusal now
             self._go_elsewhere(pending, outcome, now)
 
+    def _on_worker_lost(self, envelope: Enveloped[WorkerLost], addr: Address, now: float) -> None:
+        """The coordinator has not heard a worker for some time. If we have, it lives all the same."""
+        sender_id, _, _, _, lost = envelope
+        contact = self._contacts.find(lost.worker_id)
+        if self._hear_coordinator(sender_id, addr, now) and contact is not None and not contact.was_heard_lately(now):
+            self._leave_worker(contact, "lost", now)
+            self._plan()
+
+    def _leave_worker(self, contact: Contact[Pending], reason: str, now: float) -> None:
+        """Every request at a worker goes elsewhere."""
+        for pending in list(contact.requests.values()):
+            self._go_elsewhere(pending, reason, now)
+
     def _complete(self, pending: Pending, response: InferenceResponse, worker_id: str, now: float) -> None:
-        """Every token is here. A worker given up as silent may still be the first to answer: its work counts."""
+        """Every token is here. A worker given up as silent may still be the first to answer: its work counts, and that of the other is stopped.
+
+        The time to first token is that of the answer that counts: when this worker's first token came, or, if that datagram was lost, when it must have
+        come by what the worker says of its own times. Tokens of an answer that was given up are no part of it; from the first of them on the stream stalled.
+        """
         request_id, _, tokens, queue_wait_s, first_token_s, total_s, load_s = response
-        arrival_s, first_token_at = pending.arrival_s, pending.first_token_at
-        e2e_s = now - arrival_s
-        if first_token_at is None or pending.worker_id != worker_id:  # its FirstToken was lost, or another worker's came first
-            ttft_s = max(0.0, e2e_s - (total_s - first_token_s))
-        else:
-            ttft_s = first_token_at - arrival_s
+        arrival_s, e2e_s = pending.arrival_s, now - pending.arrival_s
+        first_token_at = pending.first_tokens.get(worker_id)
+        ttft_s = max(0.0, e2e_s - (total_s - first_token_s)) if first_token_at is None else first_token_at - arrival_s
+        stalled_s = max(0.0, ttft_s - (min(pending.first_tokens.values()) - arrival_s)) if pending.given_up and pending.first_tokens else 0.0
+        if pending.worker_id != worker_id and pending.is_placed:
+            self._cancel(pending, now)
         self._end(pending, worker_id)
         facts = (
             now, request_id, pending.model, worker_id, pending.action, arrival_s, ttft_s, e2e_s, (e2e_s - ttft_s) / (tokens - 1) if tokens > 1 else 0.0,
-            queue_wait_s, load_s, pending.prompt_tokens, tokens, pending.placements, pending.retries,
+            queue_wait_s, load_s, pending.prompt_tokens, tokens, pending.placements, pending.retries, stalled_s,
         )  # fmt: skip
         self.events.append(new_tuple(RequestCompleted, facts))
+
+    def _cancel(self, pending: Pending, now: float) -> None:
+        """Tell the worker of a request that nobody waits for it any more; again whenever it speaks, until it answers."""
+        assert pending.placement is not None
+        self._contacts.give_up(pending.worker_id, pending.request_id, now)
+        self.send(CancelRequest(pending.request_id), (pending.placement.host, pending.placement.port), now)
 
     def _end(self, pending: Pending, worker_id: str = "") -> None:
         """Forget a request, but for who completed it."""
         request_id, timers, finished = pending.request_id, self._timers, self._finished
         del self._pending[request_id]
         timers.cancel(pending)
-        self.wake_at = timers.earliest
+        if pending.is_placed:
+            self._contacts.release(pending.worker_id, request_id)
+        self._plan()
         if len(finished.new) >= FINISHED_MAX // 2:
             finished.turn()
         finished.new[request_id] = worker_id
@@ -269,6 +354,13 @@ class Client(Node):
     # --- time -----------------------------------------------------------------------------------------------------------------------
 
     def handle_timer(self, now: float) -> None:
+        if now - self.wake_at >= STALL_S:
+            self._contacts.excuse(now)
+        for contact in self._contacts.pop_due(now):
+            if now >= contact.silent_at:
+                self._leave_worker(contact, "silent", now)
+            else:
+                self._ask_worker(contact, now)
         while (pending := self._timers.pop_due(now)) is not None:
             if now >= pending.last_s:
                 self._give_up(pending, now)
@@ -281,7 +373,18 @@ class Client(Node):
                 self._go_elsewhere(pending, "silent", now)
             else:
                 self._send_inference(pending, now)
-        self.wake_at = self._timers.earliest
+        self._plan()
+
+    def _plan(self) -> None:
+        """When to wake next."""
+        self.wake_at = min(self._timers.earliest, self._contacts.earliest)
+
+    def _ask_worker(self, contact: Contact[Pending], now: float) -> None:
+        """A worker is quiet: ask after one of its requests, which it answers whether it still has it or not."""
+        served = next((pending for pending in contact.requests.values() if pending.state == SERVING), None)
+        if served is not None:
+            self._send_inference(served, now)
+        self._contacts.wait_until_silent(contact)
 
     def _check_coordinator(self, now: float) -> None:
         silent_s = now - self._heard_at
@@ -293,21 +396,26 @@ class Client(Node):
         """Exclude the worker and ask again, if there is a placement left to try."""
         assert pending.placement is not None
         request_id, worker_id = pending.request_id, pending.worker_id
+        if reason in UNHEARD:  # it may be at work on it all the same
+            self._contacts.give_up(worker_id, request_id)
         if pending.placements >= self.config.placements_max:
             self._end(pending)
             failure = f"{pending.placements} workers failed it, the last: {reason}"
             self.events.append(RequestFailed(now, request_id, pending.model, pending.arrival_s, failure))
             return
         self.events.append(RequestRetried(now, request_id, worker_id, reason))
+        self._contacts.release(worker_id, request_id)
         pending.given_up = (*pending.given_up, pending.placement)
         pending.exclude = tuple(dict.fromkeys((*pending.exclude, worker_id)))
         self._ask(pending, now)
 
     def _give_up(self, pending: Pending, now: float) -> None:
         """The time is over: rejected if the control plane had been turning it away, else failed."""
+        if pending.is_placed:
+            self._cancel(pending, now)
         self._end(pending)
         request_id, model, arrival_s = pending.request_id, pending.model, pending.arrival_s
         if pending.last_error and pending.placement is None:
             self.events.append(RequestRejected(now, request_id, model, arrival_s, pending.last_error))
         else:
-            self.events.append(RequestFailed(now, request_id, model, arrival_s, f"not finished within {self.config.request_timeout_s:g} s"))
+            self.events.append(RequestFailed(now, request_id, model, arrival_s, f"not finished within {self.config.request_timeout_s:.12g} s"))

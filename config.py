@@ -9,9 +9,11 @@ A value that does not fit raises `UsageError` with one line that names the varia
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
+import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +61,7 @@ class Config:
     worker_id: str = setting("", "WORKER_ID", "a worker's name; empty: the pod's or container's host name, locally worker-<process id>", problem=limits.id_problem, group="worker")
     cluster_key_file: str = setting("", "CLUSTER_KEY_FILE", "file or folder with the keys that sign datagrams; empty: made on first use for this user (locally only)")
     health_port: int = setting(-1, "HEALTH_PORT", "TCP port of health, metrics and state over HTTP; 0: none; -1: 8080 in containers, none locally", low=-1, high=65535)
+    http_hosts: str = setting("", "HTTP_HOSTS", "names, beside localhost, addresses, this host's and the coordinator's, under which HTTP is served, separated by commas; *: any")
     log_level: str = setting("info", "LOG_LEVEL", "least severe log line to print", choices=("debug", "info", "warning", "error"))
     log_format: str = setting("text", "LOG_FORMAT", "log lines for people or for machines", choices=("text", "json"))
     seed: int = setting(1, "SEED", "seed of all of a run's randomness", low=0, flag="--seed", group="run")
@@ -100,7 +103,7 @@ class Config:
     # --- clients ----------------------------------------------------------------------------------------------------------------------
     retry_initial_s: float = setting(0.5, "RETRY_INITIAL", "wait before a datagram is sent again; doubles, with jitter", unit="s", above=0.0, group="client")
     retry_max_s: float = setting(4.0, "RETRY_MAX", "longest such wait", unit="s", above=0.0, group="client")
-    worker_tries: int = setting(5, "WORKER_TRIES", "unanswered datagrams after which a worker counts as silent", low=1, high=100, group="client")
+    worker_tries: int = setting(3, "WORKER_TRIES", "unanswered datagrams after which a worker counts as silent", low=1, high=100, group="client")
     poll_s: float = setting(10.0, "POLL_INTERVAL", "an accepted request that is silent for so long is asked after", unit="s", above=0.0, group="client")
     placements_max: int = setting(3, "PLACEMENTS_MAX", "placements of one request: the first and two more", low=1, high=limits.PLACEMENTS_MAX, group="client")
     request_timeout_s: float = setting(300.0, "REQUEST_TIMEOUT", "a request not finished by then has failed", unit="s", above=0.0, group="client")
@@ -172,13 +175,43 @@ def parse_setting(field: dataclasses.Field[Any], text: str, label: str) -> Any:
 def _range_text(rules: Mapping[str, Any]) -> str:
     parts = []
     if rules["low"] is not None:
-        parts.append(f"at least {rules['low']:g}")
+        parts.append(f"at least {rules['low']:.12g}")
     if rules["above"] is not None:
-        parts.append(f"above {rules['above']:g}")
+        parts.append(f"above {rules['above']:.12g}")
     if rules["high"] is not None:
-        parts.append(f"at most {rules['high']:g}")
+        parts.append(f"at most {rules['high']:.12g}")
     unit = f" ({rules['unit']})" if rules["unit"] else ""
     return (", " + " and ".join(parts) if parts else "") + unit
+
+
+BEGIN_LIKE_OURS = ("ADVERTISE_", "COORDINATOR_", "DEMO_", "DISPATCH_", "DRAIN_", "PLACEMENTS_", "REPORT_", "SLLM_", "SUSPECT_", "WORKER_")
+"""Words that few programs beside this one begin a variable with. LOG_, HTTP_ and SERVICE_ are not among them: those are everywhere."""
+NEARLY_ALIKE = 0.85  # of two names, as `difflib.SequenceMatcher.ratio` has it: a letter too many, too few or wrong in six
+LONG_ENOUGH = 6  # characters of a name; of two shorter ones (MODEL, ZIP) likeness says little
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+_SERVICE_LINK = re.compile(r"[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+
+
+def misspelt(environ: Mapping[str, str], others: Iterable[str] = ()) -> dict[str, str]:
+    """Variables that look like ours and are none, with the one that was probably meant ("": none in particular). `others`: variables that are ours too.
+
+    What Kubernetes tells a pod of the Services around it (WORKER_SERVICE_HOST, WORKER_PORT_8000_UDP_ADDR) looks like ours as well, and is left out.
+    """
+    known = {field.metadata["env"] for field in dataclasses.fields(Config)} | set(others)
+    found: dict[str, str] = {}
+    for name in sorted(environ.keys() - known):
+        link = _SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and "://" in environ[name])
+        if link or not _VARIABLE.fullmatch(name):
+            continue
+        nearest = difflib.get_close_matches(name, known, 1, NEARLY_ALIKE) if len(name) >= LONG_ENOUGH else []
+        if nearest or name.startswith(BEGIN_LIKE_OURS):
+            found[name] = (nearest or difflib.get_close_matches(name, known, 1) or [""])[0]
+    return found
+
+
+def describe_misspelt(found: Mapping[str, str]) -> str:
+    """One line for people."""
+    return "ignored, as no variables of ours: " + ", ".join(f"{name} (is {meant} meant?)" if meant else name for name, meant in found.items())
 
 
 def detect_mode(environ: Mapping[str, str]) -> str:

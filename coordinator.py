@@ -4,7 +4,7 @@ It keeps nothing but what the reports tell it, and is never in the path of a req
 
     LoadReport       -> the worker's row, its member state, its acknowledged dispatches; now and then a ReportAck
     ScheduleRequest  -> the policy's placement and a ScheduleResponse, or a ScheduleError that says why not
-    every tick       -> silent workers become SUSPECT, then DEAD, unless too many fell silent at once
+    every tick       -> silent workers become SUSPECT, then DEAD, unless too many fell silent at once; their clients are told (WorkerLost)
 """
 
 from __future__ import annotations
@@ -19,9 +19,21 @@ from config import Config
 from sllm.catalog import Catalog, Model
 from sllm.dispatch import Entry
 from sllm.errors import UsageError
-from sllm.events import CoordinatorReady, ExpiryHeld, ExpiryResumed, HardwareUnknown, RequestRefused, RequestRouted, WorkerStateChanged
-from sllm.fleet import EXPIRED, GONE, SILENT, SUSPECT, Fleet, Kind, Row
+from sllm.events import (
+    CoordinatorReady,
+    ExpiryHeld,
+    ExpiryResumed,
+    HardwareUnknown,
+    RequestRefused,
+    RequestRouted,
+    RivalGone,
+    RivalSeen,
+    WorkerDisplaced,
+    WorkerStateChanged,
+)
+from sllm.fleet import DEAD, EXPIRED, GONE, NO_CLIENTS, SILENT, SUSPECT, Fleet, Kind, Row, note_client
 from sllm.messages import (
+    COORDINATOR_ID,
     DEADLINE_UNMEETABLE,
     MODEL_TOO_LARGE,
     NO_WORKERS,
@@ -37,6 +49,7 @@ from sllm.messages import (
     ScheduleError,
     ScheduleRequest,
     ScheduleResponse,
+    WorkerLost,
 )
 from sllm.node import Codec, Node, new_tuple
 from sllm.placement.base import FleetView, Placement, Policy, Query
@@ -48,6 +61,7 @@ CHORES_MAX = 64  # silent rows looked at in one go; the rest wait for `CHORE_PAU
 CHORE_PAUSE_S = 0.001
 SILENCE_STEPS = 8  # of the wheel in which silence comes due, in a tick
 CROWD = 10  # requests turned away in a tick for each READY worker; more are told to come back later, so that those who wait are not a load of their own
+RIVAL_KEPT_INTERVALS = 10.0  # report intervals for which a worker's word of a second coordinator holds
 RETRY_AFTER_MAX_S = 30.0  # before jitter
 SURE_INTERVALS = 3.0  # report intervals after a start: one of listening, two more; what nobody can hold by then is refused for good
 UNKNOWN_HARDWARE_MAX = 100  # names of hardware told of, so that a peer cannot fill our memory with them
@@ -58,16 +72,16 @@ class Decision(NamedTuple):
     """An answer given, kept so that the same question gets it again."""
 
     response: ScheduleResponse
-    exclude: tuple[str, ...]
+    attempt: int
 
 
 class Coordinator(Node):
     """One coordinator. `stopwatch` (seconds, any origin) measures how long placements take; without it they count as 0."""
 
     __slots__ = (
-        "_ack_every", "_decisions", "_held_since", "_hold_until", "_next_chore", "_next_drop", "_next_tick", "_ready_at", "_rng", "_silence", "_stopwatch",
-        "_sure_at", "_tick_s", "_turned_away", "_turned_away_before", "_unknown_hardware", "_view", "catalog", "config", "degraded", "fleet", "policy",
-        "ready", "reports_accepted", "reports_rejected",
+        "_ack_every", "_decisions", "_held_since", "_hold_until", "_next_chore", "_next_drop", "_next_tick", "_ready_at", "_rival_at", "_rng", "_silence",
+        "_stopwatch", "_sure_at", "_tick_s", "_turned_away", "_turned_away_before", "_unknown_hardware", "_view", "catalog", "config", "degraded", "fleet",
+        "policy", "ready", "reports_accepted", "reports_rejected", "rival",
     )  # fmt: skip
 
     def __init__(
@@ -78,7 +92,7 @@ class Coordinator(Node):
         rng: Random,
         incarnation: int,
         *,
-        node_id: str = "coordinator",
+        node_id: str = COORDINATOR_ID,
         codec: Codec | None = None,
         wall_offset_s: float = 0.0,
         stopwatch: Callable[[], float] | None = None,
@@ -92,6 +106,7 @@ class Coordinator(Node):
         self.reports_accepted = 0
         self.reports_rejected: Counter[str] = Counter()
         self.ready = config.report_interval_s == 0.0
+        self.rival = False  # workers say that another coordinator runs beside this one
         self.degraded = ""  # why expiry is held, or ""
         self._rng = rng
         self._stopwatch = stopwatch
@@ -105,6 +120,7 @@ class Coordinator(Node):
         self._next_drop = now + config.decision_keep_s
         self._next_chore = inf  # when to go on with what the last tick left
         self._hold_until = now
+        self._rival_at = -inf  # when a worker said so last
         self._held_since = inf  # most of the fleet has been silent since then
         self._unknown_hardware: set[str] = set()  # told of already
         self._sure_at = now + SURE_INTERVALS * self._tick_s  # by then every worker that lives has been heard
@@ -130,6 +146,7 @@ class Coordinator(Node):
         elif row is not None:
             if incarnation < row.incarnation and now - row.heard_at < self._timeout_s(row):
                 self.reports_rejected["old_incarnation"] += 1
+                self._tell_displaced(row, incarnation, sequence, addr, now)
                 return
             how = "restarted"  # a lower number: the known life has been silent for the timeout, so the clock was set back
         if row is None or report.hardware != row.kind.hardware.name:
@@ -137,6 +154,9 @@ class Coordinator(Node):
             if row is None:
                 return
         self.reports_accepted += 1
+        if report.rival:
+            self._rival_at = now
+            self._look_for_rival(now)
         fleet.apply(row, incarnation, sequence, report, self.incarnation, now)
         host, port = report.host, report.port
         row.address = (host or addr[0], port or addr[1]) if host or port else addr
@@ -148,7 +168,17 @@ class Coordinator(Node):
         if (sequence + incarnation) % self._ack_every == 0 or sequence == 1:  # a fleet that started together is not acknowledged all at once
             self.send(ReportAck(self.incarnation, sequence), addr, now)
 
-    def refuse(self, kind: type, reason: str) -> str:
+    def _tell_displaced(self, row: Row, incarnation: int, sequence: int, addr: Address, now: float) -> None:
+        """Two lives report under one name. The older one is told now and then, so that it knows why it gets nothing; it may come back when the newer is
+        silent for the timeout."""
+        if row.displaced != incarnation:
+            row.displaced = incarnation
+            self.events.append(WorkerDisplaced(now, row.worker_id, incarnation, addr[0]))
+            self.send(WorkerLost(row.worker_id, incarnation), addr, now)
+        elif (sequence + incarnation) % self._ack_every == 0:
+            self.send(WorkerLost(row.worker_id, incarnation), addr, now)
+
+    def refuse(self, kind: type, reason: str, now: float) -> str:
         if kind is LoadReport:
             self.reports_rejected[reason] += 1
         return reason
@@ -175,6 +205,23 @@ class Coordinator(Node):
         moved = self.fleet.step(row, what)
         if moved:
             self.events.append(WorkerStateChanged(now, row.worker_id, row.incarnation, moved[0], moved[1], reason))
+            if row.clients and moved[1] in (SUSPECT, DEAD):
+                self._tell_clients(row, now)
+
+    def _tell_clients(self, row: Row, now: float) -> None:
+        """Those whose requests may be on a worker that is not heard any more should place them again."""
+        for client_addr, placed_at in row.clients.values():
+            if now - placed_at < self.config.forget_after_s:
+                self.send(WorkerLost(row.worker_id, row.incarnation), client_addr, now)
+        if row.state == DEAD:
+            row.clients = NO_CLIENTS
+
+    def _look_for_rival(self, now: float) -> None:
+        """Tell when workers first say that another coordinator runs beside this one, and when none has said so for some time."""
+        rival = now - self._rival_at < RIVAL_KEPT_INTERVALS * self._tick_s
+        if rival != self.rival:
+            self.rival = rival
+            self.events.append(RivalSeen(now, self.node_id) if rival else RivalGone(now, self.node_id))
 
     # --- schedule requests ----------------------------------------------------------------------------------------------------------
 
@@ -184,8 +231,10 @@ class Coordinator(Node):
         key = (sender_id, request_id)
         before = self._decisions.get(key)
         if before is not None:
+            if request.attempt < before.attempt:
+                return  # a question sent twice, late: its answer was used and given up
             row = self.fleet.rows.get(before.response.worker_id)
-            if row is not None and row.state == READY and request.exclude == before.exclude:
+            if row is not None and row.state == READY and request.attempt == before.attempt:
                 self.send(before.response, addr, now)
                 return
             if row is not None:  # the client has given that placement up
@@ -199,14 +248,15 @@ class Coordinator(Node):
             self.send(outcome, addr, now)
             return
         response = self._dispatch(outcome, request, now)
-        self._decisions.new[key] = new_tuple(Decision, (response, request.exclude))
+        note_client(outcome.row, sender_id, addr, now)
+        self._decisions.new[key] = new_tuple(Decision, (response, request.attempt))
         row, action, eta_s = outcome.row, outcome.action, outcome.eta_s
         self.events.append(new_tuple(RequestRouted, (now, request_id, model, row.worker_id, action, eta_s, decision_s)))
         self.send(response, addr, now)
 
     def _decide(self, request: ScheduleRequest, now: float) -> Placement | ScheduleError:
         """The policy's placement, or why there is none."""
-        request_id, name, prompt_tokens, max_tokens, priority, deadline_s, exclude = request
+        request_id, name, prompt_tokens, max_tokens, priority, deadline_s, exclude, _ = request
         model = self.catalog.models.get(name)
         if model is None:
             return ScheduleError(request_id, UNKNOWN_MODEL, 0.0, f"model {name!r} is not in the catalogue"[:200])
@@ -292,6 +342,8 @@ class Coordinator(Node):
                 self._hold_until = now + HOLD_AFTER_STALL_INTERVALS * self._tick_s
             self._next_tick = now + self._tick_s
             self._turned_away_before, self._turned_away = self._turned_away, 0
+            if self.rival:
+                self._look_for_rival(now)
         elif now < self._next_chore:
             return
         self._check_silence(now)

@@ -82,6 +82,8 @@ class ClientPart:
     def ready(self) -> tuple[bool, str]:
         if not self._service.resolved:
             return False, f"the coordinator's name {self.node.config.coordinator_host} has no address"
+        if not self.node.acknowledged:
+            return False, f"the coordinator at {':'.join(map(str, self.node.coordinator))} has not answered yet"
         return True, "sending" if not self._exhausted else "waiting for the last answers"
 
     def observe(self, event: Event) -> None:
@@ -160,7 +162,7 @@ def _refuse(config: Config, environ: Mapping[str, str]) -> None:
     """UsageError for what only a simulation can do."""
     asked = {name: environ.get(name, "").strip() for name in REFUSED}
     if config.speedup != 1.0:
-        asked["SPEEDUP"] = f"{config.speedup:g}"
+        asked["SPEEDUP"] = f"{config.speedup:.12g}"
     for name, value in asked.items():
         if value not in ("", "0"):
             raise UsageError(f"{name}={value!r}: is for centralized_simulation.py; a load generator has its last log line, and REQUESTS_CSV")

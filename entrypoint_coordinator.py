@@ -11,10 +11,10 @@ from typing import Any
 from config import Config
 from coordinator import Coordinator
 from sllm.assemble import build_catalog
-from sllm.events import Event
+from sllm.events import CoordinatorReady, Event
 from sllm.fleet import STATES
 from sllm.messages import Address
-from sllm.placement.registry import make_policy
+from sllm.placement.registry import broken_policies, make_policy
 from sllm.runtime.bridge import Answer
 from sllm.runtime.fleetview import FleetPicture, History, Photographer, cells_of, page_of, summary_of
 from sllm.runtime.launch import launch
@@ -36,6 +36,7 @@ class CoordinatorPart:
         self.page = fleet_page()
         self._service = service
         self._history = History()
+        self._ready_at = 0.0  # when the listening time was over
         driver = service.driver
         self._photographer = Photographer(
             lambda: node.fleet, lambda: service.clock.now, lambda step: driver.call_at(service.clock.now, step)
@@ -44,10 +45,14 @@ class CoordinatorPart:
     def ready(self) -> tuple[bool, str]:
         if not self.node.ready:
             return False, "listening for reports after a start"
+        if not self.node.fleet.rows:
+            return True, "ready, no worker has reported yet"
         return True, f"ready, degraded: {self.node.degraded}" if self.node.degraded else "ready"
 
     def observe(self, event: Event) -> None:
         self._history.observe(event)
+        if type(event) is CoordinatorReady:
+            self._ready_at = event.at
 
     def tick(self) -> None:
         self._history.tick()
@@ -62,7 +67,11 @@ class CoordinatorPart:
 
     def state(self, answer: Answer) -> None:
         def take(picture: FleetPicture) -> None:
-            answer((picture, self._figures(picture)))
+            if picture.at < self._ready_at:  # of before we were ready: it may lack who was heard until then
+                self._photographer.latest = None
+                self._photographer.take(take)
+            else:
+                answer((picture, self._figures(picture)))
 
         self._photographer.take(take)
 
@@ -100,6 +109,8 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
     """Run until a signal asks for the end."""
     policy, catalog = make_policy(config.policy), build_catalog(config)
     with Service("coordinator", config, environ) as service:
+        for problem in broken_policies():
+            service.log.warning("a policy could not be read: %s", problem)
 
         def make(address: Address) -> CoordinatorPart:
             node = Coordinator(

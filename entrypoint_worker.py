@@ -49,6 +49,8 @@ class WorkerPart:
     def ready(self) -> tuple[bool, str]:
         if not self._service.resolved:
             return False, f"the coordinator's name {self.node.config.coordinator_host} has no address"
+        if self.node.state in (STARTING, READY) and not self.node.acknowledged:
+            return False, f"the coordinator at {':'.join(map(str, self.node.coordinator))} has not acknowledged a report yet"
         why = {STARTING: "loading the first models", READY: "ready"}.get(self.node.state, "draining")
         return self.node.state == READY, why
 

@@ -7,6 +7,7 @@ system: start the fleet, let the workload come, wait for what is in flight, send
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 import time
 import traceback
@@ -26,10 +27,10 @@ from sllm.events import Event, InternalErrorCaught
 from sllm.messages import READY, Address
 from sllm.mix import hardware_of_workers
 from sllm.node import Codec, Node
-from sllm.placement.registry import make_policy
-from sllm.report.csv import RequestsCsv
+from sllm.placement.registry import broken_policies, make_policy
+from sllm.report.outputs import Outputs
 from sllm.report.progress import Progress, Snapshot
-from sllm.results import FleetFigures, Invariants, Recorder, ReportFigures, RunInfo
+from sllm.results import Begun, FleetFigures, Invariants, Recorder, ReportFigures, RunInfo
 from sllm.runtime.clock import Clock
 from sllm.runtime.keys import ephemeral_keyring
 from sllm.runtime.sockets import ensure_descriptors
@@ -39,19 +40,22 @@ from sllm.sim.checkers import Checkers, InvariantViolation
 from sllm.sim.faults import load_schedule
 from sllm.sim.inject import Injector
 from sllm.sim.network import Latency, Link, Network
-from sllm.sim.world import World
+from sllm.sim.world import Interrupted, World
 from sllm.streams import stream
 from sllm.wire import PickleCodec
-from sllm.workload import RecordedWriter, Request, Workload
+from sllm.workload import Request, Workload
+from sllm.workload.traces import BROKEN
 from worker import Worker
 
 LOOPBACK: Address = ("127.0.0.1", 0)
 DESCRIPTORS_BESIDES = 64  # files, the coordinator's and the client's sockets
 PROGRESS_WALL_S = 0.2
+SUBMIT_MAX = 1000  # requests that come in one go at most, in a live run
 LAST_REPORTS_WALL_S = 1.0  # on loopback a report that has not come by then was dropped
 LAG_TOLERATED = 0.1  # a sped-up clock waits out every stall of the machine: a few percent of them are usual
 START_STEP_S = 1.0  # of simulated time
-START_WALL_S = 60.0  # a live fleet that is not up by then never will be
+START_S, START_INTERVALS, START_LATENCIES = 60.0, 30.0, 4.0  # a fleet that is not up after so long in virtual time, all three together, never will be
+START_WALL_S, START_REPORTS = 60.0, 3.0  # a live fleet that is not up after so many seconds and report intervals, added up, never will be
 INSPECT_S = 5.0  # of a virtual run, between looks at some nodes and rows; what events tell is checked as it happens
 SETTLE_INTERVALS = 2.0  # from the last answer to the last look, beyond those after which a silent worker is suspect and a lost dispatch is written off
 RECEIVE_BUFFER_BYTES = 8 << 20  # asked for at the coordinator and the client: all of a fleet's reports may come at once
@@ -148,21 +152,28 @@ class Run(ABC):
 
     mode = ""
 
-    def __init__(self, config: Config, options: Options, progress_to: TextIO = sys.stderr) -> None:
+    def __init__(self, config: Config, options: Options, progress_to: TextIO | None = None, outputs: Outputs | None = None) -> None:
+        """`progress_to` None: stderr. `outputs`: where rows and the recording go; the caller commits them."""
         self.config = config
         self.options = options
+        self.violations: list[str] = []
+        self.warnings: list[str] = [f"not readable, and passed over: {problem}" for problem in (*broken_policies(), *BROKEN.values())]
         self.system = System(config, wire=options.wire or self.mode == "udp", stopwatch=time.perf_counter)
         self.workload = self.system.workload()
         check_models_fit(config, self.system.catalog, self.workload)
+        self.warnings += self.workload.warnings
+        if "--zipf" in options.given and self.workload.trace is not None and self.workload.trace.format.exact:
+            self.warnings.append("--zipf: has no effect: a recording says which model each request is for")
         self.recorder = Recorder()
-        self.requests_csv = RequestsCsv(options.requests_csv) if options.requests_csv else None
-        self.recording = RecordedWriter(options.record) if options.record else None
+        self.requests_csv = outputs.requests_csv if outputs else None
+        self.recording = outputs.recording if outputs else None
+        stream = progress_to or sys.stderr
         self.progress = Progress(
-            progress_to, time.monotonic, virtual=options.virtual, quiet=options.quiet, no_color=options.no_color, dumb=options.dumb_terminal
-        )
-        self.violations: list[str] = []
+            stream or io.StringIO(), time.monotonic,
+            virtual=options.virtual, quiet=options.quiet or stream is None, no_color=options.no_color, dumb=options.dumb_terminal,
+        )  # fmt: skip
         self.interrupted = False
-        self.warnings: list[str] = self.workload.warnings
+        self._drawing = False  # in the middle of making the next request
         self.began_s = 0.0  # of the run's clock: when requests began to come
         self.window_s = 0.0  # for how long they came
         self.ready_workers = 0  # just before they were sent home
@@ -183,9 +194,11 @@ class Run(ABC):
     def conduct(self) -> None:
         """Run to the end, or until `interrupt`."""
 
-    @abstractmethod
     def interrupt(self) -> None:
-        """Stop soon and close the books on what there is."""
+        """Take no new arrivals, stop at once and close the books on what there is. A signal's handler may call it at any time while `conduct` runs."""
+        self.interrupted = True
+        if self._drawing:  # a trace may have millions of rows without a request in them
+            raise Interrupted
 
     @abstractmethod
     def checkers(self) -> Checkers: ...
@@ -200,8 +213,17 @@ class Run(ABC):
 
     def arrivals(self) -> Iterator[tuple[float, Request]]:
         """When each request comes, on the run's clock, and the request. To be made at any time, to be taken from once the run has begun."""
-        for request in self.workload:
-            yield self.began_s + request.arrival_s, request
+        requests = iter(self.workload)
+        try:
+            while True:
+                self._drawing = True
+                request = next(requests, None)
+                self._drawing = False
+                if request is None or self.interrupted:
+                    return
+                yield self.began_s + request.arrival_s, request
+        except Interrupted:
+            self._drawing = False
 
     def submit(self, client: Client, request: Request, now: float) -> None:
         """The request comes."""
@@ -216,17 +238,14 @@ class Run(ABC):
 
     def arrivals_ended(self) -> None:
         """The last request has come; utilisation is measured up to here."""
-        self.window_s = self.now - self.began_s
-        self._busy_after = self.busy_s()
+        if self._busy_before and not self._busy_after:
+            self.window_s = self.now - self.began_s
+            self._busy_after = self.busy_s()
 
     def close(self) -> None:
-        """Close what was written to, whatever happened."""
+        """Close what was read, and leave the terminal as it was, whatever happened."""
         self.workload.close()
         self.progress.close()
-        if self.requests_csv is not None:
-            self.requests_csv.close()
-        if self.recording is not None:
-            self.recording.close()
 
     def snapshot(self) -> Snapshot:
         """The state of the run, for progress."""
@@ -242,21 +261,44 @@ class Run(ABC):
         if self.progress.due():
             self.progress.update(self.snapshot())
 
+    def _check_interrupted(self) -> None:
+        if self.interrupted:
+            raise Interrupted
+
+    def _not_started(self) -> str:
+        return f"only {self.system.ready:,} of {len(self.system.workers):,} workers were ready"
+
     @property
     def falls_behind(self) -> bool:
         """The machine is too slow for the speed asked for."""
         return False
 
+    def begun(self) -> Begun:
+        """What is known of the first tokens of requests in flight."""
+        goal_s, ended_s, in_time, undecided = self.recorder.ttft_slo_s, self.now, 0, 0
+        for client in self.system.clients:
+            for pending in client.unfinished():
+                first_s = pending.first_tokens.get(pending.worker_id)
+                in_time += first_s is not None and first_s - pending.arrival_s <= goal_s
+                undecided += first_s is None and ended_s - pending.arrival_s < goal_s
+        return Begun(in_time, undecided)
+
+    def put_in_flight(self) -> None:
+        """Give a row to each request that had not ended when the run was interrupted."""
+        if self.requests_csv is not None and self.interrupted:
+            for client in self.system.clients:
+                for pending in client.unfinished():
+                    self.requests_csv.put_in_flight(pending, "interrupted")
+
     def results(self) -> dict[str, Any]:
         """The results, schema 1."""
-        if self._busy_before and not self._busy_after:  # interrupted or stopped by a violation before the last arrival
-            self.arrivals_ended()
-        config, window_s = self.config, self.window_s
+        self.arrivals_ended()  # for a run that a violation stopped before the last arrival
+        config, window_s, asked_s = self.config, self.window_s, self.workload.spec.duration_s
         busy_s = [after - before for after, before in zip(self._busy_after, self._busy_before, strict=True)]
+        engine_profile, loader = profile_names(config, map(self.system.catalog.get_hardware, self.system.hardware))
         info = RunInfo(
-            self.mode, "centralized", config.workers, config.policy, config.seed,
-            self.workload.spec.duration_s or window_s, self.wall_s, self.workload.describe(), self.system.hardware,
-            *profile_names(config, map(self.system.catalog.get_hardware, self.system.hardware)),
+            self.mode, "centralized", config.workers, config.policy, config.seed, window_s if self.interrupted else asked_s or window_s, self.wall_s,
+            self.workload.describe(), self.system.hardware, engine_profile, loader, asked_s, self.interrupted,
         )  # fmt: skip
         return self.recorder.results(
             info,
@@ -264,6 +306,7 @@ class Run(ABC):
             self.report_figures(),
             Invariants(self.checkers().checked, self.violations),
             self.system.in_flight,
+            self.begun(),
         )
 
 
@@ -272,8 +315,8 @@ class VirtualRun(Run):
 
     mode = "virtual"
 
-    def __init__(self, config: Config, options: Options, progress_to: TextIO = sys.stderr) -> None:
-        super().__init__(config, options, progress_to)
+    def __init__(self, config: Config, options: Options, progress_to: TextIO | None = None, outputs: Outputs | None = None) -> None:
+        super().__init__(config, options, progress_to, outputs)
         link = Link(Latency("constant", config.latency_ms / 1000.0), loss=config.loss)
         self.world = World(config.seed, Network(link, instant_reports=config.report_interval_s == 0.0), wire=options.wire)
         for kind, handler in self.recorder.handlers.items():
@@ -291,8 +334,8 @@ class VirtualRun(Run):
         return self.world.now
 
     def interrupt(self) -> None:
-        self.interrupted = True
-        self.world.stop()
+        self.world.interrupt()
+        super().interrupt()
 
     def checkers(self) -> Checkers:
         return self._checkers
@@ -312,12 +355,13 @@ class VirtualRun(Run):
     def conduct(self) -> None:
         world, system = self.world, self.system
         world.add(system.make_coordinator(1, 0.0), system.coordinator_address, system.make_coordinator)
-        for name in system.workers:
-            make = partial(system.make_worker, name)
-            world.add(make(1, 0.0), (name, self.config.worker_port), make)
-        client = system.make_client(1, 0.0)
-        client_host = world.add(client, ("client", 7000))
         try:
+            for name in system.workers:
+                self._check_interrupted()
+                make = partial(system.make_worker, name)
+                world.add(make(1, 0.0), (name, self.config.worker_port), make)
+            client = system.make_client(1, 0.0)
+            client_host = world.add(client, ("client", 7000))
             self._start_fleet()
             self.begin()
             faults_end_s = self._inject()
@@ -328,6 +372,9 @@ class VirtualRun(Run):
             self._settle(faults_end_s)
         except InvariantViolation as violation:
             self.violations.append(str(violation))
+        except Interrupted:  # nothing happens any more: what is on its way stays on its way, and the books close as they are
+            self.arrivals_ended()
+            self.ready_workers = system.ready
         except UsageError:
             raise
         except Exception as error:  # a bug of ours: the run is worth nothing from here on, and the seed shows it again
@@ -349,14 +396,29 @@ class VirtualRun(Run):
 
     def _start_fleet(self) -> None:
         """Wait until the coordinator counts every worker, in steps of a fixed length: when requests begin to come must not depend on the wall clock."""
-        while not self.system.started and not self.interrupted:
+        config = self.config
+        limit_s = START_S + START_INTERVALS * config.report_interval_s + START_LATENCIES * config.latency_ms / 1000.0
+        while not self.system.started:
+            if self.world.now >= limit_s:
+                raise UsageError(f"{self._not_started()} after {self.world.now:,.0f} s of simulated time: {self._why_not_started()}")
             self.world.run(self.world.now + START_STEP_S)
             self._show_progress()
+
+    def _why_not_started(self) -> str:
+        """What became of the reports, and the flag that is to blame."""
+        config, books, flags = self.config, self.report_figures(), []
+        refused = ", ".join(f"{number:,} were refused ({reason.replace('_', ' ')})" for reason, number in sorted(books.rejected.items()))
+        what = f"of {books.sent:,} reports {books.lost:,} were lost or still under way" + (f", {refused}" if refused else "")
+        if config.loss > 0.0:
+            flags.append(f"--loss {config.loss:.12g}")
+        if refused or not flags:
+            flags.append(f"--latency-ms {config.latency_ms:.12g}")
+        return f"{what} ({', '.join(flags)})"
 
     def _advance_to_last_arrival(self) -> None:
         """Let time pass in slices of about a tenth of a second of wall time, showing progress between them. How it is sliced changes nothing."""
         slice_s = 1.0
-        while not self._exhausted and not self.interrupted:
+        while not self._exhausted:
             before = time.perf_counter()
             self.world.run(self.world.now + slice_s)
             self._show_progress()
@@ -365,9 +427,9 @@ class VirtualRun(Run):
 
     def _settle(self, faults_end_s: float) -> None:
         """After the last arrival and fault everything must finish; then the workers go home, so that no report is on its way when the books close."""
-        if not self.interrupted:
-            self.world.run(max(self.world.now, faults_end_s))
-            self._come_to_rest()
+        self.world.run(max(self.world.now, faults_end_s))
+        self._come_to_rest()
+        self.recorder.fleet.end()
         self.ready_workers = self.system.ready
         for name in self.system.workers:
             host = self.world.hosts[name]
@@ -388,8 +450,8 @@ class LiveRun(Run):
 
     mode = "udp"
 
-    def __init__(self, config: Config, options: Options, progress_to: TextIO = sys.stderr) -> None:
-        super().__init__(config, options, progress_to)
+    def __init__(self, config: Config, options: Options, progress_to: TextIO | None = None, outputs: Outputs | None = None) -> None:
+        super().__init__(config, options, progress_to, outputs)
         ensure_descriptors(config.workers + DESCRIPTORS_BESIDES)
         self.clock = Clock(config.speedup)
         self.driver = UdpDriver(self.clock, self._observe)
@@ -406,9 +468,6 @@ class LiveRun(Run):
     def falls_behind(self) -> bool:
         return self.clock.lag > LAG_TOLERATED
 
-    def interrupt(self) -> None:
-        self.interrupted = True
-
     def checkers(self) -> Checkers:
         return self._checkers
 
@@ -424,20 +483,27 @@ class LiveRun(Run):
     def conduct(self) -> None:
         with self.driver:
             try:
-                self._start_fleet()
-                self.begin()
-                self._submit_due()
-                self._run_until(lambda: self._exhausted)
-                self.arrivals_ended()
-                limit_s = self.now + self.config.request_timeout_s + 10.0
-                self._run_until(lambda: not self.system.in_flight or self.now >= limit_s)
+                try:
+                    self._serve()
+                except Interrupted:
+                    self.arrivals_ended()
                 self._send_home()
             except InvariantViolation as violation:
                 self.violations.append(str(violation))
         if self.falls_behind:
             self.warnings.append(
-                f"this machine cannot keep up with --speedup {self.config.speedup:g}: the run's clock fell behind by {100 * self.clock.lag:.0f} %"
+                f"this machine cannot keep up with --speedup {self.config.speedup:.12g}: the run's clock fell behind by {100 * self.clock.lag:.0f} %"
             )
+
+    def _serve(self) -> None:
+        """From the start of the fleet to the last answer."""
+        self._start_fleet()
+        self.begin()
+        self._submit_due()
+        self._run_until(lambda: self._exhausted)
+        self.arrivals_ended()
+        limit_s = self.now + self.config.request_timeout_s + 10.0
+        self._run_until(lambda: not self.system.in_flight or self.now >= limit_s)
 
     def _start_fleet(self) -> None:
         """Sockets for everybody; wait until the coordinator counts every worker."""
@@ -448,19 +514,23 @@ class LiveRun(Run):
         self._coordinator_host = host
         system.coordinator_address = host.address
         for name in system.workers:
+            self._check_interrupted()
             worker = system.make_worker(name, incarnation, self.now, offset_s)
             self._hosts.append((worker, driver.add(worker, LOOPBACK)))
         self.client = system.make_client(incarnation, self.now, offset_s)
         self._client_host = driver.add(self.client, LOOPBACK, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
         driver.every(PROGRESS_WALL_S * self.clock.speedup, self._show_progress)
         began = time.perf_counter()
-        self._run_until(lambda: system.started or time.perf_counter() - began > START_WALL_S)
-        if not system.started and not self.interrupted:
-            raise UsageError(f"only {system.ready} of {len(system.workers)} workers were ready after {START_WALL_S:g} s: too many for this machine (--workers)")
+        limit_s = START_WALL_S + START_REPORTS * self.config.report_interval_s / self.clock.speedup
+        self._run_until(lambda: system.started or time.perf_counter() - began > limit_s)
+        if not system.started:
+            raise UsageError(f"{self._not_started()} after {limit_s:,.0f} s: too many for this machine (--workers)")
 
     def _submit_due(self) -> None:
-        """Hand in every request whose time has come, and come back for the next."""
-        while True:
+        """Hand in every request whose time has come, some at a time so that the fleet has its turns, and come back for the next."""
+        for _ in range(SUBMIT_MAX):
+            if self.interrupted:
+                break
             following = next(self._upcoming, None)
             if following is None:
                 self._exhausted = True
@@ -470,17 +540,22 @@ class LiveRun(Run):
                 self.driver.call_at(at, partial(self._submit_and_go_on, request))
                 break
             self.submit(self.client, request, self.now)
+        else:
+            self.driver.call_at(self.now, self._submit_due)
         self._client_host.touch()
 
     def _submit_and_go_on(self, request: Request) -> None:
-        self.submit(self.client, request, self.now)
-        self._submit_due()
+        if not self.interrupted:
+            self.submit(self.client, request, self.now)
+            self._submit_due()
 
     def _run_until(self, done: Callable[[], bool]) -> None:
         self.driver.run(until=lambda: self.interrupted or done())
+        self._check_interrupted()
 
     def _send_home(self) -> None:
         """Drain the workers; wait until their last reports have been heard, or cannot be expected any more."""
+        self.recorder.fleet.end()
         self.ready_workers = self.system.ready
         for worker, host in self._hosts:
             worker.drain(self.now)

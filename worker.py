@@ -2,13 +2,14 @@
 
     InferenceRequest -> FirstToken, InferenceResponse; sent again, it is answered again, and the work is done once
     ... and if the first token takes longer than the client would wait in silence, InferenceAccepted before it
-    every interval   -> a LoadReport to the coordinator
+    CancelRequest    -> the work stops; InferenceResponse says so
+    every interval   -> a LoadReport to the coordinator, and Progress to each client that is owed tokens
     drain()          -> DRAINING: nothing new is taken, what runs is finished, a last report says STOPPED
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from math import inf
 from random import Random
 from typing import Any
@@ -21,16 +22,22 @@ from sllm.errors import UsageError
 from sllm.events import (
     CoordinatorChanged,
     CoordinatorSilent,
+    DisplacedByNamesake,
     ModelEvicted,
     ModelLoaded,
     ModelLoadStarted,
     RequestAdmitted,
+    RequestCancelled,
     RequestServed,
+    RivalGone,
+    RivalSeen,
     WorkerDrained,
 )
 from sllm.fitting import always_fits, fitted
 from sllm.messages import (
+    CANCELLED,
     COMPLETED,
+    COORDINATOR_ID,
     DRAINING,
     READY,
     REFUSED_DRAINING,
@@ -42,17 +49,22 @@ from sllm.messages import (
     STARTING,
     STOPPED,
     Address,
+    CancelRequest,
     Enveloped,
     FirstToken,
     InferenceAccepted,
     InferenceRequest,
     InferenceResponse,
     LoadReport,
+    Progress,
     ReportAck,
+    WorkerLost,
 )
 from sllm.node import Codec, Node, new_tuple
 from sllm.recent import Recent
+from sllm.rivals import Rivals
 
+RIVALS_KEPT_INTERVALS = 10.0  # report intervals for which two coordinators that were heard by turns count as two
 HEARTBEAT_S = 1.0  # between reports when they are sent at every change
 ACCEPT_AFTER = 0.25  # of a client's first wait for an answer: a first token that comes by then says as well that the request has arrived
 
@@ -79,9 +91,9 @@ class Worker(Node):
 
     __slots__ = (
         "_accept_after_s", "_accept_at", "_always_fits", "_changed", "_done", "_drain_until", "_heard_at", "_heard_epoch", "_initiators", "_interval_s",
-        "_jobs", "_jobs_max", "_last_report", "_next_drop", "_next_report", "_present", "_receipts", "_report_always", "_rng", "_silent_s", "_snapshot",
-        "_starting", "_state_changed", "_unanswered", "advertise", "catalog", "config", "coordinator", "drained", "engine", "refused", "reports_sent", "served",
-        "state",
+        "_jobs", "_jobs_max", "_last_report", "_next_drop", "_next_report", "_present", "_receipts", "_report_always", "_rivals", "_rng", "_silent_s",
+        "_snapshot", "_starting", "_state_changed", "_unanswered", "advertise", "catalog", "config", "coordinator", "displaced", "drained", "engine",
+        "refused", "reports_sent", "rival", "served", "state",
     )  # fmt: skip
 
     def __init__(
@@ -129,12 +141,17 @@ class Worker(Node):
         self._heard_at = now  # when the coordinator was last heard, or last complained about
         self._silent_s = max(config.coordinator_silent_s, 3.0 * self._interval_s)
         self._heard_epoch = 0
+        self.displaced = False  # a newer life has this worker's name
+        self.rival = False  # two lives of the coordinator acknowledge reports by turns
+        self._rivals = Rivals(RIVALS_KEPT_INTERVALS * self._interval_s)
         self._initiators: dict[str, Job] = {}  # the request for whose sake a model is being loaded
         first = engine.snapshot(now)
         self._jobs_max = config.queue_max + first.slots
         self._present = set(first.gpu)  # models loaded or on their way
         self._starting: set[str] = set()  # demo models still to come
-        self.handlers = {InferenceRequest: self._on_inference_request, ReportAck: self._on_report_ack}
+        self.handlers = {
+            InferenceRequest: self._on_inference_request, CancelRequest: self._on_cancel, ReportAck: self._on_report_ack, WorkerLost: self._on_worker_lost,
+        }  # fmt: skip
         for name in catalog.names[: config.demo_models]:
             if name not in self._present:
                 self._starting.add(name)
@@ -147,6 +164,11 @@ class Worker(Node):
         self._update_state()
         self._state_changed = False  # since the last report, and the first is sent at once
         self._plan()
+
+    @property
+    def acknowledged(self) -> bool:
+        """A coordinator has answered a report of ours."""
+        return self._heard_epoch != 0
 
     # --- requests -------------------------------------------------------------------------------------------------------------------
 
@@ -207,6 +229,23 @@ class Worker(Node):
             self.events.append(ModelLoadStarted(now, self.node_id, model))
         self._advance(now)
         return ""
+
+    def _on_cancel(self, envelope: Enveloped[CancelRequest], addr: Address, now: float) -> None:
+        """Give a request up. What is not here, or is done, is answered alike, so that the client need not ask again."""
+        sender_id, _, _, _, cancel = envelope
+        key = f"{sender_id}/{cancel.request_id}"
+        if not self.drained:
+            self._advance(now)
+        job = self._jobs.pop(key, None)
+        if job is not None:
+            self.engine.cancel(now, key)
+            self._answered(job)
+            self._changed = True
+            self.events.append(RequestCancelled(now, self.node_id, job.request_id, job.model))
+            self._advance(now)
+            self._after_change(now)
+        self.send(InferenceResponse(cancel.request_id, CANCELLED, 0, 0.0, 0.0, 0.0, 0.0), addr, now)
+        self._plan()
 
     def _accept(self, job: Job, now: float) -> None:
         """Tell the client that its request is here."""
@@ -286,9 +325,13 @@ class Worker(Node):
     # --- reports --------------------------------------------------------------------------------------------------------------------
 
     def _on_report_ack(self, envelope: Enveloped[ReportAck], addr: Address, now: float) -> None:
-        _, _, _, _, ack = envelope
+        sender_id, _, _, _, ack = envelope
+        if not self._is_coordinator(sender_id, addr):
+            return
         epoch = ack.epoch
         self._heard_at = now
+        self._rivals.hear_newest(now)
+        self._set_displaced(False, now)
         if epoch != self._heard_epoch:  # a lower one is heard only when the known life has been silent: its clock was set back
             if self._heard_epoch:
                 self.events.append(CoordinatorChanged(now, self.node_id, epoch))
@@ -297,6 +340,44 @@ class Worker(Node):
             self._receipts = Receipts()
             self._last_report = None
 
+    def _is_coordinator(self, sender_id: str, addr: Address) -> bool:
+        """It was the coordinator, and not somebody else with the key."""
+        if sender_id == COORDINATOR_ID and addr == self.coordinator:
+            return True
+        self.rejected["not_asked"] += 1
+        return False
+
+    def _on_worker_lost(self, envelope: Enveloped[WorkerLost], addr: Address, now: float) -> None:
+        """This life's reports are refused because a newer life has its name."""
+        sender_id, _, _, _, lost = envelope
+        if self._is_coordinator(sender_id, addr) and (lost.worker_id, lost.incarnation) == (self.node_id, self.incarnation):
+            self._heard_at = now
+            self._set_displaced(True, now)
+
+    def _set_displaced(self, displaced: bool, now: float) -> None:
+        if displaced and not self.displaced:
+            self.events.append(DisplacedByNamesake(now, self.node_id))
+        self.displaced = displaced
+
+    def refuse(self, kind: type, reason: str, now: float) -> str:
+        if kind is ReportAck and reason == "old_incarnation":
+            self._rivals.hear_older(now)
+        return super().refuse(kind, reason, now)
+
+    def _look_for_rivals(self, now: float) -> None:
+        """Tell when two coordinators are first seen, and when they are no longer."""
+        seen = self._rivals.seen(now)
+        if seen != self.rival:
+            self.rival = seen
+            self._last_report = None
+            self.events.append(RivalSeen(now, self.node_id) if seen else RivalGone(now, self.node_id))
+
+    def _tell_progress(self, now: float) -> None:
+        """Tell each client that is owed tokens, once, that this worker lives."""
+        owed = Counter([job.client for job in self._jobs.values()])
+        for client, requests in owed.items():
+            self.send(Progress(self._interval_s, requests), client, now)
+
     def _report(self, now: float) -> None:
         snapshot = self.engine.snapshot(now)
         report = self._last_report
@@ -304,7 +385,7 @@ class Worker(Node):
             self._snapshot = snapshot
             receipts, (host, port) = self._receipts, self.advertise
             before = self.state, host, port, self.config.hardware, self.config.queue_max
-            after = receipts.epoch, receipts.high, receipts.missing, self._interval_s, False
+            after = receipts.epoch, receipts.high, receipts.missing, self._interval_s, self.rival, False
             report = new_tuple(LoadReport, before + snapshot + after)  # the engine's fields are in the report's order
             self._last_report = report = report if self._always_fits else fitted(report)
         self.send(report, self.coordinator, now)
@@ -334,7 +415,10 @@ class Worker(Node):
         while self._accept_at <= now:  # the first token is not out yet, and the client would soon ask again
             self._accept(self._unanswered[0], now)
         if now >= self._next_report:
+            self._look_for_rivals(now)
             self._report(now)
+            if self._jobs:
+                self._tell_progress(now)
             self._plan_report(now)
             if now - self._heard_at >= self._silent_s:
                 self._complain(now)

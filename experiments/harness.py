@@ -21,6 +21,7 @@ from sllm.report.json import to_json
 from sllm.results import WALL_CLOCK_KEYS, ReportFigures
 from sllm.sim.faults import Schedule
 from sllm.sim.inject import Injector
+from sllm.sim.network import Latency, Link
 from sllm.workload import Request
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,11 +74,12 @@ class Simulation(VirtualRun):
     def _inject(self) -> float:
         injector = Injector(self.world, self.schedule)
         injector.install()
-        if self._strangers_per_s:
-            until = self.began_s + self.config.duration_s
-            self._strangers = Strangers(self.system, per_s=self._strangers_per_s, until=until, now=self.world.now)
-            self.world.add(self._strangers, ADDRESS)
-        return injector.end_s
+        if not self._strangers_per_s:
+            return injector.end_s
+        until = self.world.now + self.config.duration_s
+        self._strangers = Strangers(self.system, per_s=self._strangers_per_s, until=until, now=self.world.now)
+        self.world.add(self._strangers, ADDRESS)
+        return max(injector.end_s, until)
 
     def report_figures(self) -> ReportFigures:
         """What strangers reported counts as sent."""
@@ -87,6 +89,7 @@ class Simulation(VirtualRun):
     def _come_to_rest(self) -> None:
         super()._come_to_rest()
         if self._probes:
+            self.world.network.set_link(Link(Latency("constant", 0.001)))  # the last thing that was wrong
             self.unhealed = self._find_unhealed()
             if self._alive and not self.unhealed:
                 self._probe()

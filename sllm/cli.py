@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from config import Config, parse_setting
 from sllm import __version__
-from sllm.errors import UsageError
+from sllm.errors import OutputError, UsageError
 from sllm.mix import parse_mix
 
 
@@ -31,6 +31,13 @@ class Options:
     quiet: bool
     no_color: bool  # the user's wish, by the NO_COLOR convention
     dumb_terminal: bool
+    given: frozenset[str] = frozenset()  # flags of the command line
+    warnings: tuple[str, ...] = ()  # what the user should know before the run
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """What is to be written: flag to path, "" where nothing is."""
+        return {"--json": self.json, "--requests-csv": self.requests_csv, "--html": self.html, "--record": self.record}
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,20 +46,34 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; --help lists the options")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help and version. argparse would pass over what cannot be written."""
+        try:
+            if file is None:
+                raise OSError(0, "it is closed")
+            file.write(message)
+            file.flush()
+        except BrokenPipeError:
+            pass  # whoever reads it has seen enough
+        except OSError as error:
+            raise OutputError(f"stdout: cannot write: {error.strerror}") from None
+
 
 # Options that say what to do with a run. They have variables too, so that a container can be told by its environment alone.
 OUTPUTS: tuple[tuple[str, str, str, str], ...] = (
     ("--faults", "FAULTS", "FILE", "fault schedule to inject (TOML; virtual time only)"),
     ("--json", "RESULTS_JSON", "FILE|-", "write the results here; -: to stdout"),
-    ("--requests-csv", "REQUESTS_CSV", "FILE", "write one row for each request here"),
-    ("--html", "REPORT_HTML", "FILE", "write a report with plots here"),
-    ("--record", "RECORD", "FILE", "write the workload here, to be replayed exactly with --trace"),
+    ("--requests-csv", "REQUESTS_CSV", "FILE|-", "write one row for each request here; -: to stdout"),
+    ("--html", "REPORT_HTML", "FILE|-", "write a report with plots here; -: to stdout"),
+    ("--record", "RECORD", "FILE|-", "write the workload here, to be replayed exactly with --trace; -: to stdout"),
 )
 SWITCHES: tuple[tuple[str, str, str], ...] = (
     ("--virtual", "VIRTUAL", "simulate in virtual time instead of running live on loopback"),
     ("--wire", "WIRE", "in virtual time, send signed bytes instead of objects"),
     ("--quiet", "QUIET", "print no progress and no table"),
 )
+
+RUN_VARIABLES = frozenset(env for _, env, *_ in (*OUTPUTS, *SWITCHES))
 
 
 def flag_fields() -> list[dataclasses.Field[Any]]:
@@ -62,7 +83,10 @@ def flag_fields() -> list[dataclasses.Field[Any]]:
 
 def build_parser(program: str, description: str) -> Parser:
     """The parser, with every flag's variable, unit and default in its help."""
-    epilog = "Exit status: 0 done, 1 an invariant was broken, 2 wrong usage or input, 130 interrupted."
+    epilog = (
+        "Exit status: 0 done, 1 an invariant was broken, 2 wrong usage or input, 3 an output could not be written, 130 after Ctrl-C, 143 after SIGTERM. "
+        "A flag that has no effect in a run is refused or warned about; a variable that has none is not, since all processes of a fleet share them."
+    )
     parser = Parser(prog=program, description=description, allow_abbrev=False, epilog=epilog)
     parser.add_argument("--version", action="version", version=__version__)
     run = parser.add_argument_group("the run")
@@ -102,12 +126,12 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], program: str, descrip
         values[_dest(flag)] = given if given is not None else environ.get(env, "").strip()
     for flag, env, _ in SWITCHES:
         values[_dest(flag)] = bool(getattr(arguments, _dest(flag))) or _switched_on(env, environ)
+    given = frozenset(name for name, value in vars(arguments).items() if value is not None)
     values |= {"no_color": bool(environ.get("NO_COLOR")), "dumb_terminal": environ.get("TERM") == "dumb"}
-    config, options = dataclasses.replace(config, **overrides), Options(**values)
+    config, options = dataclasses.replace(config, **overrides), Options(**values, given=_flags_of(given))
     if "workers" not in overrides and not environ.get("WORKERS", "").strip():
         config = _count_workers(config)
-    check(config, options)
-    return config, options
+    return config, dataclasses.replace(options, warnings=tuple(check(config, options)))
 
 
 def _count_workers(config: Config) -> Config:
@@ -117,6 +141,12 @@ def _count_workers(config: Config) -> Config:
         return config
     (field,) = (field for field in flag_fields() if field.name == "workers")
     return dataclasses.replace(config, workers=parse_setting(field, str(count), f"--hardware {config.hardware}: workers"))
+
+
+def _flags_of(names: frozenset[str]) -> frozenset[str]:
+    """The flags behind the parser's names."""
+    by_name = {field.name: field.metadata["flag"] for field in flag_fields()}
+    return frozenset(by_name.get(name, f"--{name.replace('_', '-')}") for name in names)
 
 
 def _dest(flag: str) -> str:
@@ -130,14 +160,57 @@ def _switched_on(env: str, environ: Mapping[str, str]) -> bool:
     return text == "1"
 
 
-def check(config: Config, options: Options) -> None:
-    """Refuse combinations that make no sense."""
-    if not options.virtual:
-        virtual_only = {
-            "--report-interval 0": config.report_interval_s == 0.0, "--wire": options.wire, "--faults": options.faults, "--loss": config.loss > 0.0,
-        }  # fmt: skip
-        for flag, given in virtual_only.items():
-            if given:
-                raise UsageError(f"{flag}: goes with --virtual only")
-    elif config.speedup != 1.0:
-        raise UsageError(f"--speedup {config.speedup:g}: virtual time runs as fast as it can; --speedup is for live runs")
+def input_files(config: Config, options: Options) -> dict[str, str]:
+    """The files that the run reads: flag to path, "" where there is none."""
+    return {"--catalog": config.model_catalog, "--trace": config.trace, "--model-map": config.model_map, "--faults": options.faults}
+
+
+class Effect(NamedTuple):
+    """When flags have no effect. A flag that asks for what the run excludes is refused; one that is merely useless is warned about."""
+
+    flags: tuple[str, ...]
+    missing: Callable[[Config, Options], bool]
+    why: str
+    refuse: bool = True
+
+
+EFFECTS = (
+    Effect(("--latency-ms", "--loss", "--wire", "--faults"), lambda config, options: not options.virtual, "goes with --virtual only"),
+    Effect(("--speedup",), lambda config, options: options.virtual, "virtual time runs as fast as it can; --speedup is for live runs"),
+    Effect(("--service", "--service-mean", "--service-load"), lambda config, options: config.engine != "queue", "goes with --engine queue only"),
+    Effect(("--rate", "--arrivals", "--cv"), lambda config, options: bool(config.trace), "--trace brings its own arrivals: give one or the other"),
+    Effect(("--cv",), lambda config, options: config.arrivals != "gamma", "goes with --arrivals gamma only"),
+    Effect(("--zipf",), lambda config, options: config.models == 1, "has no effect: --models 1 leaves one model to ask for", refuse=False),
+    Effect(
+        ("--keep-alive",), lambda config, options: config.engine == "queue" and not config.service_load_s,
+        "has no effect: the queue engine loads nothing without --service-load", refuse=False,
+    ),
+    Effect(("--engine-profile", "--loader"), lambda config, options: config.engine == "queue", "has no effect: the queue engine has its own times", refuse=False),
+    Effect(
+        ("--hardware",), lambda config, options: config.engine == "queue" and not sum(parse_mix(config.hardware).values()),
+        "has no effect on what the queue engine serves", refuse=False,
+    ),
+)  # fmt: skip
+"""Each flag that can be without effect. What is so in the environment alone is passed over: its variables are shared by all roles and runs."""
+NEUTRAL = {"--loss": "loss", "--speedup": "speedup", "--keep-alive": "keep_alive_s", "--service-load": "service_load_s"}
+"""Flags whose default says that something is off: saying so is right in every run."""
+
+
+def check(config: Config, options: Options) -> list[str]:
+    """Refuse combinations that make no sense (UsageError); returns a warning for each flag that has no effect."""
+    if config.report_interval_s == 0.0 and not options.virtual:
+        raise UsageError("--report-interval 0: goes with --virtual only")
+    warnings = []
+    for flags, missing, why, refuse in EFFECTS:
+        for flag in flags:
+            if flag not in options.given or _is_neutral(flag, config) or not missing(config, options):
+                continue
+            if refuse:
+                raise UsageError(f"{flag}: {why}")
+            warnings.append(f"{flag}: {why}")
+    return warnings
+
+
+def _is_neutral(flag: str, config: Config) -> bool:
+    name = NEUTRAL.get(flag)
+    return name is not None and getattr(config, name) == Config.__dataclass_fields__[name].default

@@ -2,4 +2,12 @@
 
 
 class UsageError(Exception):
-    """Wrong usage or input. The message is the one line shown to the user; the process exits with status 2."""
+    """Wrong usage or input. The message is the one line shown to the user; the process exits with `status`."""
+
+    status = 2
+
+
+class OutputError(UsageError):
+    """What was asked for could not be written: the disk is full, or the stream is closed."""
+
+    status = 3

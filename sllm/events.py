@@ -20,9 +20,12 @@ class RequestSent(NamedTuple):
 
 
 class FirstTokenReceived(NamedTuple):
+    """A client has the first token that this worker made of a request. `ttft_s` is the request's time to first token if this worker completes it."""
+
     at: float
     request_id: str
     ttft_s: float
+    worker_id: str
 
 
 class RequestCompleted(NamedTuple):
@@ -43,6 +46,7 @@ class RequestCompleted(NamedTuple):
     output_tokens: int
     placements: int  # how many placements it took
     retries: int  # datagrams sent again
+    stalled_s: float = 0.0  # from another worker's first token, whose answer was given up, to the first token of the answer that counts
 
 
 class RequestFailed(NamedTuple):
@@ -115,6 +119,36 @@ class WorkerStateChanged(NamedTuple):
     reason: str
 
 
+class WorkerDisplaced(NamedTuple):
+    """Two lives report under one name: the older one's reports are refused while the newer one lives. Told once for each of them."""
+
+    at: float
+    worker_id: str
+    incarnation: int  # of the one that is refused
+    address: str
+
+
+class RivalSeen(NamedTuple):
+    """Two lives of the coordinator acknowledge reports by turns, so two of them run: told by a worker that saw it and by a coordinator that was told."""
+
+    at: float
+    node_id: str
+
+
+class RivalGone(NamedTuple):
+    """For some time nobody has told of a second coordinator any more."""
+
+    at: float
+    node_id: str
+
+
+class DisplacedByNamesake(NamedTuple):
+    """A worker was told that a newer life has its name."""
+
+    at: float
+    worker_id: str
+
+
 class HardwareUnknown(NamedTuple):
     """A worker reports hardware that the coordinator's catalogue does not have, so nothing can be placed on it. Told once for each name."""
 
@@ -148,6 +182,15 @@ class ExpiryResumed(NamedTuple):
 
 class RequestAdmitted(NamedTuple):
     """A worker took a request."""
+
+    at: float
+    worker_id: str
+    request_id: str
+    model: str
+
+
+class RequestCancelled(NamedTuple):
+    """A worker gave up a request because its client does not wait for it any more."""
 
     at: float
     worker_id: str
@@ -233,11 +276,16 @@ Event = (
     | RequestRouted
     | RequestRefused
     | WorkerStateChanged
+    | WorkerDisplaced
+    | RivalSeen
+    | RivalGone
+    | DisplacedByNamesake
     | HardwareUnknown
     | CoordinatorReady
     | ExpiryHeld
     | ExpiryResumed
     | RequestAdmitted
+    | RequestCancelled
     | RequestServed
     | ModelLoadStarted
     | ModelLoaded

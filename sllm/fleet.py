@@ -23,6 +23,9 @@ GONE = (DEAD, LEFT)  # listed for a while, and no part of the fleet any more
 NEW = ""
 STATES = (STARTING, READY, DRAINING, SUSPECT, DEAD, LEFT)
 
+CLIENTS_MAX = 64  # of one worker that are told when it is lost
+NO_CLIENTS: dict[str, tuple[Address, float]] = {}  # of a worker that was given nothing yet; shared, never filled
+
 # What can happen to a member: a report with a state in it, too many missed reports, or the timeout.
 SILENT = "silent"
 EXPIRED = "expired"
@@ -51,8 +54,8 @@ class Row:
     """One worker as the coordinator knows it. Times are absolute seconds of the coordinator's clock."""
 
     __slots__ = (
-        "address", "depth", "due", "heard_at", "hosted", "incarnation", "kind", "ledger", "lost", "queued", "report", "sequence", "state", "warm",
-        "worker_id",
+        "address", "clients", "depth", "displaced", "due", "heard_at", "hosted", "incarnation", "kind", "ledger", "lost", "queued", "report", "sequence",
+        "state", "warm", "worker_id",
     )  # fmt: skip
 
     def __init__(self, worker_id: str, kind: Kind, report: LoadReport) -> None:
@@ -67,6 +70,8 @@ class Row:
         self.due = NEVER  # when to look whether it is silent: the coordinator's wheel
         self.lost = 0  # reports whose numbers were skipped
         self.ledger = Ledger()
+        self.clients: dict[str, tuple[Address, float]] = NO_CLIENTS  # those sent here: where they are, and when the last request of each was
+        self.displaced = 0  # the incarnation of an older life that reports under the same name and was told that it is refused
         self.depth = -1  # running + waiting + in flight, and where the row stands in `Kind.by_depth`; -1: nowhere
         self.queued = -1  # `count_queued`, and where the row stands in `Kind.by_queued`; -1: nowhere
         self.warm: tuple[str, ...] = ()  # models it is indexed under: on the GPU, loading, or about to load
@@ -136,6 +141,18 @@ class Row:
                 if name == model:
                     return max(0.0, end_at - now)
         return None
+
+
+def note_client(row: Row, client_id: str, addr: Address, now: float) -> None:
+    """A client's request was placed on a worker: the client is to be told when the worker is lost. Of very many clients the latest are."""
+    clients = row.clients
+    if clients is NO_CLIENTS:
+        clients = row.clients = {}
+    elif client_id in clients:
+        del clients[client_id]
+    elif len(clients) >= CLIENTS_MAX:
+        del clients[next(iter(clients))]
+    clients[client_id] = addr, now
 
 
 class Fleet:

@@ -15,6 +15,8 @@ from typing import NamedTuple, TypeVar
 Address = tuple[str, int]
 """Host name or IP address, and UDP port."""
 
+COORDINATOR_ID = "coordinator"  # of every life of the coordinator
+
 # Actions of a placement.
 SERVE = "serve"
 COLD_START = "cold_start"
@@ -49,7 +51,10 @@ REFUSED_UNKNOWN_MODEL = "unknown_model"
 REFUSED_FULL = "full"
 REFUSED_MISDIRECTED = "misdirected"
 REFUSED_INVALID = "invalid"
-OUTCOMES = (COMPLETED, REFUSED_DRAINING, REFUSED_TOO_LARGE, REFUSED_UNKNOWN_MODEL, REFUSED_FULL, REFUSED_MISDIRECTED, REFUSED_INVALID)
+CANCELLED = "cancelled"  # its client had asked for that
+OUTCOMES = (
+    COMPLETED, REFUSED_DRAINING, REFUSED_TOO_LARGE, REFUSED_UNKNOWN_MODEL, REFUSED_FULL, REFUSED_MISDIRECTED, REFUSED_INVALID, CANCELLED,
+)  # fmt: skip
 
 
 class Dispatch(NamedTuple):
@@ -85,6 +90,7 @@ class LoadReport(NamedTuple):
     dispatch_high: int  # highest dispatch number received in that epoch
     dispatch_missing: tuple[int, ...]  # those below it that have not arrived, rising; of very many only the latest
     interval_s: float  # the next report comes after this
+    rival: bool = False  # two lives of the coordinator acknowledge its reports by turns
     partial: bool = False  # its lists did not fit a datagram: models that it does not name may be there all the same
 
 
@@ -105,6 +111,7 @@ class ScheduleRequest(NamedTuple):
     priority: int
     deadline_s: float  # first token wanted within this many seconds from now; 0: no deadline
     exclude: tuple[str, ...]  # worker ids that stayed silent or refused
+    attempt: int = 0  # placements that came to nothing so far: another attempt is another question
 
 
 class ScheduleResponse(NamedTuple):
@@ -154,6 +161,26 @@ class FirstToken(NamedTuple):
     queue_wait_s: float  # from arrival at the worker to the start of the prefill, model load included
 
 
+class Progress(NamedTuple):
+    """Worker to client, once a report interval while the client is owed tokens: one for all its requests there. Silence means that the worker is gone."""
+
+    interval_s: float  # the next one comes after this, while anything is owed
+    requests: int  # of the client, here
+
+
+class WorkerLost(NamedTuple):
+    """Coordinator to the clients whose requests it placed on a worker: that life of it is suspected or dead. To a worker: another life has its name."""
+
+    worker_id: str
+    incarnation: int  # of the life that is lost
+
+
+class CancelRequest(NamedTuple):
+    """Client to worker: nobody waits for this request here any more. Answered with an InferenceResponse `cancelled`, whether it was there or not."""
+
+    request_id: str
+
+
 class InferenceResponse(NamedTuple):
     """Worker to client: the end of a request. Kept by the worker for a while and sent again on a poll."""
 
@@ -187,6 +214,9 @@ Message = (
     | FirstToken
     | InferenceResponse
     | MigrateRequest
+    | Progress
+    | WorkerLost
+    | CancelRequest
 )
 
 

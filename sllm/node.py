@@ -64,7 +64,8 @@ class Node:
     """
 
     __slots__ = (
-        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "life_timeout_s", "node_id", "outbox", "rejected", "wake_at", "wall_offset_s",
+        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "life_timeout_s", "node_id", "on_refused", "outbox", "rejected", "wake_at",
+        "wall_offset_s",
     )  # fmt: skip
 
     def __init_subclass__(cls) -> None:
@@ -87,6 +88,7 @@ class Node:
         self.outbox: list[tuple[Enveloped[Any], Address]] = []
         self.events: list[Event] = []
         self.rejected: Counter[str] = Counter()
+        self.on_refused: Callable[[str, Address], None] | None = None  # is told the reason and the source of each datagram refused by `receive_datagram`
         self.handlers: dict[type, Handler] = {}
         self._sequences: defaultdict[type, int] = defaultdict(int)
         self._guard: defaultdict[type, Recent[str, list[Any]]] = defaultdict(Recent)
@@ -101,6 +103,8 @@ class Node:
             envelope = self.codec.decode(data, self.judge, now)
         except Rejected as rejection:
             self.rejected[rejection.reason] += 1
+            if self.on_refused is not None:
+                self.on_refused(rejection.reason, addr)
             return
         self.handlers[type(envelope[4])](envelope, addr, now)
 
@@ -139,9 +143,9 @@ class Node:
             return "unexpected"
         wall_now = now + self.wall_offset_s
         if not abs(wall_now - wall_s) <= FRESH_WITHIN_S:  # "not": a time that is no number is not fresh
-            return self.refuse(kind, "stale_time")
+            return self.refuse(kind, "stale_time", now)
         if incarnation > (max(now, wall_now) + FRESH_WITHIN_S) * 1e9:  # it is the time of a start. Virtual time begins at 0, whatever wall clocks say
-            return self.refuse(kind, "future_incarnation")
+            return self.refuse(kind, "future_incarnation", now)
         if kind is LoadReport:  # reports are ordered by the fleet table, more strictly
             return ""
         senders = self._guard[kind]
@@ -151,7 +155,7 @@ class Node:
             return ""
         life, following, missing, _ = known
         if incarnation < life:
-            return "old_incarnation"
+            return self.refuse(kind, "old_incarnation", now)
         if sender_id not in senders.new:
             self._guard_from(senders, sender_id, known)
         ahead = sequence - following
@@ -181,7 +185,7 @@ class Node:
             senders.turn()
         senders.new[sender_id] = known
 
-    def refuse(self, kind: type, reason: str) -> str:
+    def refuse(self, kind: type, reason: str, now: float) -> str:
         """A message of this kind is refused for a time in it: returns the reason. A role that keeps books of a kind enters it there too."""
         return reason
 

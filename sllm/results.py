@@ -34,7 +34,7 @@ SCHEMA = 1
 TTFT_SLO_S = 2.0  # within this a first token counts as in time
 SIGNIFICANT_DIGITS = 9  # of a float in the results: a nanosecond in a second, and no noise of the last bits
 STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
-DISTRIBUTIONS = ("ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "decision_s")
+DISTRIBUTIONS = ("ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "stall_s", "decision_s")
 WALL_CLOCK_KEYS = (("run", "wall_s"), ("run", "requests_per_wall_s"), ("decision_s",))  # all else is the same for the same seed in virtual time
 _ACTION_INDEX = {action: index for index, action in enumerate(ACTIONS)}
 GLANCE_MAX = 4000  # requests that figures in passing are estimated from
@@ -59,6 +59,8 @@ class RunInfo(NamedTuple):
     hardware: Mapping[str, int] = {}  # workers by hardware
     engine_profile: str | None = None  # of the workers' hardware; None: their engine has none
     loader: str | None = None  # likewise
+    duration_asked_s: float | None = None  # what `duration_s` was to be; None: the whole of a trace
+    interrupted: bool = False  # ended by a signal before everything had come to its end
 
 
 class FleetFigures(NamedTuple):
@@ -81,6 +83,13 @@ class ReportFigures(NamedTuple):
 class Invariants(NamedTuple):
     checked: int = 0
     violations: Sequence[str] = ()
+
+
+class Begun(NamedTuple):
+    """Requests in flight at the end of a run, by their first token: it came in time, or its time is not over. All others are late."""
+
+    in_time: int = 0
+    undecided: int = 0
 
 
 class Glance(NamedTuple):
@@ -141,11 +150,16 @@ class StateTimeline:
         self.counts: Counter[str] = Counter()
         self._states: dict[str, str] = {}
         self._step_s = 0.01
+        self._ended = False
+
+    def end(self) -> None:
+        """What happens from now on is the end of the run itself, in which all workers go home: no part of what it was about."""
+        self._ended = True
 
     def move(self, at: float, worker_id: str, state: str) -> None:
         """A worker is in a state now. What it was in before is remembered here: a coordinator that restarts has forgotten it."""
         old = self._states.get(worker_id)
-        if old == state:
+        if old == state or self._ended:
             return
         self._states[worker_id] = state
         self.counts[state] += 1
@@ -182,6 +196,7 @@ class Recorder:
         self.e2e_s = array("d")
         self.tpot_s = array("d")
         self.queue_wait_s = array("d")
+        self.stall_s = array("d")  # of those whose stream broke off
         self.served_by = array("l")  # index into worker_ids
         self.given_up_at = array("d")  # when requests failed or were rejected
         self.worker_ids: dict[str, int] = {}
@@ -196,7 +211,8 @@ class Recorder:
         self.duplicates = 0
         self.output_tokens = 0
         self.loads = 0
-        self.load_s = 0.0  # of all loads together
+        self.load_s = 0.0  # of all loads that were finished, together
+        self._loaded = 0
         self.fleet = StateTimeline()
         self._admitted = 0
         self._missed = 0  # of those admitted: the model was not on the GPU
@@ -228,12 +244,14 @@ class Recorder:
         self.sent_at.append(event[0])
 
     def _on_completed(self, node: object, event: RequestCompleted) -> None:
-        at, _, _, worker_id, action, _, ttft_s, e2e_s, tpot_s, queue_wait_s, _, _, output_tokens, _, _ = event
+        at, _, _, worker_id, action, _, ttft_s, e2e_s, tpot_s, queue_wait_s, _, _, output_tokens, _, _, stalled_s = event
         self.done_at.append(at)
         self.ttft_s.append(ttft_s)
         self.e2e_s.append(e2e_s)
         self.tpot_s.append(tpot_s)
         self.queue_wait_s.append(queue_wait_s)
+        if stalled_s > 0.0:
+            self.stall_s.append(stalled_s)
         self.output_tokens += output_tokens
         self.completed_actions[action] += 1
         index = self.worker_ids.get(worker_id)
@@ -283,6 +301,7 @@ class Recorder:
     def _on_loaded(self, node: object, event: ModelLoaded) -> None:
         self._loading.discard((event.worker_id, event.model))
         self.load_s += event.load_s
+        self._loaded += 1
 
     def _on_state_changed(self, node: object, event: WorkerStateChanged) -> None:
         self.fleet.move(event.at, event.worker_id, event.new)
@@ -296,6 +315,11 @@ class Recorder:
             return dict(zip(ACTIONS, self._routed, strict=True))
         return {action: self.completed_actions[action] for action in ACTIONS}
 
+    @property
+    def mean_load_s(self) -> float | None:
+        """Of the loads that were finished; None if none was."""
+        return self.load_s / self._loaded if self._loaded else None
+
     def glance(self) -> Glance:
         """Figures so far; cheap however long the run is."""
         count = len(self.ttft_s)
@@ -305,12 +329,19 @@ class Recorder:
         )
 
     def results(
-        self, run: RunInfo, fleet: FleetFigures, reports: ReportFigures, invariants: Invariants = Invariants(), in_flight: int | None = None  # noqa: B008
+        self,
+        run: RunInfo,
+        fleet: FleetFigures,
+        reports: ReportFigures,
+        invariants: Invariants = Invariants(),  # noqa: B008
+        in_flight: int | None = None,
+        begun: Begun = Begun(),  # noqa: B008
     ) -> dict[str, Any]:
         """The results, schema 1, in the order of its keys.
 
         `in_flight` is what the clients count; without it, it is what was sent and did not end, and the books balance by definition.
-        `slo.attainment` is the part of all requests sent whose first token came in time; one that failed, was rejected or is in flight did not.
+        `slo.attainment` is the part of the requests sent whose first token came in time; one that failed or was rejected had none. Of those in flight it
+        counts the ones of which that is known, by `begun`.
         `fleet.utilisation` is the mean over workers of busy time / elapsed time; `load_imbalance` the longest busy time / the mean one (1: even).
         `cold_start_rate` is cold starts / placements; `model_hit_rate` the part of requests that found their model on the GPU when they came to the worker.
         """
@@ -327,7 +358,7 @@ class Recorder:
             },
             "actions": self.actions,
             **{name: summarize(getattr(self, name)) for name in DISTRIBUTIONS},
-            "slo": {"ttft_s": rounded(self.ttft_slo_s), "attainment": _ratio(in_time, sent)},
+            "slo": {"ttft_s": rounded(self.ttft_slo_s), "attainment": _ratio(in_time + begun.in_time, sent - begun.undecided)},
             "fleet": self._fleet_section(fleet),
             "reports": _reports_section(reports),
             "invariants": {"checked": invariants.checked, "violations": list(invariants.violations)},
@@ -362,6 +393,8 @@ def _run_section(run: RunInfo, completed: int) -> dict[str, Any]:
         "policy": run.policy,
         "seed": run.seed,
         "duration_s": rounded(run.duration_s),
+        "duration_asked_s": None if run.duration_asked_s is None else rounded(run.duration_asked_s),
+        "interrupted": run.interrupted,
         "wall_s": rounded(run.wall_s),
         "requests_per_wall_s": _ratio(completed, run.wall_s) or 0.0,
         "workload": _rounded_tree(run.workload),

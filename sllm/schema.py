@@ -18,6 +18,7 @@ from sllm.messages import Dispatch
 MESSAGES: tuple[type, ...] = (
     messages.LoadReport, messages.ReportAck, messages.ScheduleRequest, messages.ScheduleResponse, messages.ScheduleError, messages.InferenceRequest,
     messages.InferenceAccepted, messages.FirstToken, messages.InferenceResponse, messages.MigrateRequest,
+    messages.Progress, messages.WorkerLost, messages.CancelRequest,
 )  # fmt: skip
 """Message types by code; a code is never used again for another type."""
 
@@ -213,6 +214,7 @@ RANGES: dict[str, Kind] = {
     "priority": _whole(9), "prompt_tokens": TOKENS, "max_tokens": _whole(limits.TOKENS_MAX, 1), "output_tokens": TOKENS,
     "slots": _whole(limits.SLOTS_MAX, 1), "running": _whole(limits.SLOTS_MAX), "waiting": REQUESTS, "queue_depth": REQUESTS,
     "kv_used": PART, "interval_s": INTERVAL, "dispatch_missing": _distinct(COUNT, limits.MISSING_MAX), "queue_max": REQUESTS, "blocked": REQUESTS,
+    "requests": REQUESTS, "attempt": _whole(limits.PLACEMENTS_MAX),
 }  # fmt: skip
 """By the name of a field, which means the same in every message that has it; or of one message only."""
 

@@ -50,7 +50,7 @@ class Talk:
         key = (sender, type(message))
         self._sequences[key] = number = sequence if sequence is not None else self._sequences.get(key, 0) + 1
         envelope = Envelope(sender, incarnation, number, now + self.node.wall_offset_s, message)
-        self.node.receive(envelope, addr or (sender, 8000), now)
+        self.node.receive(envelope, addr or (sender, 9000 if sender == "coordinator" else 8000), now)
 
     def heard(self, kind: type[M]) -> list[M]:
         """Messages of one kind it has sent since last asked; the others are dropped."""

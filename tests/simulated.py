@@ -29,7 +29,7 @@ MakeCodec = Callable[[], Any]
 
 
 class Fleet:
-    """One coordinator, one client, some workers. `trace` has every event. `hardware`: of the first workers, the others have the configuration's."""
+    """One coordinator, one client, some workers. `trace` has every event. `kinds`: hardware of the first workers, the others have the configuration's."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Fleet:
         trace: str | None = None,
         lengths: str = "azure-conv",
         models: int = 8,
-        hardware: Sequence[str] = (),
+        kinds: Sequence[str] = (),
         **changes: Any,
     ) -> None:
         self.config = config = dataclasses.replace(Config.from_env({"DEPLOYMENT_MODE": "local"}), **changes)
@@ -76,7 +76,7 @@ class Fleet:
         world.add(self.coordinator, COORDINATOR, coordinator)
         for number in range(1, workers + 1):
             name = f"worker-{number}"
-            make = worker(name, dataclasses.replace(config, hardware=hardware[number - 1]) if number <= len(hardware) else config)
+            make = worker(name, dataclasses.replace(config, hardware=kinds[number - 1]) if number <= len(kinds) else config)
             world.add(make(1, 0.0), (name, 8000), make)
         self.client = client_kind(config, COORDINATOR, Random(f"{seed}/client"), 1, codec=codec())
         host = world.add(self.client, ("client", 7000))

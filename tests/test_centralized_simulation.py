@@ -55,6 +55,11 @@ def without_wall_clock(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+def test_a_misspelt_variable_is_one_warning() -> None:
+    done = run("--virtual", "--duration", "1", "--quiet", WORKER_TIMOUT="3", WORKER_SERVICE_HOST="10.0.0.1")
+    assert done.stderr == "centralized_simulation.py: warning: ignored, as no variables of ours: WORKER_TIMOUT (is WORKER_TIMEOUT meant?)\n"
+
+
 # --- live ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +177,18 @@ BAD: list[tuple[list[str], list[str]]] = [
     (["--json", "/nowhere/results.json"], ["--json", "/nowhere/results.json"]),
     (["--requests-csv", "/nowhere/rows.csv"], ["--requests-csv", "/nowhere/rows.csv"]),
     (["extra"], ["extra"]),
+    (["--workers", "2000000"], ["at most 1000000"]),
+    (["--service", "deterministic"], ["--service:", "--engine queue"]),
+    (["--service-mean", "2"], ["--service-mean:", "--engine queue"]),
+    (["--service-load", "2"], ["--service-load:", "--engine queue"]),
+    (["--cv", "3"], ["--cv:", "--arrivals gamma"]),
+    (["--arrivals", "deterministic", "--cv", "3"], ["--cv:", "--arrivals gamma"]),
+    (["--trace", "x.csv", "--rate", "3"], ["--rate:", "--trace"]),
+    (["--trace", "x.csv", "--arrivals", "gamma"], ["--arrivals:", "--trace"]),
+    (["--trace", "x.csv", "--cv", "2"], ["--cv:", "--trace"]),
+    (["--latency-ms", "5"], ["--latency-ms:", "--virtual"]),
+    (["--loss", "0.1"], ["--loss:", "--virtual"]),
+    (["--wire"], ["--wire:", "--virtual"]),
     (["--workers", "5", "--hardware", "h100-80g:3,a5000-24g:3"], ["--hardware", "sum to 6", "5 workers"]),
     (["--hardware", "h100-80g:3,abacus:2"], ["abacus"]),
     (["--hardware", "h100-80g:3,a5000-24g"], ["--hardware", "a5000-24g"]),
@@ -196,6 +213,56 @@ def test_a_model_that_fits_no_worker_is_one_clear_line(tmp_path: Path) -> None:
         assert done.stderr.count("\n") == 1
         for word in ("giant", "140.0 GB", "72.0 GB", "h100-80g"):
             assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--models", "1", "--zipf", "2"], "--zipf"), (["--engine", "queue", "--keep-alive", "3"], "--keep-alive"),
+        (["--engine", "queue", "--hardware", "a100-80g"], "--hardware"),
+    ],
+)  # fmt: skip
+def test_a_flag_that_is_merely_useless_is_warned_about(arguments: list[str], flag: str) -> None:
+    done = run("--virtual", "--duration", "5", "--quiet", *arguments)
+    (line,) = done.stderr.splitlines()
+    assert f"warning: {flag}: has no effect" in line
+
+
+def test_a_flag_that_says_what_is_so_anyway_is_no_error() -> None:
+    assert run("--virtual", "--duration", "5", "--quiet", "--speedup", "1", "--service-load", "0").stderr == ""
+    assert "--loss" not in run("--duration", "20", "--speedup", "100", "--quiet", "--loss", "0").stderr
+
+
+def test_variables_without_effect_are_passed_over() -> None:
+    """All processes of a fleet share them."""
+    settings = {"SERVICE_MEAN": "2", "SERVICE": "deterministic", "CV": "3", "SPEEDUP": "5", "KEEP_ALIVE": "3"}
+    assert run("--virtual", "--duration", "5", "--quiet", **settings).stderr == ""
+    live = run("--duration", "20", "--speedup", "100", "--quiet", LATENCY_MS="5", LOSS="0.5", WIRE="1", FAULTS="/nowhere").stderr
+    assert not any(word in live.upper() for word in ("LATENCY", "LOSS", "WIRE", "FAULTS"))
+
+
+def test_a_recording_names_its_models_itself(tmp_path: Path) -> None:
+    recording = tmp_path / "workload.jsonl"
+    run("--virtual", "--duration", "5", "--rate", "5", "--record", str(recording), "--quiet", "--zipf", "0")
+    done = run("--virtual", "--trace", str(recording), "--quiet", "--zipf", "0")
+    assert "warning: --zipf: has no effect" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--loss", "1"], ["0 of 5 workers", "460 were lost", "(--loss 1)"]),
+        (["--loss", "1", "--wire"], ["0 of 5 workers", "(--loss 1)"]),
+        (["--loss", "0.95", "--report-interval", "20"], ["of 5 workers", "(--loss 0.95)"]),
+        (["--latency-ms", "60000"], ["0 of 5 workers", "stale", "(--latency-ms 60000)"]),
+    ],
+)
+def test_a_fleet_that_never_starts_ends_the_run_with_the_reason(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    done = run("--virtual", *arguments, "--json", str(tmp_path / "x"), "--quiet", expect=2)
+    assert done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bad_variable_is_one_clear_line() -> None:

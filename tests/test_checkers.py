@@ -11,12 +11,12 @@ from roles import judged
 from simulated import Fleet
 from test_world import Registry, bad_network
 
-from client import Client
+from client import Client, Pending
 from coordinator import Coordinator
 from sllm.dispatch import Ledger
 from sllm.events import RequestCompleted, RequestSent, WorkerStateChanged
 from sllm.fleet import Fleet as Table
-from sllm.messages import READY, Address, Envelope, Enveloped, InferenceRequest, ScheduleError
+from sllm.messages import READY, Address, Envelope, Enveloped, InferenceRequest, InferenceResponse, ScheduleError
 from sllm.node import Judge, Node
 from sllm.sim.checkers import REGISTRY, Checkers, InvariantViolation
 from sllm.sim.checks_world import BoundedMemory
@@ -199,6 +199,15 @@ def never_release(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "expire", lambda self, before: 0)
 
 
+class CountsTheFirstTokenOfAll(Client):
+    """The first token ever seen is the request's, whoever completes it."""
+
+    def _complete(self, pending: Pending, response: InferenceResponse, worker_id: str, now: float) -> None:
+        if pending.first_tokens:
+            pending.first_tokens = dict.fromkeys([*pending.first_tokens, worker_id], min(pending.first_tokens.values()))
+        super()._complete(pending, response, worker_id, now)
+
+
 def route_to_the_dead(patch: pytest.MonkeyPatch) -> None:
     """A worker that leaves READY stays where placement looks."""
 
@@ -235,6 +244,7 @@ BUGS: list[tuple[str, str, dict[str, Any], Callable[[pytest.MonkeyPatch], None] 
     ("a request is never asked for again", "liveness", {"client_kind": NeverRetries}, None),
     ("work is done twice", "work-once", {"worker_kind": WorksTwice}, None),
     ("a model is loaded twice", "single-flight", {"worker_kind": LoadsTwice}, None),
+    ("another worker's first token is counted", "first-token", {"client_kind": CountsTheFirstTokenOfAll}, None),
     ("a report is counted twice", "report-books", {"coordinator_kind": CountsTwice}, None),
     ("a replayed report is accepted, in the books", "report-books", {"coordinator_kind": AcceptsReplays}, None),
     ("a report is dropped silently", "report-books", {"coordinator_kind": DropsReports}, None),

@@ -11,20 +11,24 @@ from roles import MODEL, Talk, configuration
 from client import Client
 from sllm.events import CoordinatorSilent, DuplicateResponse, RequestCompleted, RequestFailed, RequestRejected, RequestRetried
 from sllm.messages import (
+    CANCELLED,
     COMPLETED,
     NOT_READY,
     REFUSED_DRAINING,
     SATURATED,
     SERVE,
     UNKNOWN_MODEL,
+    CancelRequest,
     Dispatch,
     FirstToken,
     InferenceAccepted,
     InferenceRequest,
     InferenceResponse,
+    Progress,
     ScheduleError,
     ScheduleRequest,
     ScheduleResponse,
+    WorkerLost,
 )
 from sllm.workload.request import Request
 
@@ -93,18 +97,166 @@ def test_a_silent_worker_is_excluded_and_the_request_finishes_elsewhere() -> Non
     assert [type(e) for e in ended(talk)] == [RequestCompleted]
 
 
-def test_an_accepted_request_is_asked_after_and_a_dead_worker_found_out() -> None:
-    _, talk = client(worker_tries=3, poll_s=5.0)
+def test_a_request_that_nobody_speaks_of_is_asked_after_while_its_worker_lives() -> None:
+    """Its response may be lost; the worker tells of its other requests, and answers again when asked."""
+    _, talk = client(poll_s=5.0)
     place(talk, "a", 0.1)
     talk.say("a", InferenceAccepted("r0", 1), 0.2)
     talk.heard(InferenceRequest)
+    for now in range(1, 5):
+        talk.say("a", Progress(1.0, 1), float(now))
+        talk.run_to(float(now))
+    assert talk.heard(InferenceRequest) == []
+    talk.say("a", Progress(1.0, 1), 5.0)
     talk.run_to(5.3)
     assert len(talk.heard(InferenceRequest)) == 1
-    talk.say("a", InferenceAccepted("r0", 1), 5.4)
-    talk.run_to(10.3)
+
+
+def test_a_worker_that_says_nothing_is_asked_and_then_given_up() -> None:
+    _, talk = client()
+    place(talk, "a", 0.1)
+    talk.say("a", InferenceAccepted("r0", 1), 0.2)
+    talk.say("a", Progress(1.0, 1), 1.0)
+    talk.heard(InferenceRequest)
+    talk.run_to(2.9)
+    assert talk.heard(InferenceRequest) == []
+    talk.run_to(3.1)
+    assert len(talk.heard(InferenceRequest)) == 1
+    talk.run_to(3.9)
     assert talk.told(RequestRetried) == []
-    talk.run_to(20.0)
+    talk.run_to(4.0)
+    assert [(e.at, e.reason) for e in talk.told(RequestRetried)] == [(4.0, "silent")]
+    (asked,) = talk.heard(ScheduleRequest)
+    assert (asked.exclude, asked.attempt) == (("a",), 1)
+
+
+def test_a_worker_that_reports_rarely_has_longer_to_speak() -> None:
+    _, talk = client(poll_s=100.0)
+    place(talk, "a", 0.1)
+    talk.say("a", Progress(12.0, 1), 0.2)
+    talk.say("a", InferenceAccepted("r0", 1), 0.2)
+    talk.run_to(24.1)
+    assert talk.told(RequestRetried) == []
+    talk.run_to(30.0)  # it was asked three times
     assert [e.reason for e in talk.told(RequestRetried)] == ["silent"]
+
+
+def test_a_stall_of_its_own_is_not_taken_for_silence() -> None:
+    node, talk = client()
+    place(talk, "a", 0.1)
+    talk.say("a", InferenceAccepted("r0", 1), 0.2)
+    node.handle_timer(30.0)
+    assert talk.told(RequestRetried) == []
+    talk.run_to(33.1)
+    assert [e.reason for e in talk.told(RequestRetried)] == ["silent"]
+
+
+def test_what_the_coordinator_has_lost_goes_elsewhere_unless_the_client_hears_it() -> None:
+    _, talk = client()
+    place(talk, "a", 0.1)
+    talk.say("a", InferenceAccepted("r0", 1), 0.2)
+    talk.say("a", Progress(1.0, 1), 3.0)
+    talk.say("coordinator", WorkerLost("a", 1), 4.5)
+    assert talk.told(RequestRetried) == []
+    talk.say("stranger", WorkerLost("a", 1), 5.2)
+    talk.say("coordinator", WorkerLost("a", 1), 5.2, addr=("elsewhere", 9000))
+    assert talk.told(RequestRetried) == []
+    talk.say("coordinator", WorkerLost("a", 1), 5.3)
+    assert [e.reason for e in talk.told(RequestRetried)] == ["lost"]
+    talk.say("coordinator", WorkerLost("a", 1), 5.4)
+    assert talk.told(RequestRetried) == []
+
+
+def test_a_request_on_its_way_to_a_lost_worker_goes_elsewhere_at_once() -> None:
+    _, talk = client()
+    place(talk, "a", 0.1)
+    talk.say("coordinator", WorkerLost("a", 1), 0.3)
+    assert [e.reason for e in talk.told(RequestRetried)] == ["lost"]
+
+
+def test_what_was_given_up_on_suspicion_is_cancelled_when_its_worker_speaks_until_it_answers() -> None:
+    _, talk = client()
+    place(talk, "a", 0.1)
+    talk.say("a", FirstToken("r0", 0.1), 0.5)
+    talk.run_to(3.6)
+    assert [e.reason for e in talk.told(RequestRetried)] == ["silent"]
+    place(talk, "b", 3.7)
+    talk.node.outbox.clear()
+    talk.say("a", Progress(1.0, 1), 5.0)
+    assert [(addr, envelope[4]) for envelope, addr in talk.node.outbox] == [(("a", 8000), CancelRequest("r0"))]
+    talk.node.outbox.clear()
+    talk.say("a", Progress(1.0, 1), 5.1)  # it may not have heard yet
+    assert talk.heard(CancelRequest) == []
+    talk.say("a", Progress(1.0, 1), 6.0)
+    assert talk.heard(CancelRequest) == [CancelRequest("r0")]
+    respond(talk, "a", 6.1, CANCELLED)
+    talk.say("a", Progress(1.0, 1), 7.0)
+    assert talk.heard(CancelRequest) == []
+    respond(talk, "b", 8.0)
+    assert [type(e) for e in ended(talk)] == [RequestCompleted]
+
+
+def test_the_second_worker_is_cancelled_when_the_first_answers_after_all() -> None:
+    _, talk = client()
+    place(talk, "a", 0.1)
+    talk.run_to(3.2)
+    place(talk, "b", 3.3)
+    talk.say("b", FirstToken("r0", 0.1), 3.5)
+    talk.node.outbox.clear()
+    respond(talk, "a", 4.0)
+    assert [(addr, envelope[4]) for envelope, addr in talk.node.outbox] == [(("b", 8000), CancelRequest("r0"))]
+    (done,) = talk.told(RequestCompleted)
+    assert done.worker_id == "a"
+    talk.node.outbox.clear()
+    talk.say("b", Progress(1.0, 1), 5.0)  # that datagram was lost
+    assert talk.heard(CancelRequest) == [CancelRequest("r0")]
+
+
+def test_a_request_placed_again_on_the_same_worker_is_not_cancelled_there() -> None:
+    _, talk = client()
+    place(talk, "a", 0.1)
+    talk.run_to(3.2)
+    place(talk, "a", 3.3, number=2)
+    talk.node.outbox.clear()
+    talk.say("a", Progress(1.0, 1), 4.0)
+    assert talk.heard(CancelRequest) == []
+
+
+def test_nobody_works_on_for_a_request_that_was_given_up() -> None:
+    _, talk = client(request_timeout_s=5.0)
+    place(talk, "a", 0.1)
+    for now in range(1, 6):
+        talk.say("a", Progress(1.0, 1), float(now))
+        talk.say("a", InferenceAccepted("r0", 1), float(now))
+        talk.run_to(float(now))
+    assert [type(e) for e in ended(talk)] == [RequestFailed]
+    assert talk.heard(CancelRequest) == [CancelRequest("r0")]
+
+
+def test_only_a_worker_that_was_given_the_request_can_end_it() -> None:
+    node, talk = client()
+    place(talk, "a", 0.1)
+    respond(talk, "stranger", 0.2)
+    talk.say("stranger", ScheduleResponse("r0", "stranger", "stranger", 1, SERVE, 0.0, Dispatch(1, 9), ""), 0.2)
+    talk.say("coordinator", ScheduleError("r0", UNKNOWN_MODEL, 0.0, ""), 0.2, addr=("elsewhere", 9000))
+    assert ended(talk) == []
+    assert node.rejected["not_asked"] == 3
+    respond(talk, "a", 1.0)
+    assert [type(e) for e in ended(talk)] == [RequestCompleted]
+
+
+@pytest.mark.parametrize("winner", ["a", "b"])
+def test_the_first_token_is_that_of_the_answer_that_counts(winner: str) -> None:
+    _, talk = client()
+    place(talk, "a", 0.1)
+    talk.say("a", FirstToken("r0", 0.1), 0.5)
+    talk.run_to(3.6)
+    place(talk, "b", 3.7)
+    talk.say("b", FirstToken("r0", 0.1), 4.0)
+    respond(talk, winner, 6.0)
+    (done,) = talk.told(RequestCompleted)
+    assert done.ttft_s == (0.5 if winner == "a" else 4.0)
+    assert done.stalled_s == (0.0 if winner == "a" else 3.5)
 
 
 def test_a_refusal_sends_it_elsewhere_at_once() -> None:

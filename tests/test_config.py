@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import config as config_module
-from config import Config
+from config import Config, describe_misspelt, misspelt
 from sllm.errors import UsageError
 
 LOCAL = {"DEPLOYMENT_MODE": "local"}
@@ -81,3 +81,36 @@ def test_the_description_has_every_variable_and_no_secret() -> None:
     shown = Config.from_env({**LOCAL, "CLUSTER_KEY_FILE": "/keys/cluster.key"}).describe()
     assert shown["CLUSTER_KEY_FILE"] == "/keys/cluster.key"
     assert set(shown) == {f.metadata["env"] for f in dataclasses.fields(Config)}
+
+
+MISSPELT = {
+    "WORKER_TIMOUT": "WORKER_TIMEOUT", "WORKERTIMEOUT": "WORKER_TIMEOUT", "WORKER_TIME_OUT": "WORKER_TIMEOUT", "REPORT_INTERVALL": "REPORT_INTERVAL",
+    "LOG_LEVLE": "LOG_LEVEL", "DURATON": "DURATION", "DRAIN_TIME": "DRAIN_TIMEOUT", "COORDINATOR_ADDR": "COORDINATOR_PORT", "HTTP_HOST": "HTTP_HOSTS",
+    "WORKER_UDP_PORT": "WORKER_PORT", "CLUSTER_KEYFILE": "CLUSTER_KEY_FILE", "REQUESTS_CVS": "REQUESTS_CSV", "WORKER_X": "WORKER_ID",
+}  # fmt: skip
+NOISE = """
+    PATH HOME LESS LANG LC_ALL SHELL TERM EDITOR PWD OLDPWD USER LOGNAME MAIL HOSTNAME DISPLAY TMPDIR SHLVL COLUMNS LINES CI DEBUG HOST PORT MODE
+    SERVICE_NAME OTEL_SERVICE_NAME CLUSTER_NAME LOG_DIR LOG_FILE HTTP_PROXY HTTPS_PROXY NO_PROXY no_proxy HTTP_PORT SUBNET MODEL MODEL_DIR MODEL_NAME
+    MEMORY_LIMIT QUEUE_URL HEALTH_CHECK REQUESTS_CA_BUNDLE SEEDS TRACEPARENT TRACE_ID RATE_LIMIT REQUEST_ID POLICY_NAME ENGINE_URL BIND_ADDR RETRY
+    WORKSPACE NODE_NAME SLOT JOB_COMPLETION_INDEX NVIDIA_VISIBLE_DEVICES CUDA_VISIBLE_DEVICES PYTHONPATH PYTHONUNBUFFERED VIRTUAL_ENV TAG REGISTRY
+    OVERLAY REPLICAS KUBERNETES_SERVICE_HOST KUBERNETES_SERVICE_PORT KUBERNETES_SERVICE_PORT_HTTPS KUBERNETES_PORT_443_TCP
+    KUBERNETES_PORT_443_TCP_ADDR CENTRAL_COORDINATOR_SERVICE_HOST CENTRAL_COORDINATOR_PORT_9000_UDP COORDINATOR_SERVICE_HOST COORDINATOR_SERVICE_PORT
+    COORDINATOR_SERVICE_PORT_HTTP COORDINATOR_PORT_9000_UDP COORDINATOR_PORT_9000_UDP_PROTO COORDINATOR_PORT_9000_UDP_PORT
+    COORDINATOR_PORT_9000_UDP_ADDR COORDINATOR_PORT_8080_TCP WORKER_SERVICE_HOST WORKER_PORT_8000_UDP_ADDR worker_timout Worker_Timout
+"""
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_a_misspelt_variable_is_noticed_and_what_was_meant(name: str) -> None:
+    assert misspelt({name: "1", **LOCAL}, ["REQUESTS_CSV"]) == {name: MISSPELT[name]}
+
+
+def test_the_usual_noise_of_an_environment_is_not() -> None:
+    assert misspelt(dict.fromkeys(NOISE.split(), "1")) == {}
+    assert misspelt({"WORKER_A_PORT": "udp://10.0.0.1:8000", "COORDINATOR_EAST_PORT": "tcp://10.0.0.1:80"}) == {}
+    assert misspelt({f.metadata["env"]: "1" for f in dataclasses.fields(Config)}) == {}
+
+
+def test_all_of_them_are_one_line_that_can_be_shown() -> None:
+    line = describe_misspelt(misspelt({"WORKER_TIMOUT": "1", "WORKER_PROT": "2", "SLLM_MODE_OF_OPERATION": "3", "WORKER_\u202eX": "4", "WORKER_\n": "5"}))
+    assert line == "ignored, as no variables of ours: SLLM_MODE_OF_OPERATION, WORKER_PROT (is WORKER_PORT meant?), WORKER_TIMOUT (is WORKER_TIMEOUT meant?)"

@@ -12,8 +12,19 @@ from roles import CATALOG, MODEL, Talk, ask, configuration, coordinator, report
 from coordinator import Coordinator
 from sllm import cost
 from sllm.catalog import DISK, Catalog, model_preset
-from sllm.events import CoordinatorReady, ExpiryHeld, ExpiryResumed, HardwareUnknown, RequestRefused, RequestRouted, WorkerStateChanged
-from sllm.fleet import DEAD, LEFT, NEW, STATES, SUSPECT, TRANSITIONS
+from sllm.events import (
+    CoordinatorReady,
+    ExpiryHeld,
+    ExpiryResumed,
+    HardwareUnknown,
+    RequestRefused,
+    RequestRouted,
+    RivalGone,
+    RivalSeen,
+    WorkerDisplaced,
+    WorkerStateChanged,
+)
+from sllm.fleet import CLIENTS_MAX, DEAD, LEFT, NEW, STATES, SUSPECT, TRANSITIONS
 from sllm.messages import (
     COLD_START,
     DEADLINE_UNMEETABLE,
@@ -31,10 +42,12 @@ from sllm.messages import (
     STARTING,
     STOPPED,
     UNKNOWN_MODEL,
+    Address,
     Envelope,
     ReportAck,
     ScheduleError,
     ScheduleResponse,
+    WorkerLost,
 )
 from sllm.placement.registry import make_policy, policies
 
@@ -261,11 +274,11 @@ def test_an_excluded_worker_is_released_and_avoided() -> None:
         talk.say(name, report(), 1.0)
     talk.say("c", ask(), 1.1)
     (first,) = talk.heard(ScheduleResponse)
-    talk.say("c", ask(exclude=(first.worker_id,)), 1.2)
+    talk.say("c", ask(exclude=(first.worker_id,), attempt=1), 1.2)
     (second,) = talk.heard(ScheduleResponse)
     assert second.worker_id != first.worker_id
     assert node.fleet.rows[first.worker_id].pending == 0
-    talk.say("c", ask(exclude=("a", "b")), 1.3)
+    talk.say("c", ask(exclude=("a", "b"), attempt=2), 1.3)
     assert talk.heard(ScheduleResponse)  # better one that failed once than none
 
 
@@ -537,3 +550,89 @@ def test_a_hold_ends_so_that_those_who_are_dead_for_good_are_dead() -> None:
     assert not node.degraded
     assert node.fleet.states["DEAD"] == 7
     assert node.fleet.states[READY] == 3
+
+
+def test_a_question_of_an_attempt_that_is_over_gets_no_answer() -> None:
+    node, talk = coordinator()
+    for name in "ab":
+        talk.say(name, report(), 1.0)
+    talk.say("c", ask(), 1.1)
+    talk.say("c", ask(exclude=("a",), attempt=1), 1.2)
+    talk.heard(ScheduleResponse)
+    talk.say("c", ask(), 1.3)  # the network held it up
+    assert talk.heard(ScheduleResponse) == []
+    assert sum(row.pending for row in node.fleet) == 1
+
+
+def lost(talk: Talk) -> list[tuple[Address, WorkerLost]]:
+    """What was told of lost workers, and to whom."""
+    found = [(addr, envelope[4]) for envelope, addr in talk.node.outbox if isinstance(envelope[4], WorkerLost)]
+    talk.node.outbox.clear()
+    return found
+
+
+def test_the_clients_of_a_worker_that_falls_silent_are_told_each_once_a_state() -> None:
+    node, talk = coordinator()
+    talk.say("a", report(), 1.0, incarnation=7)
+    for i in range(3):
+        talk.say("c", ask(f"r{i}"), 1.1)
+    talk.say("d", ask("r9"), 1.1)
+    for now in range(2, 30):
+        talk.say("b", report(), float(now))
+        talk.say("b2", report(), float(now))
+        talk.run_to(float(now))
+        told = lost(talk)
+        row = node.fleet.rows["a"]
+        if told:
+            assert row.state in (SUSPECT, DEAD)
+            assert told == [(("c", 8000), WorkerLost("a", 7)), (("d", 8000), WorkerLost("a", 7))]
+    assert row.state == DEAD
+    states = [event.new for event in talk.told(WorkerStateChanged) if event.worker_id == "a"]
+    assert states == [READY, SUSPECT, DEAD]
+
+
+def test_a_worker_that_leaves_in_order_is_lost_to_nobody() -> None:
+    _, talk = coordinator()
+    talk.say("a", report(), 1.0)
+    talk.say("c", ask(), 1.1)
+    talk.say("a", report(state=STOPPED), 2.0)
+    talk.run_to(60.0)
+    assert lost(talk) == []
+
+
+def test_of_very_many_clients_the_latest_are_told() -> None:
+    node, talk = coordinator()
+    talk.say("a", report(slots=1000), 1.0)
+    for i in range(CLIENTS_MAX + 10):
+        talk.say(f"c{i}", ask(), 1.1)
+    assert list(node.fleet.rows["a"].clients) == [f"c{i}" for i in range(10, CLIENTS_MAX + 10)]
+
+
+def test_two_lives_under_one_name_the_older_is_told_and_may_come_back() -> None:
+    node, talk = coordinator(worker_timeout_s=10.0)
+    talk.say("a", report(), 1.0, incarnation=5, addr=("old", 1))
+    talk.say("a", report(), 1.5, incarnation=6, sequence=1, addr=("new", 1))
+    talk.node.outbox.clear()
+    for now in range(2, 10):
+        talk.say("a", report(), now + 0.1, incarnation=5, sequence=now, addr=("old", 1))
+    told = lost(talk)
+    assert told
+    assert set(told) == {(("old", 1), WorkerLost("a", 5))}
+    assert [(event.incarnation, event.address) for event in talk.told(WorkerDisplaced)] == [(5, "old")]
+    assert node.fleet.rows["a"].address == ("new", 8000)
+    for now in range(10, 14):  # the newer one is gone
+        talk.say("a", report(), float(now), incarnation=5, sequence=now, addr=("old", 1))
+    assert node.fleet.rows["a"].address == ("old", 8000)
+
+
+def test_a_second_coordinator_is_noticed_by_what_workers_say_and_forgotten_when_they_stop() -> None:
+    node, talk = coordinator()
+    talk.say("a", report(rival=True), 2.0)
+    talk.say("a", report(rival=True), 3.0)
+    assert node.rival
+    assert [type(event) for event in talk.told(object) if isinstance(event, RivalSeen | RivalGone)] == [RivalSeen]
+    for now in range(4, 20):
+        talk.say("a", report(), float(now))
+        talk.run_to(float(now))
+    assert not node.rival
+    assert talk.told(RivalGone)

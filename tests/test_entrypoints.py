@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
+import hashlib
 import importlib
 import json
 import os
@@ -12,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 60.0  # a bound for what never comes, not a time anything is expected to take
@@ -145,7 +151,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def get(url: str) -> tuple[int, str]:
+def get(url: str | urllib.request.Request) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return answer.status, answer.read().decode()
@@ -179,8 +185,10 @@ def test_a_fleet_started_by_hand_serves_and_ends(bench: Bench) -> None:
 
 def test_health_metrics_and_state_over_http(bench: Bench) -> None:
     http_port = str(free_port())
-    coordinator, port = bench.coordinator(HEALTH_PORT=http_port)
+    coordinator, port = bench.coordinator(HEALTH_PORT=http_port, HTTP_HOSTS="fleet.example, page.example", HOSTNAME="node-7")
     base = coordinator.up()["http"]
+    for host, expected in {"fleet.example": 200, "page.example:443": 200, "node-7": 200, "localhost": 200, "evil.example": 421, "fleet": 421}.items():
+        assert get(urllib.request.Request(f"{base}/livez", headers={"Host": host}))[0] == expected, host
     coordinator.wait_event("CoordinatorReady")
     worker_port = str(free_port())
     worker = bench.worker(0, port, HEALTH_PORT=worker_port, DEMO_MODELS="2")
@@ -436,6 +444,7 @@ def test_help_version_and_configuration(bench: Bench, role: str) -> None:
     assert not list(bench.home.rglob("*.key"))  # none of this makes a key
 
 
+OLD_KEY, NEW_KEY = hashlib.sha256(b"old").hexdigest(), hashlib.sha256(b"new").hexdigest()
 LOOKS_OFTEN = "import sllm.runtime.service as s, sys; s.KEYS_S = 0.05; import entrypoint_coordinator as e; sys.exit(e.main([]))"
 
 
@@ -450,7 +459,7 @@ def test_a_key_made_on_first_use_has_not_changed(bench: Bench) -> None:
 
 def test_keys_are_taken_over_without_a_restart(bench: Bench, tmp_path: Path) -> None:
     key = tmp_path / "cluster.key"
-    key.write_text("1 " + "ab" * 32 + "\n")
+    key.write_text("1 " + OLD_KEY + "\n")
     key.chmod(0o600)
     process = bench.start("coordinator", code=LOOKS_OFTEN, COORDINATOR_PORT="0", CLUSTER_KEY_FILE=str(key))
     process.up()
@@ -461,12 +470,177 @@ def test_keys_are_taken_over_without_a_restart(bench: Bench, tmp_path: Path) -> 
     broken.replace(key)
     process.wait_for(lambda line: line["level"] == "error" and "the keys in use stay" in line["message"])
     good = tmp_path / "good.key"
-    good.write_text("2 " + "cd" * 32 + "\n1 " + "ab" * 32 + "\n")
+    good.write_text("2 " + NEW_KEY + "\n1 " + OLD_KEY + "\n")
     good.chmod(0o600)
     os.utime(good, ns=(2, 2))
     good.replace(key)
     taken = process.wait_for(lambda line: line["message"] == "the cluster's keys have changed and were taken over")
     assert taken["keys"] == {"signs": 2, "accepted": [1, 2]}
-    assert not any("cd" * 32 in line or "ab" * 32 in line for line in process.lines)
+    assert not any(NEW_KEY in line or OLD_KEY in line for line in process.lines)
     process.signal(signal.SIGTERM)
     assert process.exit_status() == 0
+
+
+def test_an_exception_in_a_role_is_logged_with_its_stack_and_ends_nobody(bench: Bench) -> None:
+    code = (
+        "import coordinator, entrypoint_coordinator, sys\n"
+        "decide, calls = coordinator.Coordinator._decide, []\n"
+        "def broken(self, request, now):\n"
+        "    calls.append(now)\n"
+        "    return decide(self, request, now) if len(calls) > 3 else 1 // 0\n"
+        "coordinator.Coordinator._decide = broken\n"
+        "sys.exit(entrypoint_coordinator.main([]))\n"
+    )
+    coordinator = bench.start("coordinator", code=code, COORDINATOR_PORT="0")
+    port = coordinator.up()["udp"].rpartition(":")[2]
+    bench.worker(0, port)
+    coordinator.wait_event("WorkerStateChanged", worker_id="worker-0", new="READY")
+    client = bench.start("client", COORDINATOR_PORT=port, DURATION="1", RATE="20")
+    assert client.exit_status() == 0
+    (told,) = [line for line in coordinator.told if line.get("event") == "InternalErrorCaught"]
+    assert told["level"] == "error"
+    assert "ZeroDivisionError" in told["message"]
+    assert "in broken" in told["trace"]
+    coordinator.signal(signal.SIGTERM)
+    assert coordinator.exit_status() == 0
+
+
+def key_file(folder: Path, key: str, name: str = "cluster.key") -> Path:
+    path = folder / name
+    path.write_text(f"1 {key}\n")
+    path.chmod(0o600)
+    return path
+
+
+def test_a_key_file_that_is_gone_or_open_to_others_is_told_and_taken_again_when_mended(bench: Bench, tmp_path: Path) -> None:
+    key = key_file(tmp_path, OLD_KEY)
+    process = bench.start("coordinator", code=LOOKS_OFTEN, COORDINATOR_PORT="0", CLUSTER_KEY_FILE=str(key))
+    process.up()
+    away = key.rename(tmp_path / "away")
+    process.wait_for(lambda line: line["level"] == "error" and line["message"] == f"cluster key {key}: is gone; the keys in use stay")
+    away.rename(key)
+    process.wait_for(lambda line: "can be read again, and has the same keys" in line["message"])
+    new = tmp_path / "new.key"
+    new.write_text(f"2 {NEW_KEY}\n1 {OLD_KEY}\n")
+    new.chmod(0o644)
+    new.replace(key)
+    process.wait_for(lambda line: line["level"] == "error" and "others may read it; chmod 600" in line["message"])
+    times = key.stat()
+    key.chmod(0o600)  # the time of the content stays as it was
+    assert key.stat().st_mtime_ns == times.st_mtime_ns
+    taken = process.wait_for(lambda line: line["message"] == "the cluster's keys have changed and were taken over")
+    assert taken["keys"] == {"signs": 2, "accepted": [1, 2]}
+    process.signal(signal.SIGTERM)
+    assert process.exit_status() == 0
+    assert [line["level"] for line in process.told].count("error") == 2, "each trouble is told once, however often it is looked at"
+
+
+def test_a_wrong_key_is_said_by_both_sides_and_nobody_is_ready(bench: Bench, tmp_path: Path) -> None:
+    right, wrong = key_file(tmp_path, OLD_KEY), key_file(tmp_path, NEW_KEY, "wrong.key")
+    coordinator, port = bench.coordinator(CLUSTER_KEY_FILE=str(right))
+    looks_often = LOOKS_OFTEN.replace("entrypoint_coordinator", "entrypoint_worker")
+    settings = {"COORDINATOR_PORT": port, "CLUSTER_KEY_FILE": str(wrong), "COORDINATOR_SILENT": "0.6"}
+    worker = bench.start("worker", code=looks_often, WORKER_PORT="0", WORKER_ID="worker-0", HEALTH_PORT=str(free_port()), **settings)
+    client = bench.start("client", HEALTH_PORT=str(free_port()), DURATION="0", **settings)
+    refused = coordinator.wait_event("DatagramsRefused")
+    assert (refused["level"], refused["source"], refused["reason"]) == ("warning", "127.0.0.1", "tag")
+    assert refused["message"].startswith("datagrams from 127.0.0.1 are refused: they are signed with another key than ours of that number")
+    silent = worker.wait_event("CoordinatorSilent")
+    assert silent["level"] == "warning"
+    assert silent["message"].startswith(f"the coordinator 127.0.0.1:{port} has never answered for ")
+    for cause in ("COORDINATOR_HOST", f"firewall let UDP port {port} through", "the same cluster key"):
+        assert cause in silent["message"]
+    client.wait_event("CoordinatorSilent")
+    status, why = get(worker.up()["http"] + "/readyz")
+    assert (status, why) == (503, f"the coordinator at 127.0.0.1:{port} has not acknowledged a report yet\n")
+    status, why = get(client.up()["http"] + "/readyz")
+    assert (status, why) == (503, f"the coordinator at 127.0.0.1:{port} has not answered yet\n")
+    assert json.loads(get(worker.up()["http"] + "/state")[1])["ready"] is False
+    key_file(tmp_path, OLD_KEY, "wrong.key")
+    coordinator.wait_event("WorkerStateChanged", new="READY")
+    for process in (worker, client):
+        base = process.up()["http"]
+        for _ in range(6000):
+            if get(base + "/readyz")[0] == 200:
+                break
+            time.sleep(0.01)
+        assert get(base + "/readyz")[0] == 200
+    assert [line.get("event") for line in coordinator.told].count("DatagramsRefused") == 1
+    client.signal(signal.SIGTERM)
+    client.exit_status()
+
+
+@pytest.mark.parametrize("role", ["coordinator", "worker", "client"])
+def test_a_misspelt_variable_is_one_line(bench: Bench, role: str) -> None:
+    process = bench.start(role, COORDINATOR_PORT="0" if role == "coordinator" else "9", WORKER_PORT="0", WORKER_TIMOUT="3", WORKER_SERVICE_HOST="10.0.0.1")
+    line = process.wait_event("UnknownVariables")
+    assert line["level"] == "warning"
+    assert line["message"] == "ignored, as no variables of ours: WORKER_TIMOUT (is WORKER_TIMEOUT meant?)"
+
+
+def test_the_configuration_line_is_what_was_changed_for_this_role(bench: Bench) -> None:
+    process = bench.start("coordinator", COORDINATOR_PORT="0", WORKER_TIMEOUT="7", DRAIN_TIMEOUT="5", RATE="3", LOG_LEVEL="debug")
+    line = process.wait_for(lambda line: line["message"] == "configuration")
+    told = {name: line[name] for name in line if name.isupper()}
+    assert told == {
+        "COORDINATOR_PORT": 0, "WORKER_TIMEOUT": 7.0, "LOG_LEVEL": "debug", "LOG_FORMAT": "json", "REPORT_INTERVAL": 0.2, "COORDINATOR_SILENT": 1.0,
+        "ENGINE": "queue", "SERVICE_MEAN": 0.05,
+    }  # fmt: skip
+    everything = process.wait_for(lambda line: line["message"] == "configuration, all of it")
+    assert everything["level"] == "debug"
+    assert everything["RATE"] == 3.0
+    assert everything.keys() > {field.metadata["env"] for field in dataclasses.fields(Config)}
+
+
+def test_an_untouched_configuration_says_nothing(tmp_path: Path) -> None:
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-u", str(ROOT / "entrypoint_worker.py")], env=environ, stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.split()[2] == "configuration":
+                break
+        process.kill()
+    assert re.fullmatch(r"\S+ info +configuration role=worker version=\S+\n", line)
+
+
+def test_a_worker_without_file_descriptors_goes_on_with_what_it_has(bench: Bench) -> None:
+    code = """
+import sys
+import entrypoint_worker
+from sllm.errors import UsageError
+from sllm.runtime import udp
+real = udp.bound_socket
+opened = []
+def bound_socket(*arguments):
+    opened.append(arguments)
+    if len(opened) == 3:
+        raise UsageError("no file descriptor left")
+    return real(*arguments)
+udp.bound_socket = bound_socket
+sys.exit(entrypoint_worker.main([]))
+"""
+    worker = bench.start("worker", code=code, WORKER_PORT="0", COORDINATOR_PORT="9", COORDINATOR_SILENT="0.2")
+    worker.wait_for(lambda line: line["message"] == "no file descriptor left; the old socket stays")
+    worker.signal(signal.SIGTERM)
+    assert worker.exit_status() == 0
+
+
+def test_a_log_that_nobody_reads_stops_nothing(bench: Bench) -> None:
+    """The pipe of the log is full; the process lives, answers, and ends when told to."""
+    http = free_port()
+    environ = {"PATH": os.environ["PATH"], "HOME": str(bench.home), **QUICK, "COORDINATOR_PORT": "0", "HEALTH_PORT": str(http), "LOG_LEVEL": "debug"}
+    process = subprocess.Popen([sys.executable, str(ROOT / "entrypoint_coordinator.py")], env=environ, stdout=subprocess.PIPE)
+    with process:
+        try:
+            for _ in range(6000):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", http), timeout=10):
+                    break
+                time.sleep(0.01)
+            for number in range(500):  # of 300 characters each: more than a pipe holds
+                assert get(f"http://127.0.0.1:{http}/livez?{number}{'x' * 300}")[0] == 200
+            assert "sllm_log_lines_dropped_total 0" in get(f"http://127.0.0.1:{http}/metrics")[1]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()

@@ -38,7 +38,7 @@ def sent(one: LoadReport) -> LoadReport:
     return heard
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(NAMES, unique=True, min_size=1, max_size=12), st.integers(0, 700), st.randoms(use_true_random=False))
 def test_whatever_a_worker_holds_its_report_can_be_sent(stems: list[str], size: int, rng: Random) -> None:
     pool = [f"{stem}{i}"[:32] for i in range(size) for stem in stems]

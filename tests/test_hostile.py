@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -11,20 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from roles import CATALOG, CLIENT, configuration
 from simulated import COORDINATOR, Fleet
-from wire_samples import CODEC
+from wire_samples import CODEC, SAMPLES
 
 from client import Client
 from coordinator import Coordinator
 from experiments.harness import silent
 from simulation import LiveRun
+from sllm import limits, wire
 from sllm.engine import LlmEngine, QueueEngine
 from sllm.events import Event, RequestCompleted
-from sllm.messages import Envelope
+from sllm.messages import Dispatch, Envelope
 from sllm.node import FRESH_WITHIN_S, Node
 from sllm.placement.registry import make_policy, policies
 from sllm.schema import MESSAGES, SCHEMAS
 from sllm.sim.hostile import Babbler, Mouth
-from sllm.wire import Keyring, PickleCodec
+from sllm.wire import HEADER, Keyring, PickleCodec
 from sllm.workload import Request
 from worker import Worker
 
@@ -64,6 +68,63 @@ def make_client(seed: int) -> Node:
     for number in range(5):
         node.submit(Request(0.0, f"r{number}", CATALOG.names[number], 100, 20, 1), 0.0)
     return node
+
+
+FORBIDDEN: list[dict[str, Any]] = [
+    {"message": "InferenceRequest", "max_tokens": 0}, {"message": "LoadReport", "sequence": 1 << 63}, {"message": "LoadReport", "gpu_models": ["a", "a"]},
+    {"message": "LoadReport", "host_models": ["a", "a"]}, {"message": "LoadReport", "loading": [["a", 1.0], ["a", 2.0]]},
+    {"message": "LoadReport", "host": "h" * 254}, {"message": "LoadReport", "host": "::1%a\0b"}, {"message": "LoadReport", "interval_s": 60.1},
+    {"message": "LoadReport", "slots": limits.SLOTS_MAX + 1}, {"message": "LoadReport", "incarnation": (1 << 64) - 1},
+    {"message": "LoadReport", "incarnation": limits.NUMBER_MAX}, {"message": "ScheduleRequest", "exclude": [f"w{i}" for i in range(21)]},
+    {"message": "ScheduleResponse", "host": ""}, {"message": "ReportAck", "incarnation": 1 << 63},
+]  # fmt: skip
+ALLOWED: list[dict[str, Any]] = [
+    {"message": "LoadReport", "host": "h" * 129}, {"message": "ScheduleRequest", "exclude": [f"w{i}" for i in range(20)]},
+    {"message": "InferenceRequest", "max_tokens": 1, "prompt_tokens": 0}, {"message": "LoadReport", "sequence": limits.NUMBER_MAX},
+]  # fmt: skip
+FAULTS = Path(__file__).resolve().parent.parent.parent / "shared" / "faults" / "messages.json"
+GIVEN: list[dict[str, Any]] = json.loads(FAULTS.read_text(encoding="utf-8")) if FAULTS.exists() else []
+
+
+def as_tuple(value: Any) -> Any:
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
+
+
+def forged(change: dict[str, Any]) -> tuple[type, bytes]:
+    """A datagram with these fields, signed, past all that our own sender would look at."""
+    fields = {name: as_tuple(value) for name, value in change.items()}
+    named = fields.pop("message")
+    (kind,) = (kind for kind in MESSAGES if kind.__name__ == named)
+    sequence, incarnation = fields.pop("sequence", 1), fields.pop("incarnation", 1)
+    if isinstance(fields.get("interval_s"), int):
+        fields["interval_s"] = float(fields["interval_s"])
+    sample = SAMPLES[kind]._replace(**fields)  # type: ignore[union-attr]
+    plain = tuple(tuple(value) if isinstance(value, Dispatch) else value for value in sample)
+    sink = wire._Sink()
+    pickler = pickle.Pickler(sink, 5)
+    pickler.fast = True
+    pickler.dump(plain)
+    data = HEADER.pack(wire.MAGIC, wire.PICKLE_VERSION, MESSAGES.index(kind) + 1, 1, 8, incarnation, sequence, 1.0) + b"stranger" + sink.body
+    return kind, data + CODEC.keyring.tag(1, data)
+
+
+@pytest.mark.parametrize("make", [make_coordinator, make_worker, make_client])
+@pytest.mark.parametrize("change", [*FORBIDDEN, *ALLOWED, *GIVEN], ids=lambda change: f"{change['message']} {[*change][1:]}")
+def test_what_is_beyond_a_rule_is_counted_and_changes_nothing_else(make: Callable[[int], Node], change: dict[str, Any]) -> None:
+    node = make(1)
+    kind, data = forged(change)
+    before = len(node.outbox)
+    node.receive_datagram(data, CLIENT, 1.0)
+    if kind not in node.handlers:
+        assert node.rejected == {"unexpected": 1} or node.rejected == {"number": 1}
+    elif change in FORBIDDEN:
+        (reason,) = node.rejected
+        assert reason in ("schema", "number", "future_incarnation")
+        assert len(node.outbox) == before
+    elif change in ALLOWED:
+        assert not node.rejected
+    for answer, _ in node.datagrams_to_send():
+        assert CODEC.decode(answer)
 
 
 @pytest.mark.parametrize("make", [make_coordinator, make_worker, make_client])

@@ -6,8 +6,12 @@ import io
 import json
 import logging
 import math
+import os
 import re
+import subprocess
+import sys
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +22,7 @@ from sllm.runtime import logs
 
 RFC_3339 = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
 NODE = Node("n", 1)
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -78,33 +83,54 @@ def test_requests_are_told_at_debug_only(stream: io.StringIO) -> None:
     assert json.loads(stream.getvalue())["workers"] == 3
 
 
-def test_a_flood_of_one_kind_is_held_back_and_summed_up(stream: io.StringIO) -> None:
+@pytest.mark.parametrize(("level", "burst", "per_s"), [("info", logs.BURST, logs.REFILL_PER_S), ("debug", logs.DEBUG_BURST, logs.DEBUG_REFILL_PER_S)])
+def test_a_flood_of_one_kind_is_held_back_and_summed_up(stream: io.StringIO, level: str, burst: int, per_s: float) -> None:
     now = [0.0]
-    log = logs.EventLog(logs.setup("info", "json", stream), lambda: now[0])
-    for i in range(5000):
-        log(NODE, WorkerStateChanged(0.0, f"worker-{i}", 1, "", "READY", "reported"))
+    log = logs.EventLog(logs.setup(level, "json", stream, lambda: now[0]))
+    flood = RequestSent(0.0, "r", "m") if level == "debug" else WorkerStateChanged(0.0, "w", 1, "", "READY", "reported")
+    for _ in range(5000):
+        log(NODE, flood)
     log(NODE, CoordinatorReady(0.0, 5000))  # another kind is not held back
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [line["event"] for line in lines].count("WorkerStateChanged") == logs.BURST
+    assert [line["event"] for line in lines].count(type(flood).__name__) == burst
     assert lines[-1]["event"] == "CoordinatorReady"
-    log.flush()
-    log.flush()
-    last = [json.loads(line) for line in stream.getvalue().splitlines()][logs.BURST + 1 :]
-    assert [line["held"] for line in last] == [5000 - logs.BURST]
+    logs.flush()
+    logs.flush()
+    (last,) = [json.loads(line) for line in stream.getvalue().splitlines()][burst + 1 :]
+    assert (last["suppressed"], last["level"], last["event"]) == (5000 - burst, level, type(flood).__name__)
+    assert last["message"] == f"{5000 - burst} more lines suppressed: {type(flood).__name__}"
     now[0] = 1.0
-    for i in range(100):
-        log(NODE, WorkerStateChanged(0.0, f"worker-{i}", 1, "", "READY", "reported"))
-    assert len(stream.getvalue().splitlines()) == logs.BURST + 2 + int(logs.REFILL_PER_S)
+    for _ in range(1000):
+        log(NODE, flood)
+    assert len(stream.getvalue().splitlines()) == burst + 2 + int(per_s)
 
 
-@pytest.mark.parametrize("nasty", ["two\nlines", "\u2028", 'quote " and = sign', "\x1b[31mred", "\x00", "ünïcödé", "\ud800"])
+def test_every_place_that_logs_has_a_limit(stream: io.StringIO) -> None:
+    log = logs.setup("debug", "text", stream)
+    for number in range(3 * logs.DEBUG_BURST):
+        log.debug("http: %s", number)
+        log.warning("a name: %s", number)
+    lines = stream.getvalue().splitlines()
+    assert sum("http: " in line for line in lines) <= logs.DEBUG_BURST + 500
+    assert sum("a name: " in line for line in lines) <= logs.BURST + 50
+    logs.flush()
+    told = stream.getvalue().splitlines()[len(lines) :]
+    assert len(told) == 2
+    assert all("more lines suppressed: " in line for line in told)
+
+
+@pytest.mark.parametrize(
+    "nasty",
+    ["two\nlines", "\u2028", 'quote " and = sign', "\x1b[31mred", "\x00", "ünïcödé", "\ud800", "gpj.\u202efdp", "\u200b",
+     "\u2066", "\ufeff", "\x9b1m"],
+)  # fmt: skip
 def test_what_a_peer_says_stays_in_its_line(nasty: str, stream: io.StringIO) -> None:
     event = RequestFailed(0.0, nasty, "m", 0.0, nasty)
     logs.EventLog(logs.setup("info", "text", stream))(NODE, event)
     text = stream.getvalue()
     assert len(text.splitlines()) == 1
     text.encode()  # can be written
-    assert "\x1b" not in text
+    assert text.rstrip("\n").isprintable()
     stream.truncate(0)
     stream.seek(0)
     logs.EventLog(logs.setup("info", "json", stream))(NODE, event)
@@ -158,3 +184,67 @@ def test_setting_up_twice_prints_once(stream: io.StringIO) -> None:
     logs.setup("info", "text", stream)
     logs.setup("info", "text", stream).info("once")
     assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_a_stack_shows_nothing_that_is_not_printable(stream: io.StringIO) -> None:
+    logger = logs.setup("info", "text", stream)
+    try:
+        raise ValueError("a\u202eb\x1b[31m")
+    except ValueError:
+        logger.exception("it broke")
+    assert all(line.isprintable() for line in stream.getvalue().split("\n"))
+    assert "a\\u202eb\\x1b[31m" in stream.getvalue()
+
+
+def test_nobody_waits_for_a_reader_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that nobody reads: logging goes on at once, what does not fit is counted, and told when somebody reads."""
+    monkeypatch.setattr(logs, "FLUSH_S", 0.05)
+    monkeypatch.setattr(logs, "BURST", 10**9)
+    monkeypatch.setattr(logs, "BUFFER_BYTES", 200_000)
+    reading, writing = os.pipe()
+    with open(writing, "w") as stream, open(reading, "rb", buffering=0) as reader:
+        logger = logs.setup("info", "json", stream)
+        count = 0
+        while logs.dropped() < 100:  # returns at once: a blocking write would never come back
+            count += 1
+            logger.info("line %d", count)
+        logs.finish(0.05)
+        (handler,) = logger.handlers
+        assert isinstance(handler, logs.Output)
+        told: list[int] = []
+        dropped: list[int] = []
+        rest = b""
+        while len(told) + sum(dropped) < count:
+            *whole, rest = (rest + reader.read(1 << 16)).split(b"\n")
+            for line in map(json.loads, whole):
+                told += [int(line["message"].removeprefix("line "))] if "dropped" not in line else []
+                dropped += [line["dropped"]] if "dropped" in line else []
+        assert line["message"] == f"{dropped[-1]} log lines were dropped: nobody read them in time"
+        assert sum(dropped) == logs.dropped()
+        assert told == sorted(set(told))
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def test_a_process_ends_though_nobody_reads_its_log(tmp_path: Path) -> None:
+    code = """
+import sys
+from sllm.runtime import logs
+logs.BURST = 10**9
+logs.FLUSH_S = 0.05
+log = logs.setup()
+for number in range(5000):
+    log.info("line %d, and some more to fill the pipe", number)
+sys.exit(7)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with process:
+        assert process.wait(60) == 7
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+def test_everything_is_written_at_the_end() -> None:
+    code = "from sllm.runtime import logs; logs.BURST = 10**9; log = logs.setup()\nfor n in range(5000): log.info('line %d', n)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [line.rpartition(" ")[2] for line in done.stdout.splitlines()] == [str(n) for n in range(5000)]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
 from collections import Counter as Tally
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +16,7 @@ from sllm import events
 from sllm.engine.base import EngineSnapshot
 from sllm.messages import ACTIONS, ERROR_CODES
 from sllm.runtime import metrics
+from sllm.runtime.causes import REFUSALS
 from sllm.runtime.metrics import ClientMetrics, CoordinatorMetrics, Counter, Histogram, Registry, RoleMetrics, WorkerMetrics
 
 SAMPLE = re.compile(r'^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\["\\n])*",?)*)\})? (\S+)$')
@@ -99,7 +98,7 @@ def test_the_coordinator_tells_what_happened() -> None:
     found = read(busy_coordinator().render())
     assert found["sllm_requests_routed_total"] == {(("action", action),): 1.0 for action in ACTIONS}
     assert found["sllm_requests_refused_total"] == {(("code", code),): 1.0 for code in ERROR_CODES}
-    assert found["sllm_datagrams_rejected_total"] == {(("reason", "tag"),): 3.0}
+    assert found["sllm_datagrams_rejected_total"] == {(("reason", reason),): 3.0 * (reason == "tag") for reason in REFUSALS}
     assert found["sllm_reports_rejected_total"] == {(("reason", "replayed"),): 2.0}
     assert found["sllm_reports_accepted_total"] == {(): 10.0}
     assert found["sllm_kernel_drops_total"] == {(): 7.0}
@@ -164,17 +163,23 @@ def test_promtool_agrees() -> None:
         assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_promtool_takes_the_alerts_of_the_guide(tmp_path: Path) -> None:
-    guide = (Path(__file__).parent.parent / "DEPLOYMENT.md").read_text(encoding="utf-8")
-    table = guide.split("| alert | expression | why |")[1].split("\n\n")[0]
-    expressions = [row.split("`")[1] for row in table.splitlines() if "`" in row]
-    assert len(expressions) >= 8
-    rules = [{"alert": f"a{number}", "expr": expression} for number, expression in enumerate(expressions)]
-    file = tmp_path / "rules.json"  # JSON is YAML
-    file.write_text(json.dumps({"groups": [{"name": "guide", "rules": rules}]}))
-    checked = subprocess.run(["promtool", "check", "rules", str(file)], text=True, capture_output=True, check=False)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+def test_a_worker_that_leaves_in_order_is_not_lost() -> None:
+    made = CoordinatorMetrics(1.7e9)
+    moves = [
+        ("", "READY", "reported"), ("READY", "SUSPECT", "silent for 3.0 s"), ("SUSPECT", "DEAD", "silent for 10.0 s"), ("DEAD", "READY", "restarted"),
+        ("READY", "DRAINING", "reported"), ("DRAINING", "DEAD", "reported"),
+    ]  # fmt: skip
+    for old, new, reason in moves:
+        made.observe(events.WorkerStateChanged(0.0, "w", 1, old, new, reason))
+    found = read(made.render())
+    assert (found["sllm_workers_lost_total"], found["sllm_workers_returned_total"]) == ({(): 1.0}, {(): 1.0})
+
+
+def test_a_rate_sees_the_first_refusal() -> None:
+    """What can be counted is there as 0 before it is."""
+    found = read(CoordinatorMetrics(1.7e9).render())
+    assert found["sllm_requests_refused_total"] == {(("code", code),): 0.0 for code in ERROR_CODES}
+    assert found["sllm_datagrams_rejected_total"] == {(("reason", reason),): 0.0 for reason in REFUSALS}
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e4), st.text(max_size=8)), max_size=50))

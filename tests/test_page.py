@@ -10,6 +10,7 @@ import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -197,6 +198,42 @@ def test_the_grid_is_bounded(monkeypatch: pytest.MonkeyPatch, large: Shown) -> N
     assert [cell[0] for cell in grid["cells"]] == [f"worker-{i}" for i in range(0, 5000, 6)]
 
 
+def view(**changes: Any) -> fleetview.WorkerView:
+    calm = fleetview.WorkerView("worker-1", READY, True, "10.0.0.1", 8000, "h100-80g", 1, 0.2, 8, 0, 0, 256, 0.1, 0.0, ("m",), ())
+    return calm._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "low", "high"),
+    [
+        ({}, 0.05, 0.2),
+        ({"waiting": 9, "kv_used": 0.94, "wait_s": 28.7}, 1.01, 99.0),
+        ({"kv_used": 0.94}, 0.93, 0.95),
+        ({"wait_s": 1.9}, 0.9, 1.0),
+        ({"waiting": 300}, 1.01, 2.0),
+    ],
+)
+def test_a_worker_is_painted_by_the_worst_of_its_measures(changes: dict[str, Any], low: float, high: float) -> None:
+    """The page paints above 1 hot, and up to it from pale to dark."""
+    one = view(**changes)
+    ((_, _, load, *_),) = cells_of(FleetPicture(0.0, (one,), {READY: 1}, 0, 0, 0, 0, 0.0, ()))["cells"]
+    assert low <= load <= high
+
+
+def test_figures_of_a_worker_that_is_silent_or_gone_are_marked_as_last_known() -> None:
+    shown = Shown(3)
+    for row, state in zip(shown.node.fleet.rows.values(), ("SUSPECT", "DEAD", "LEFT"), strict=True):
+        row.state = state
+    *_, picture = walk(shown.node.fleet, 46.5)
+    assert picture is not None
+    assert [(one.current, one.age_s > 40.0) for one in picture.workers] == [(False, True)] * 3
+    assert all(one.current for one in picture_of(Shown(3)).workers)
+    assert (picture.running, picture.slots) == (picture.workers[0].running, picture.workers[0].slots), "who is gone is no part of the totals"
+    page = fleet_page().body.decode()
+    assert 'NOT_CURRENT = ["SUSPECT", "DEAD", "LEFT"]' in page
+    assert list(fleetview.NOT_CURRENT) == ["SUSPECT", "DEAD", "LEFT"]
+
+
 def test_history_counts_by_the_second() -> None:
     history = History()
     assert history.as_columns() == {name: [] for name in fleetview.Second._fields}
@@ -232,6 +269,15 @@ def test_the_page_needs_nothing_from_outside() -> None:
     assert not re.search(r"<[^>]+\s(?:style|on\w+)=", text)
     assert "unsafe" not in page.policy
     assert page.policy.startswith("default-src 'none'; script-src 'sha256-")
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js is installed")
+def test_the_script_parses(tmp_path: Path) -> None:
+    script = re.search(r"<script>(.*?)</script>", fleet_page().body.decode(), re.DOTALL)
+    assert script is not None
+    path = tmp_path / "page.js"
+    path.write_text(script[1])
+    subprocess.run(["node", "--check", str(path)], check=True, timeout=60)
 
 
 @pytest.fixture(scope="module")

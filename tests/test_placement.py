@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 from roles import CATALOG, MODEL, ask, coordinator, report
 
+from experiments.harness import configuration, silent
+from simulation import VirtualRun
 from sllm import placement
 from sllm.errors import UsageError
 from sllm.messages import ACTIONS, COLD_START, DRAINING, SATURATED, SERVE, ScheduleError, ScheduleResponse
+from sllm.placement import registry
 from sllm.placement.registry import make_policy, policies
 
 SECOND = CATALOG.names[1]
@@ -150,3 +155,42 @@ def test_a_bad_policy_is_one_clear_line(text: str, says: str) -> None:
 
 def test_parameters_come_from_the_text() -> None:
     assert make_policy("power_of_two:choices=5") == type(make_policy("power_of_two"))(choices=5)  # type: ignore[call-arg]
+
+
+BROKEN = {
+    "unfinished.py": ("def place(:\n", "line 1: SyntaxError"),
+    "forgetful.py": ("import sys\nimport no_such_module\n", "line 2: ModuleNotFoundError"),
+    "angry.py": ("x = 1\n\nraise RuntimeError('two\\nlines')\n", "line 3: RuntimeError: two lines"),
+    "leaving.py": ("raise SystemExit(7)\n", "line 1: SystemExit"),
+    "nameless.py": ("from sllm.placement.base import Policy\nclass Nameless(Policy):\n    def place(self, query, fleet): ...\n", "AttributeError"),
+}
+
+
+@pytest.fixture
+def with_broken_policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, (text, _) in BROKEN.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(placement, "__path__", [*placement.__path__, str(tmp_path)])
+    registry._list_folder.cache_clear()
+    yield
+    registry._list_folder.cache_clear()
+
+
+@pytest.mark.usefixtures("with_broken_policies")
+def test_a_broken_file_is_an_error_only_for_who_asks_for_its_policy() -> None:
+    assert make_policy("least_loaded").name == "least_loaded"
+    for name, (_, why) in BROKEN.items():
+        with pytest.raises(UsageError) as caught:
+            make_policy(Path(name).stem)
+        assert f"sllm/placement/{name}" in str(caught.value)
+        assert why in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match=r"'fastest' is not known; there are least_loaded.*not readable: .*angry\.py"):
+        make_policy("fastest")
+
+
+@pytest.mark.usefixtures("with_broken_policies")
+def test_a_run_with_another_policy_warns_of_a_broken_file() -> None:
+    run = VirtualRun(configuration(), silent(), io.StringIO())
+    assert len(run.warnings) == len(BROKEN)
+    assert any("sllm/placement/unfinished.py, line 1" in warning for warning in run.warnings)

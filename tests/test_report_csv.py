@@ -3,7 +3,7 @@ import csv
 import pytest
 from report_samples import events
 
-from sllm.errors import UsageError
+from sllm.errors import OutputError, UsageError
 from sllm.events import RequestCompleted, RequestFailed, RequestRejected
 from sllm.report.csv import COLUMNS, RequestsCsv
 from sllm.report.files import OutputFile
@@ -95,6 +95,7 @@ def test_a_device_is_written_directly():
 
 def test_a_full_disk_is_one_clear_line():
     out = OutputFile("--json", "/dev/full")
-    with pytest.raises(UsageError, match="--json /dev/full: cannot write: No space left"):
-        out.write("x" * 1_000_000)
+    out.write("x" * 1_000_000)
+    with pytest.raises(OutputError, match="--json /dev/full: cannot write: No space left"):
+        out.commit()
     out.discard()

@@ -154,6 +154,17 @@ def test_live_rates_are_of_the_runs_clock():
     assert "9 s left" in stream.getvalue()
 
 
+def test_the_time_left_does_not_count_the_start():
+    """Two seconds until the fleet is up, in which the run's clock stands still, say nothing of how fast it goes afterwards."""
+    stream, clock = Terminal(), Clock()
+    progress = Progress(stream, clock, virtual=False)
+    for tenth in range(61):
+        clock.now = 100.0 + tenth / 10
+        now_s = max(0.0, tenth / 10 - 2.0)
+        progress.update(snapshot(now_s=now_s, total_s=12.0, phase="" if now_s else "starting"))
+    assert "4 s of 12 s  8 s left" in stream.screen[0]
+
+
 def test_quiet_says_nothing_but_notes():
     stream, clock = Terminal(), Clock()
     with Progress(stream, clock, virtual=False, quiet=True) as progress:

@@ -36,7 +36,10 @@ def test_spans_rates_percentages_and_counts():
 @pytest.mark.parametrize("width", [40, 60, 80, 100])
 def test_no_line_is_wider_than_the_terminal_and_no_figure_is_lost(width):
     recorder = recorded()
-    text = render_table(results_of(recorder, ("conservation: " + "a long story " * 20,)), details=Details(recorder), width=width, interrupted=True)
+    results = results_of(recorder, ("conservation: " + "a long story " * 20,))
+    results["run"] |= {"interrupted": True, "duration_asked_s": 3600.0}
+    text = render_table(results, details=Details(recorder), width=width)
+    assert "interrupted:" in text
     assert max(map(len, text.splitlines())) <= width
     for figure in ("2,000 sent", "19 × SATURATED", "1 rejected: replayed", "time to first token", "p99", "max", "1 violation"):
         assert figure in text

@@ -69,8 +69,8 @@ def test_keys_are_those_of_the_schema_in_order():
         "schema", "run", "requests", "actions", "ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "decision_s", "slo", "fleet", "reports", "invariants",
     ]  # fmt: skip
     assert list(results["run"]) == [
-        "mode", "architecture", "workers", "hardware", "policy", "seed", "duration_s", "wall_s", "requests_per_wall_s", "workload", "engine_profile",
-        "loader",
+        "mode", "architecture", "workers", "hardware", "policy", "seed", "duration_s", "duration_asked_s", "interrupted", "wall_s", "requests_per_wall_s",
+        "workload", "engine_profile", "loader",
     ]  # fmt: skip
     assert list(results["requests"]) == ["sent", "completed", "failed", "rejected", "in_flight", "duplicates"]
     assert list(results["actions"]) == ["serve", "cold_start", "migrate"]
@@ -248,3 +248,13 @@ def test_missing_unknown_and_disordered_keys_are_said():
     assert validate_results({key: value for key, value in results.items() if key != "slo"}) == ["results: 'slo' is missing"]
     assert validate_results(dict(reversed(results.items())))[0].startswith("results: the keys are out of order")
     assert validate_results({**results, "fleet": 3}) == ["fleet: is not an object"]
+
+
+def test_the_end_of_a_run_in_which_all_go_home_is_no_part_of_the_timeline():
+    timeline = StateTimeline()
+    for name in ("a", "b"):
+        timeline.move(1.0, name, "READY")
+    timeline.end()
+    for name in ("a", "b"):
+        timeline.move(9.0, name, "LEFT")
+    assert timeline.points == [(1.0, {"READY": 2})]

@@ -30,3 +30,28 @@ def test_requests_come_when_the_workload_says(kind: type[Run]) -> None:
     else:
         assert all(came >= due - ROUNDING_S for came, due in zip(came_s, due_s, strict=True)), "a machine may be late, never early"
     assert run.window_s >= due_s[-1] - ROUNDING_S
+
+
+@pytest.mark.parametrize("kind", [LiveRun, VirtualRun])
+def test_the_workers_going_home_at_the_end_are_no_event_of_the_run(kind: type[Run]) -> None:
+    """The plot of workers by state shows what befell the fleet while there was something to do."""
+    config = configuration(workers=3, duration_s=5.0, rate_per_s=3.0, speedup=10.0 if kind is LiveRun else 1.0)
+    run = kind(config, silent(virtual=kind is VirtualRun), io.StringIO())
+    try:
+        run.conduct()
+    finally:
+        run.close()
+    assert run.recorder.fleet.points[-1][1] == {"READY": 3}
+    assert run.system.coordinators[-1].fleet.states["LEFT"] == 3
+    assert run.system.coordinators[-1].fleet.states["DEAD"] == 0
+
+
+def test_a_live_fleet_has_its_report_intervals_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator listens for a report interval before it is ready: that is no sign of a machine that is too small."""
+    monkeypatch.setattr("simulation.START_WALL_S", 0.0)
+    run = LiveRun(configuration(workers=2, duration_s=0.1, rate_per_s=10.0, report_interval_s=0.5), silent(virtual=False), io.StringIO())
+    try:
+        run.conduct()
+    finally:
+        run.close()
+    assert run.ready_workers == 2

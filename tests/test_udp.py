@@ -391,6 +391,22 @@ def test_everything_is_closed(clock: Clock) -> None:
         assert set(os.listdir("/proc/self/fd")) <= before | {str(max(map(int, before)) + 1)}
 
 
+def test_an_uplink_stays_when_there_is_no_other(driver: UdpDriver, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = driver.add(Echo("a", clock), uplink=True)
+    before = host.uplink
+
+    def refuse(*_: object) -> socket.socket:
+        raise UsageError("no file descriptor left")
+
+    monkeypatch.setattr(udp, "bound_socket", refuse)
+    with pytest.raises(UsageError, match="no file descriptor left"):
+        host.renew_uplink()
+    assert host.uplink is before
+    assert before is not None
+    assert before.fileno() >= 0
+    driver.step(0.0)
+
+
 def test_a_port_in_use_is_one_clear_line(driver: UdpDriver, clock: Clock) -> None:
     host = driver.add(Echo("a", clock))
     with pytest.raises(UsageError) as raised:
@@ -429,6 +445,9 @@ def test_literal_addresses() -> None:
     assert sockets.literal_address("10.1.2.3", socket.AF_INET6) == "::ffff:10.1.2.3"
     assert sockets.literal_address("central-coordinator", socket.AF_INET) is None
     assert sockets.literal_address("a\0b", socket.AF_INET6) is None
+    assert sockets.literal_address("fe80::1%eth0", socket.AF_INET6) == "fe80::1%eth0"
+    for zone in ("a\0b", "", "a b", "ü", "a" * 16, "%"):
+        assert sockets.literal_address(f"::1%{zone}", socket.AF_INET6) is None
 
 
 def test_ipv6(driver: UdpDriver, clock: Clock) -> None:

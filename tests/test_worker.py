@@ -10,8 +10,20 @@ import pytest
 from roles import CATALOG, MODEL, Talk, configuration
 
 from sllm.engine import EngineSnapshot, LlmEngine
-from sllm.events import CoordinatorChanged, CoordinatorSilent, ModelLoaded, ModelLoadStarted, RequestAdmitted, RequestServed, WorkerDrained
+from sllm.events import (
+    CoordinatorChanged,
+    CoordinatorSilent,
+    DisplacedByNamesake,
+    ModelLoaded,
+    ModelLoadStarted,
+    RequestAdmitted,
+    RequestCancelled,
+    RequestServed,
+    RivalSeen,
+    WorkerDrained,
+)
 from sllm.messages import (
+    CANCELLED,
     COMPLETED,
     DRAINING,
     READY,
@@ -22,13 +34,16 @@ from sllm.messages import (
     REFUSED_UNKNOWN_MODEL,
     STARTING,
     STOPPED,
+    CancelRequest,
     Dispatch,
     FirstToken,
     InferenceAccepted,
     InferenceRequest,
     InferenceResponse,
     LoadReport,
+    Progress,
     ReportAck,
+    WorkerLost,
 )
 from worker import Worker
 
@@ -86,7 +101,7 @@ def test_a_request_is_accepted_aloud_only_if_its_first_token_takes_long() -> Non
     talk.run_to(5.0)
     talk.say("c", request(), 6.0)
     talk.run_to(6.09)
-    assert [type(envelope[4]) for envelope, _ in node.outbox if not isinstance(envelope[4], LoadReport)] == [FirstToken]
+    assert [type(envelope[4]) for envelope, _ in node.outbox if not isinstance(envelope[4], LoadReport | Progress)] == [FirstToken]
     node.outbox.clear()
     talk.say("c", request("r1", 2, prompt_tokens=60_000), 7.0)
     talk.run_to(7.11)
@@ -241,3 +256,89 @@ def test_it_notices_a_silent_coordinator_and_a_new_one() -> None:
     assert len(talk.told(CoordinatorSilent)) == 1
     talk.say("coordinator", ReportAck(200, 1), 13.0, incarnation=2)
     assert [e.epoch for e in talk.told(CoordinatorChanged)] == [200]
+
+
+def test_each_client_that_is_owed_tokens_hears_once_an_interval_that_the_worker_lives() -> None:
+    node, talk = worker()
+    node.engine.preload(0.0, MODEL)
+    talk.run_to(5.0)
+    talk.heard(Progress)
+    for i in range(5):
+        talk.say("c", request(f"r{i}", i + 1, max_tokens=2000), 5.0)
+    talk.say("d", request("r9", 9, max_tokens=1), 5.0)
+    talk.run_to(8.0)
+    told = [(addr, envelope[4]) for envelope, addr in node.outbox if isinstance(envelope[4], Progress)]
+    assert [progress for addr, progress in told if addr == ("c", 8000)] == [Progress(1.0, 5)] * 3
+    assert len([addr for addr, _ in told if addr == ("d", 8000)]) <= 1  # it has its answer
+    talk.run_to(100.0)
+    talk.heard(Progress)
+    talk.run_to(105.0)
+    assert talk.heard(Progress) == []
+
+
+def test_a_cancelled_request_stops_and_frees_its_place() -> None:
+    node, talk = worker()
+    node.engine.preload(0.0, MODEL)
+    talk.run_to(5.0)
+    talk.say("c", request("r0", 1, max_tokens=5000), 5.0)
+    talk.say("c", request("r1", 2, max_tokens=50), 5.0)
+    talk.run_to(5.5)
+    talk.say("other", CancelRequest("r0"), 5.5)  # another client's r0 is another request
+    assert talk.told(RequestCancelled) == []
+    talk.say("c", CancelRequest("r0"), 5.5)
+    assert [event.request_id for event in talk.told(RequestCancelled)] == ["r0"]
+    talk.run_to(20.0)
+    assert [event.request_id for event in talk.told(RequestServed)] in ([], ["r1"])
+    snapshot = node.snapshot(20.0)
+    assert (snapshot.running, snapshot.waiting, snapshot.kv_used) == (0, 0, 0.0)
+    assert outcomes(talk).count(CANCELLED) == 2
+    talk.say("c", CancelRequest("r0"), 21.0)
+    talk.say("c", CancelRequest("never heard of"), 21.0)
+    assert outcomes(talk) == [CANCELLED] * 2
+
+
+def test_only_the_coordinator_can_acknowledge_or_displace() -> None:
+    node, talk = worker()
+    talk.say("stranger", ReportAck(100, 1), 1.0)
+    talk.say("coordinator", ReportAck(100, 1), 1.0, addr=("elsewhere", 9000))
+    talk.say("stranger", WorkerLost(node.node_id, node.incarnation), 1.0)
+    assert not node.acknowledged
+    assert not node.displaced
+    assert node.rejected["not_asked"] == 3
+
+
+def test_a_worker_whose_name_a_newer_one_has_says_so_until_it_is_acknowledged_again() -> None:
+    node, talk = worker()
+    talk.say("coordinator", ReportAck(100, 1), 1.0)
+    talk.say("coordinator", WorkerLost(node.node_id, node.incarnation), 2.0)
+    talk.say("coordinator", WorkerLost(node.node_id, node.incarnation), 3.0)
+    talk.say("coordinator", WorkerLost(node.node_id, node.incarnation + 1), 3.0)
+    assert node.displaced
+    assert len(talk.told(DisplacedByNamesake)) == 1
+    talk.say("coordinator", ReportAck(100, 9), 15.0)
+    assert not node.displaced
+
+
+def test_two_coordinators_that_answer_by_turns_are_told_of_and_a_restart_is_not() -> None:
+    node, talk = worker(report_interval_s=1.0)
+    now = 0.0
+    for incarnation in (10, 20):  # one life after the other
+        for _ in range(5):
+            now += 1.0
+            talk.say("coordinator", ReportAck(incarnation, int(now)), now, incarnation=incarnation)
+            talk.run_to(now)
+    talk.say("coordinator", ReportAck(10, 1), now, incarnation=10, sequence=99)  # a datagram that was held up
+    talk.run_to(now + 1.0)
+    assert not node.rival
+    for _ in range(3):
+        for incarnation in (20, 10):
+            now += 1.0
+            talk.say("coordinator", ReportAck(incarnation, int(now)), now, incarnation=incarnation)
+            talk.run_to(now)
+    talk.run_to(now + 1.0)
+    assert node.rival
+    assert talk.heard(LoadReport)[-1].rival
+    assert len(talk.told(RivalSeen)) == 1
+    talk.run_to(now + 30.0)
+    assert not node.rival
+    assert not talk.heard(LoadReport)[-1].rival

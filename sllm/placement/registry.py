@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 from sllm import placement
 from sllm.errors import UsageError
+from sllm.folder import Folder, read_folder
 from sllm.placement.base import Policy
 
 
-@cache
 def policies() -> dict[str, type[Policy]]:
-    """Every policy in this folder, by name, in alphabetical order."""
-    found: dict[str, type[Policy]] = {}
-    for module_info in pkgutil.iter_modules(placement.__path__, f"{placement.__name__}."):
-        module = importlib.import_module(module_info.name)
-        for _, kind in inspect.getmembers(module, inspect.isclass):
-            if issubclass(kind, Policy) and kind.__module__ == module.__name__ and not inspect.isabstract(kind):
-                found[kind.name] = kind
-    return dict(sorted(found.items()))
+    """Every policy in this folder, by name, in alphabetical order. A file that cannot be imported has none."""
+    return _list_folder().found
+
+
+def broken_policies() -> list[str]:
+    """What is wrong with the files of this folder that cannot be imported: file, line and reason of each. Runs with other policies go on."""
+    return list(_list_folder().broken.values())
+
+
+@cache
+def _list_folder() -> Folder[type[Policy]]:
+    return read_folder(placement, _policies_of)
+
+
+def _policies_of(module: ModuleType) -> dict[str, type[Policy]]:
+    kinds = (kind for _, kind in inspect.getmembers(module, inspect.isclass) if issubclass(kind, Policy) and kind.__module__ == module.__name__)
+    return {kind.name: kind for kind in kinds if not inspect.isabstract(kind)}
 
 
 def make_policy(text: str) -> Policy:
@@ -31,7 +39,11 @@ def make_policy(text: str) -> Policy:
     name, _, rest = text.partition(":")
     kind = policies().get(name)
     if kind is None:
-        raise UsageError(f"policy {name!r} is not known; there are {', '.join(policies())}")
+        broken = _list_folder().broken
+        if name in broken:
+            raise UsageError(f"policy {name!r} cannot be read: {broken[name]}")
+        others = f"; not readable: {'; '.join(broken.values())}" if broken else ""
+        raise UsageError(f"policy {name!r} is not known; there are {', '.join(policies())}{others}")
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for part in rest.split(",") if rest else []:

@@ -10,7 +10,7 @@ from sllm.messages import ACTIONS
 from sllm.report import series
 from sllm.report.style import STYLE
 from sllm.report.svg import Axis, Bars, Line, Plot, nice_top
-from sllm.report.table import ROWS
+from sllm.report.table import ROWS, cut_short
 from sllm.report.text import count, duration, percent, rate, span
 from sllm.results import STATISTICS, Recorder
 
@@ -27,6 +27,7 @@ def render_html(results: Mapping[str, Any], recorder: Recorder, *, command: str 
     plots = _plots(results, recorder)
     body = [
         f"<header><h1>{escape(title)}</h1><p>{escape(_subtitle(results))}</p></header>\n",
+        f'<section class="cut" role="alert"><p>{escape(cut_short(results["run"]))}</p></section>\n' if results["run"]["interrupted"] else "",
         _violations(results["invariants"]),
         _tiles(results),
         f'<section aria-label="Plots" class="plots">\n{"".join(plots)}</section>\n' if plots else "<p>No request was sent: there is nothing to plot.</p>\n",
@@ -106,7 +107,7 @@ def _axis_duration(value: float) -> str:
         return "0"
     for scale, unit in ((1e6, "µs"), (1e3, "ms"), (1.0, "s")):
         if value * scale < 999.5 or unit == "s":
-            return f"{value * scale:,.4g} {unit}"
+            return f"{value * scale:,.{4 if unit != 's' else 9}g} {unit}"
     return ""
 
 
@@ -223,7 +224,7 @@ def _figures_tables(results: Mapping[str, Any], recorder: Recorder) -> str:
                 ("cold start rate", percent(fleet["cold_start_rate"])),
                 ("model hit rate", percent(fleet["model_hit_rate"])),
                 ("model loads", f"{recorder.loads:,}"),
-                ("mean load", duration(recorder.load_s / recorder.loads if recorder.loads else None)),
+                ("mean load", duration(recorder.mean_load_s)),
             ],
         ),
         (
@@ -243,7 +244,7 @@ def _figures_tables(results: Mapping[str, Any], recorder: Recorder) -> str:
 
 def _parameters(results: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
     run = results["run"]
-    names = ("mode", "architecture", "workers", "policy", "engine_profile", "loader", "seed", "duration_s")
+    names = ("mode", "architecture", "workers", "policy", "engine_profile", "loader", "seed", "duration_s", "duration_asked_s", "interrupted")
     known = {name: run[name] for name in names if run[name] is not None}
     known["hardware"] = ", ".join(f"{number:,} × {name}" for name, number in run["hardware"].items())
     workload = dict(run["workload"])

@@ -10,7 +10,8 @@ from sllm.results import DISTRIBUTIONS, SCHEMA, STATISTICS
 
 KEYS: dict[str, tuple[str, ...]] = {
     "run": (
-        "mode", "architecture", "workers", "hardware", "policy", "seed", "duration_s", "wall_s", "requests_per_wall_s", "workload", "engine_profile", "loader",
+        "mode", "architecture", "workers", "hardware", "policy", "seed", "duration_s", "duration_asked_s", "interrupted", "wall_s", "requests_per_wall_s",
+        "workload", "engine_profile", "loader",
     ),
     "requests": ("sent", "completed", "failed", "rejected", "in_flight", "duplicates"),
     "actions": ("serve", "cold_start", "migrate"),
@@ -19,7 +20,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "fleet": ("ready", "utilisation", "load_imbalance", "cold_start_rate", "model_hit_rate"),
     "reports": ("sent", "accepted", "lost", "rejected"),
     "invariants": ("checked", "violations"),
-}
+}  # fmt: skip
 TOP_KEYS = ("schema", *KEYS)
 TEXTS = {("run", "mode"), ("run", "architecture"), ("run", "policy")}
 TEXTS_OR_NULL = {("run", "engine_profile"), ("run", "loader")}
@@ -78,6 +79,8 @@ def _check_value(section: str, key: str, value: Any) -> list[str]:
         if not isinstance(value, dict):
             return [f"{where} is not an object"]
         return [f"{where}: {count!r} is not a whole number above 0" for count in value.values() if path in COUNTS_BY_NAME and not (_is_count(count) and count)]
+    if path == ("run", "interrupted"):
+        return [] if isinstance(value, bool) else [f"{where} is neither true nor false"]
     if path == ("invariants", "violations"):
         return [] if isinstance(value, list) and all(isinstance(item, str) for item in value) else [f"{where} is not a list of texts"]
     if value is None and path not in REQUIRED:

@@ -64,6 +64,8 @@ class Progress:
             return
         at = self._clock()
         self._next_at = at + self._every_s
+        if self._last is not None and self._last.phase != snapshot.phase:
+            self._history.clear()  # while the fleet starts, the run's clock stands still: no pace to go by later
         self._last = snapshot
         self._history.append((at, snapshot.now_s, snapshot.glance.ended))
         while len(self._history) > 2 and at - self._history[1][0] >= max(RATE_OVER_S, self._every_s):

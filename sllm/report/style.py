@@ -47,6 +47,8 @@ th[scope=col] { font-weight: 600; }
 pre { margin: 0; padding: 12px 14px; background: var(--card); border: 1px solid var(--rule); border-radius: 8px; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 .bad { border: 2px solid var(--bad); border-radius: 8px; padding: 12px 14px; margin: 18px 0; color: var(--bad); }
+.cut { border: 2px solid var(--c2); border-radius: 8px; padding: 12px 14px; margin: 18px 0; }
+.cut p { margin: 0; font-weight: 600; }
 .bad ul { margin: 0; padding-left: 20px; overflow-wrap: anywhere; }
 @media print { body { background: none; } figure, .tiles div, .tables > div { break-inside: avoid; } }
 """

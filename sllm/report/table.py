@@ -16,6 +16,7 @@ ROWS = (
     ("e2e_s", "end to end"),
     ("tpot_s", "per further token"),
     ("queue_wait_s", "wait at the worker"),
+    ("stall_s", "stall in mid-stream"),
     ("decision_s", "placement decision"),
 )
 REASONS_SHOWN = 5  # of failures, the most frequent ones
@@ -31,23 +32,23 @@ class Details:
         self.rejected: Mapping[str, int] = recorder.rejected if recorder else {}
         self.retried: Mapping[str, int] = recorder.retried if recorder else {}
         self.loads = recorder.loads if recorder else 0
-        self.mean_load_s = recorder.load_s / recorder.loads if recorder and recorder.loads else None
+        self.mean_load_s = recorder.mean_load_s if recorder else None
         self.output_tokens = recorder.output_tokens if recorder else 0
 
 
-def print_table(results: Mapping[str, Any], stream: TextIO, *, details: Details | None = None, no_color: bool = False, interrupted: bool = False) -> None:
+def print_table(results: Mapping[str, Any], stream: TextIO, *, details: Details | None = None, no_color: bool = False) -> None:
     """Write the table to a stream, in what it can show. `no_color` is the user's wish; without a terminal there are none anyway."""
     colour = is_terminal(stream) and not no_color
     width = min(WIDTH_MAX, columns_of(stream)) if is_terminal(stream) else WIDTH_MAX
-    text = render_table(results, details=details, colour=colour, width=width, interrupted=interrupted)
+    text = render_table(results, details=details, colour=colour, width=width)
     stream.write(text if can_encode(stream) else to_ascii(text))
     stream.flush()
 
 
-def render_table(results: Mapping[str, Any], *, details: Details | None = None, colour: bool = False, width: int = WIDTH_MAX, interrupted: bool = False) -> str:
+def render_table(results: Mapping[str, Any], *, details: Details | None = None, colour: bool = False, width: int = WIDTH_MAX) -> str:
     """The table as text, no line of it longer than `width` columns."""
     details = details or Details()
-    head = [*_run(results, interrupted), *_models(results["run"]["workload"])]
+    head = [*_run(results), *_models(results["run"]["workload"])]
     lines = [*head, "", *_requests(results, details), "", *_times(results, width), *_fleet(results), *_invariants(results)]
     painter = _Painter(colour, width)
     return "".join(line + "\n" for entry in lines for line in painter.lines(entry))
@@ -88,7 +89,7 @@ def _plain(*parts: str) -> list[tuple[str, str | None]]:
     return [(part, None) for part in parts]
 
 
-def _run(results: Mapping[str, Any], interrupted: bool) -> list[_Line | str]:
+def _run(results: Mapping[str, Any]) -> list[_Line | str]:
     run = results["run"]
     clock = "simulated" if run["mode"] == "virtual" else "of the run's clock"
     fleet = f"{count(run['workers'], 'worker')} of {' and '.join(_kinds(run))}" if run["hardware"] else count(run["workers"], "worker")
@@ -99,7 +100,14 @@ def _run(results: Mapping[str, Any], interrupted: bool) -> list[_Line | str]:
     if costs:
         lines.append(_Line("", _plain(*costs)))
     lines.append(_Line("", [*_plain(f"arrivals for {span(run['duration_s'])} {clock}"), *speed]))
-    return [*lines, _Line("", [("interrupted: these are the figures up to then", YELLOW)])] if interrupted else lines
+    return [*lines, _Line("", [(cut_short(run), YELLOW)])] if run["interrupted"] else lines
+
+
+def cut_short(run: Mapping[str, Any]) -> str:
+    """What an interrupted run says of itself."""
+    asked_s = run["duration_asked_s"]
+    missing = f" of the {span(asked_s)} asked for" if asked_s is not None and asked_s > run["duration_s"] else ""
+    return f"interrupted: requests came for {span(run['duration_s'])}{missing}; figures up to then"
 
 
 def _kinds(run: Mapping[str, Any]) -> list[str]:

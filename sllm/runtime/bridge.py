@@ -7,7 +7,6 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from sllm.runtime.udp import UdpDriver
@@ -20,12 +19,30 @@ class LoopSilent(Exception):
     """The loop did not answer in time: it is stalled or has ended."""
 
 
+class _Question:
+    """What a thread wants to know. `settled` is set once there is an answer or an error."""
+
+    __slots__ = ("abandoned", "answer", "error", "settled", "work")
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.answer: Any = None
+        self.error: Exception | None = None
+        self.settled = threading.Event()
+        self.abandoned = False  # nobody waits for it any more
+
+    def settle(self, answer: Any = None, error: Exception | None = None) -> None:
+        self.answer, self.error = answer, error
+        self.settled.set()
+
+
 class Bridge:
     """Lets HTTP threads ask the loop. Made, and closed, by the loop's thread."""
 
     def __init__(self, driver: UdpDriver) -> None:
         self._driver = driver
-        self._questions: deque[tuple[Work, Answer]] = deque()
+        self._questions: deque[_Question] = deque()
+        self._asked: set[_Question] = set()  # a question that waits for an answer; those that ask bound their number
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -33,33 +50,43 @@ class Bridge:
         driver.add_reader(self._wake_out.fileno(), self._answer)
 
     def ask(self, work: Work, timeout_s: float = 2.0) -> Any:
-        """What `work` answers. Blocks the calling thread, never the loop. LoopSilent when no answer comes."""
-        if not self._open:
-            raise LoopSilent("shutting down")
-        answers: list[Any] = []
-        answered = threading.Event()
-
-        def take(answer: Any) -> None:
-            answers.append(answer)
-            answered.set()
-
-        self._questions.append((work, take))
-        with contextlib.suppress(OSError):
-            self._wake_in.send(b"\0")
-        if not answered.wait(timeout_s):
-            raise LoopSilent(f"no answer within {timeout_s:g} s")
-        return answers[0]
+        """What `work` answers. Blocks the calling thread, never the loop. LoopSilent when no answer comes; what `work` raises is raised here, and not in
+        the loop."""
+        question = _Question(work)
+        self._asked.add(question)
+        try:
+            if not self._open:
+                raise LoopSilent("shutting down")
+            self._questions.append(question)
+            with contextlib.suppress(OSError):
+                self._wake_in.send(b"\0")
+            if not question.settled.wait(timeout_s):
+                raise LoopSilent(f"no answer within {timeout_s:g} s")
+            if question.error is not None:
+                raise question.error
+            return question.answer
+        finally:
+            question.abandoned = True
+            self._asked.discard(question)
 
     def _answer(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while self._wake_out.recv(4096):
                 pass
         while self._questions:
-            work, take = self._questions.popleft()
-            self._driver.attempt("a question over HTTP", partial(work, take))
+            question = self._questions.popleft()
+            if question.abandoned:  # the loop was stalled longer than the thread would wait
+                continue
+            try:
+                question.work(question.settle)
+            except Exception as error:
+                question.settle(error=error)
 
     def close(self) -> None:
+        """Who waits for an answer is told that none will come."""
         self._open = False
+        for question in list(self._asked):
+            question.settle(error=LoopSilent("shutting down"))
         self._driver.remove_reader(self._wake_out.fileno())
         self._wake_in.close()
         self._wake_out.close()

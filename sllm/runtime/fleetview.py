@@ -23,6 +23,7 @@ CELLS_MAX = 10_000  # workers drawn in the page's grid; of more, evenly spaced o
 MODELS_MAX = 200  # models listed, the most loaded ones first
 HISTORY_S = 120  # seconds of history kept
 SAMPLES_MAX = 1000  # estimates kept of one second, for its percentiles
+WAIT_FULL_S = 2.0  # a wait at which a worker counts as full: the goal for a first token (`sllm.results.TTFT_SLO_S`)
 
 
 class WorkerView(NamedTuple):
@@ -30,6 +31,7 @@ class WorkerView(NamedTuple):
 
     worker_id: str
     state: str
+    current: bool  # False: it is silent or gone, and what follows is what was last known of it, `age_s` ago
     host: str
     port: int
     hardware: str
@@ -60,6 +62,7 @@ class FleetPicture(NamedTuple):
 
 
 GONE = ("DEAD", "LEFT")  # states of workers that are no part of the fleet any more
+NOT_CURRENT = ("SUSPECT", *GONE)  # states in which nothing has been heard for a while
 
 
 def view_of(row: Any, now: float) -> WorkerView:
@@ -67,7 +70,7 @@ def view_of(row: Any, now: float) -> WorkerView:
     report = row.report
     host, port = row.address
     return WorkerView(
-        row.worker_id, row.state, host, port, report.hardware, row.incarnation, round(max(0.0, now - row.heard_at), 3),
+        row.worker_id, row.state, row.state not in NOT_CURRENT, host, port, report.hardware, row.incarnation, round(max(0.0, now - row.heard_at), 3),
         report.running, report.waiting, row.pending, report.slots, round(report.kv_used, 4), round(report.wait_s, 4),
         report.gpu_models, tuple(name for name, _ in report.loading),
     )  # fmt: skip
@@ -249,7 +252,7 @@ def page_of(picture: FleetPicture, query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def cells_of(picture: FleetPicture) -> dict[str, Any]:
-    """The fleet as a grid: for each worker its name, state and load (requests against slots), in the order of names."""
+    """The fleet as a grid: for each worker its name, state, load, requests, KV cache, wait and seconds since it was heard, in the order of names."""
     views = sorted(zip(map(natural, map(itemgetter(0), picture.workers)), picture.workers, strict=True), key=itemgetter(0))
     step = -(-len(views) // CELLS_MAX) or 1
     states = sorted(picture.states)
@@ -257,8 +260,14 @@ def cells_of(picture: FleetPicture) -> dict[str, Any]:
     cells = []
     for _, view in views[::step]:
         requests = view.running + view.waiting + view.pending
-        cells.append([view.worker_id, index[view.state], round(requests / max(1, view.slots), 2), requests])
+        cells.append([view.worker_id, index[view.state], round(load_of(view), 2), requests, view.kv_used, view.wait_s, view.age_s])
     return {"states": states, "step": step, "cells": cells}
+
+
+def load_of(view: WorkerView) -> float:
+    """How full a worker is, 1 being full, by the worst of its measures: requests against slots, the KV cache, and the wait of a request that comes now."""
+    requests = view.running + view.waiting + view.pending
+    return max(requests / max(1, view.slots), view.kv_used, view.wait_s / WAIT_FULL_S)
 
 
 def summary_of(picture: FleetPicture) -> dict[str, Any]:

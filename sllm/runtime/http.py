@@ -6,34 +6,40 @@
     /state    JSON, paged: ?offset=&limit=
     /         a page for people, where the site has one
 
-One thread accepts; each request has its own for the few milliseconds it takes. A request's head must arrive within `HEAD_S` and fit
-`HEAD_MAX_BYTES`, and at most `THREADS_MAX` are served at once, so that slow or hostile clients cannot starve a health check for long.
+Health checks are answered by the thread that holds the connections (`sllm.runtime.connections`), whatever else is asked; metrics and state are made by two
+others. A request for a name that is not ours is refused: a web page elsewhere could give its own name our address, and read what it gets (DNS rebinding).
 """
 
 from __future__ import annotations
 
-import contextlib
+import ipaddress
 import json
 import logging
+import re
 import socket
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from email.utils import formatdate
+from functools import partial
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 from sllm.errors import UsageError
 from sllm.messages import Address
 from sllm.runtime.bridge import LoopSilent
+from sllm.runtime.connections import Connections, Work
 from sllm.runtime.sockets import bind_problem
 
-HEAD_MAX_BYTES = 8192
-HEAD_S = 5.0
-WRITE_S = 10.0
-THREADS_MAX = 64
+BACKLOG = 128
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+TEXT_TYPE = "text/plain; charset=utf-8"
+ANY_HOST = "*"
+PIECE_ITEMS = 100  # of a list, made JSON at once
+_dumps = partial(json.dumps, separators=(",", ":"), allow_nan=False)
+_HOST_HEADER = re.compile(rb"^host[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
+
+Made = TypeVar("Made", bytes, bytes | Work)
 
 _log = logging.getLogger("sllm")
 
@@ -52,7 +58,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Site:
-    """What is served. All of it is called in HTTP threads. `live` and `ready` return (yes or no, why); `metrics` and `state` may raise
+    """What is served. All of it is called in HTTP threads. `live` and `ready` return (yes or no, why), at once; `metrics` and `state` may raise
     LoopSilent, `state` BadQuery too."""
 
     live: Callable[[], tuple[bool, str]]
@@ -63,17 +69,27 @@ class Site:
 
 
 class HttpServer:
-    """Serves a site from a daemon thread until `close`."""
+    """Serves a site from daemon threads until `close`."""
 
-    def __init__(self, bind: Address, site: Site, *, setting: str = "HEALTH_PORT") -> None:
-        """UsageError, naming `setting`, if it cannot listen on `bind` (port 0: any free one)."""
+    def __init__(self, bind: Address, site: Site, *, hosts: Collection[str] = (), setting: str = "HEALTH_PORT") -> None:
+        """`hosts`: names under which the site is served, beside `localhost` and every literal address; "*": any. UsageError, naming `setting`, if it cannot
+        listen on `bind` (port 0: any free one)."""
+        self._site = site
+        self._hosts = frozenset(name.lower().rstrip(".") for name in hosts)
+        self._routes: dict[str, Callable[[bool, str], bytes | Work]] = {
+            "/livez": self._live, "/readyz": self._ready, "/metrics": self._metrics, "/state": self._state,
+        }  # fmt: skip
+        if site.page is not None:
+            self._routes["/"] = self._page
         try:
-            self._server = _Server(bind, site)
+            listener = _listen(bind)
         except OSError as error:
             raise UsageError(f"cannot listen on {bind[0]}:{bind[1]} over TCP ({setting}): {bind_problem(error)}") from None
-        self.address: Address = self._server.socket.getsockname()[:2]
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, name="http", daemon=True)
-        self._thread.start()
+        self.address: Address = listener.getsockname()[:2]
+        try:
+            self._connections = Connections(listener, self._respond, _reply(False, 503, "too many ask for metrics and state at once\n"))
+        except RuntimeError as error:
+            raise UsageError(f"cannot serve HTTP ({setting}): {error}: the limit of threads or processes is too low") from None
 
     @property
     def url(self) -> str:
@@ -81,151 +97,124 @@ class HttpServer:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def close(self) -> None:
-        """Stop listening and end the threads; requests under way get their answer or their end."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        """Stop listening and end the threads; requests under way are cut off."""
+        self._connections.close()
 
+    # --- requests ---------------------------------------------------------------------------------------------------------------------
 
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 128
-
-    def __init__(self, bind: Address, site: Site) -> None:
-        self.address_family = socket.AF_INET6 if ":" in bind[0] else socket.AF_INET
-        self.site = site
-        self._room = threading.BoundedSemaphore(THREADS_MAX)
-        self._serving: dict[threading.Thread, socket.socket] = {}
-        super().__init__(bind, _Handler)
-
-    def server_bind(self) -> None:
-        """Without the look-up of our own host name that HTTPServer does: it may block for seconds."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), name="http-request", daemon=True)
-        self._serving[thread] = request
-        thread.start()
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._serving.pop(threading.current_thread(), None)
-            self._room.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        _log.debug("an HTTP client went away", exc_info=True)
-
-    def server_close(self) -> None:
-        """Close the port; those who are still saying what they want are cut off, and no thread is left behind."""
-        self.socket.close()
-        for thread, connection in list(self._serving.items()):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RD)
-            thread.join()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    protocol_version = "HTTP/1.1"
-    server_version = "sllm"
-    sys_version = ""
-
-    def _read_head(self) -> bytes:
-        """The request line and headers, within their bounds of time and size; nothing if they do not come."""
-        deadline = time.monotonic() + HEAD_S
-        head = b""
-        while b"\r\n\r\n" not in head and b"\n\n" not in head and len(head) < HEAD_MAX_BYTES:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                return b""
-            self.connection.settimeout(left_s)
-            try:
-                more = self.connection.recv(HEAD_MAX_BYTES - len(head))
-            except OSError:
-                return b""
-            if not more:
-                break
-            head += more
-        return head
-
-    def handle(self) -> None:
-        """One request a connection. Its headers mean nothing to us and are not parsed: the standard library's parser leaves reference cycles
-        behind, which a process that seldom collects garbage cannot afford."""
-        head = self._read_head()
-        self.connection.settimeout(WRITE_S)
-        self.close_connection = True
+    def _respond(self, head: bytes, whole: bool) -> bytes | Work:
+        """The answer to a request, or what makes it. Of the headers only Host means anything to us. They are not parsed by the standard library, whose
+        parser leaves reference cycles behind, which a process that seldom collects garbage cannot afford."""
         line = head.partition(b"\n")[0].decode("latin-1").strip()
-        if not line:
-            return
-        self.requestline, self.command, self.request_version = line[:200], "GET", self.protocol_version
         words = line.split()
         if len(words) != 3 or not words[2].startswith("HTTP/1.") or not words[1].startswith("/"):
-            self._reply(400, "not a request of HTTP/1\n")
-        elif b"\r\n\r\n" not in head and b"\n\n" not in head:
-            self._reply(431, "the head of the request is too long or not complete\n")
-        else:
-            self.command, self.path = words[0], words[1]
-            self._route()
+            return _reply(False, 400, "not a request of HTTP/1\n")
+        method, target, _ = words
+        bodiless = method == "HEAD"
+        if not whole:
+            return _reply(bodiless, 431, "the head of the request is too long or not complete\n")
+        if method not in ("GET", "HEAD"):
+            return _reply(False, 405, "only GET and HEAD\n", headers={"Allow": "GET, HEAD"})
+        hosts = [value.strip() for value in _HOST_HEADER.findall(head)]
+        if len(hosts) > 1:
+            return _reply(bodiless, 400, "more than one Host\n")
+        if hosts and not self._serves(hosts[0].decode("latin-1")):
+            return _reply(bodiless, 421, "this process does not go by that name; HTTP_HOSTS lists the names it is served under\n")
+        path, _, query = target.partition("#")[0].partition("?")
+        route = self._routes.get(path)
+        if route is None:
+            return _reply(bodiless, 404, f"there is {', '.join(self._routes)}\n")
+        _log.debug("http: %s %s", method, target[:200])
+        return _guarded(bodiless, lambda: route(bodiless, query))
 
-    def _route(self) -> None:
-        if self.command not in ("GET", "HEAD"):
-            self._reply(405, "only GET and HEAD\n", headers={"Allow": "GET, HEAD"})
-            return
-        url = urlsplit(self.path)
-        route = self._ROUTES.get(url.path)
-        if route is None or (url.path == "/" and self.server.site.page is None):
-            self._reply(404, f"there is {', '.join(self._ROUTES)}\n")
-            return
+    def _serves(self, host: str) -> bool:
+        """Whether a Host header names us. A literal address does: no name can be turned to another address in it."""
+        name = host.lower()
+        if name.startswith("["):
+            name = name[1:].partition("]")[0]
+        elif name.count(":") == 1:
+            name = name.partition(":")[0]
+        name = name.rstrip(".")
+        if ANY_HOST in self._hosts or not host or name == "localhost" or name in self._hosts:
+            return True
         try:
-            route(self, dict(parse_qsl(url.query, keep_blank_values=True, max_num_fields=20)))
-        except LoopSilent as error:
-            self._reply(503, f"the event loop is silent: {error}\n")
-        except (BadQuery, ValueError) as error:
-            self._reply(400, f"{error}\n")
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
 
-    def _live(self, query: Mapping[str, str]) -> None:
-        live, why = self.server.site.live()
-        self._reply(200 if live else 503, f"{why}\n")
+    def _live(self, bodiless: bool, query: str) -> bytes:
+        live, why = self._site.live()
+        return _reply(bodiless, 200 if live else 503, f"{why}\n")
 
-    def _ready(self, query: Mapping[str, str]) -> None:
-        ready, why = self.server.site.ready()
-        self._reply(200 if ready else 503, f"{why}\n")
+    def _ready(self, bodiless: bool, query: str) -> bytes:
+        ready, why = self._site.ready()
+        return _reply(bodiless, 200 if ready else 503, f"{why}\n")
 
-    def _metrics(self, query: Mapping[str, str]) -> None:
-        self._reply(200, self.server.site.metrics(), METRICS_TYPE)
-
-    def _state(self, query: Mapping[str, str]) -> None:
-        self._reply(200, json.dumps(self.server.site.state(query), separators=(",", ":"), allow_nan=False), "application/json")
-
-    def _page(self, query: Mapping[str, str]) -> None:
-        page = self.server.site.page
+    def _page(self, bodiless: bool, query: str) -> bytes:
+        page = self._site.page
         assert page is not None
-        self._reply(200, page.body, "text/html; charset=utf-8", {"Content-Security-Policy": page.policy})
+        return _reply(bodiless, 200, page.body, "text/html; charset=utf-8", {"Content-Security-Policy": page.policy})
 
-    _ROUTES = {"/livez": _live, "/readyz": _ready, "/metrics": _metrics, "/state": _state, "/": _page}  # noqa: RUF012  methods by path
+    def _metrics(self, bodiless: bool, query: str) -> Work:
+        return lambda: _guarded(bodiless, lambda: _reply(bodiless, 200, self._site.metrics(), METRICS_TYPE))
 
-    def _reply(
-        self, status: int, body: str | bytes, kind: str = "text/plain; charset=utf-8", headers: Mapping[str, str] | None = None
-    ) -> None:
-        data = body.encode() if isinstance(body, str) else body
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Referrer-Policy", "no-referrer")
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+    def _state(self, bodiless: bool, query: str) -> Work:
+        def make() -> bytes:
+            try:
+                fields = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=20))
+            except ValueError as error:
+                raise BadQuery(str(error)) from None
+            return _reply(bodiless, 200, "".join(_pieces(self._site.state(fields))), "application/json")
 
-    def log_message(self, format: str, *args: Any) -> None:
-        _log.debug("http: " + format, *args)
+        return lambda: _guarded(bodiless, make)
+
+
+def _guarded(bodiless: bool, make: Callable[[], Made]) -> Made | bytes:
+    """What `make` makes, or an answer that says why there is none."""
+    try:
+        return make()
+    except LoopSilent as error:
+        return _reply(bodiless, 503, f"the event loop is silent: {error}\n")
+    except BadQuery as error:
+        return _reply(bodiless, 400, f"{error}\n")
+    except Exception:  # a fault of ours
+        _log.exception("an HTTP request could not be answered")
+        return _reply(bodiless, 500, "an error of this program; its log says more\n")
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """`value` as JSON, in pieces: one call for all of it would hold the interpreter, and with it the event loop, for as long as it takes."""
+    if isinstance(value, dict):
+        for number, (name, inner) in enumerate(value.items()):
+            yield ("," if number else "{") + _dumps(name) + ":"
+            yield from _pieces(inner)
+        yield "}" if value else "{}"
+    elif isinstance(value, list) and len(value) > PIECE_ITEMS:
+        for begin in range(0, len(value), PIECE_ITEMS):
+            yield ("," if begin else "[") + _dumps(value[begin : begin + PIECE_ITEMS])[1:-1]
+        yield "]"
+    else:
+        yield _dumps(value)
+
+
+def _reply(bodiless: bool, status: int, body: str | bytes, kind: str = TEXT_TYPE, headers: Mapping[str, str] | None = None) -> bytes:
+    data = body.encode(errors="replace") if isinstance(body, str) else body
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Server: sllm", f"Date: {formatdate(usegmt=True)}", f"Content-Type: {kind}",
+        f"Content-Length: {len(data)}", "Cache-Control: no-store", "X-Content-Type-Options: nosniff", "Referrer-Policy: no-referrer",
+        *(f"{name}: {value}" for name, value in (headers or {}).items()), "Connection: close", "\r\n",
+    ]  # fmt: skip
+    return "\r\n".join(lines).encode("latin-1") + (b"" if bodiless else data)
+
+
+def _listen(bind: Address) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in bind[0] else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(bind)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener

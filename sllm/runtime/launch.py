@@ -14,7 +14,7 @@ from sllm.errors import UsageError
 from sllm.runtime import logs
 
 HEALTHCHECK_S = 3.0
-_EXITS = "Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 130 or 143 after a second signal."
+_EXITS = "Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 3 an output could not be written, 130 or 143 after a second signal."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,7 +39,7 @@ def launch(
         return serve(config, environ)
     except UsageError as error:
         print(f"{role}: {error}", file=sys.stderr)
-        return 2
+        return error.status
     except KeyboardInterrupt:
         return 130
     except Exception:

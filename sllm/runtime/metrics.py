@@ -13,6 +13,9 @@ from typing import Any
 
 from sllm import __version__, events
 from sllm.events import Event
+from sllm.fleet import DEAD
+from sllm.messages import ERROR_CODES
+from sllm.runtime.causes import REFUSALS
 
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 DECISION_BUCKETS_S = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3, 2.5e-2, 0.1)
@@ -98,6 +101,12 @@ class Counter(Gauge):
     def add(self, amount: float = 1.0, *labels: str) -> None:
         key = self._key(self.values, labels)
         self.values[key] = self.values.get(key, 0.0) + amount
+
+    def begin(self, *values: str) -> Counter:
+        """Show 0 for these values of the only label from the start: a rate sees the first increase then. Returns itself."""
+        for value in values:
+            self.add(0.0, value)
+        return self
 
     def set_all(self, totals: Mapping[str, float]) -> None:
         """Totals by the value of the only label."""
@@ -190,12 +199,13 @@ class RoleMetrics:
         add.gauge("process_start_time_seconds", "Start of the process, seconds since 1970.").set(started_wall_s)
         self.received = add.counter("sllm_datagrams_received_total", "Datagrams read from the sockets.")
         self.sent = add.counter("sllm_datagrams_sent_total", "Datagrams handed to the network.")
-        self.rejected = add.counter("sllm_datagrams_rejected_total", "Datagrams heard and not accepted, by reason.", ("reason",))
+        self.rejected = add.counter("sllm_datagrams_rejected_total", "Datagrams heard and not accepted, by reason.", ("reason",)).begin(*REFUSALS)
         self.send_errors = add.counter("sllm_datagrams_send_errors_total", "Datagrams that could not be sent, by reason.", ("reason",))
         self.internal_errors = add.counter("sllm_internal_errors_total", "Exceptions of our own, dropped with what was handled, by place.", ("place",))
         self.deferred = add.counter("sllm_datagrams_send_deferred_total", "Datagrams that waited for room in the send buffer.")
         self.kernel_drops = add.counter("sllm_kernel_drops_total", "Datagrams dropped by the kernel because the receive buffer was full.")
         self.buffer = add.gauge("sllm_receive_buffer_bytes", "Effective size of the main socket's receive buffer.")
+        self.log_drops = add.counter("sllm_log_lines_dropped_total", "Log lines thrown away because nobody read them in time.")
         self.up = add.gauge("sllm_ready", "1 while the process says it is ready.")
         self.on: dict[type, Callable[[Any], None]] = {}
 
@@ -229,13 +239,15 @@ class CoordinatorMetrics(RoleMetrics):
         super().__init__("coordinator", started_wall_s)
         add = self.registry
         self.routed = add.counter("sllm_requests_routed_total", "Requests given a place, by action.", ("action",))
-        self.refused = add.counter("sllm_requests_refused_total", "Requests that were given none, by code.", ("code",))
+        self.refused = add.counter("sllm_requests_refused_total", "Requests that were given none, by code.", ("code",)).begin(*ERROR_CODES)
         self.placement = add.histogram("sllm_placement_duration_seconds", "Time one placement took.", DECISION_BUCKETS_S)
         self.eta = add.histogram("sllm_placement_eta_seconds", "Estimated time to first token of the places given.", LATENCY_BUCKETS_S)
         self.accepted = add.counter("sllm_reports_accepted_total", "Load reports applied.")
         self.reports_rejected = add.counter("sllm_reports_rejected_total", "Authentic load reports not applied, by reason.", ("reason",))
         self.workers = add.gauge("sllm_workers", "Workers known, by state.", ("state",))
         self.transitions = add.counter("sllm_worker_transitions_total", "Changes of a worker's state, by the new state.", ("state",))
+        self.lost = add.counter("sllm_workers_lost_total", "Workers that fell silent for good without having said that they leave.")
+        self.returned = add.counter("sllm_workers_returned_total", "Workers that were lost and have reported again.")
         self.running = add.gauge("sllm_fleet_running_requests", "Requests the workers said they run.")
         self.waiting = add.gauge("sllm_fleet_waiting_requests", "Requests the workers said are waiting.")
         self.pending = add.gauge("sllm_fleet_pending_requests", "Requests sent to workers that no report has confirmed yet.")
@@ -243,8 +255,15 @@ class CoordinatorMetrics(RoleMetrics):
         self.on = {
             events.RequestRouted: self._on_routed,
             events.RequestRefused: lambda event: self.refused.add(1, event.code),
-            events.WorkerStateChanged: lambda event: self.transitions.add(1, event.new),
+            events.WorkerStateChanged: self._on_state_changed,
         }
+
+    def _on_state_changed(self, event: events.WorkerStateChanged) -> None:
+        self.transitions.add(1, event.new)
+        if event.new == DEAD and event.reason != "reported":  # one that reports its own end has left in order
+            self.lost.add()
+        elif event.old == DEAD:
+            self.returned.add()
 
     def _on_routed(self, event: events.RequestRouted) -> None:
         self.routed.add(1, event.action)

@@ -19,6 +19,8 @@ from sllm.runtime.udp import UdpDriver
 
 RETRY_FIRST_S = 0.25  # wall seconds until a name that has no address is looked up again; doubles
 RETRY_MAX_S = 5.0  # a pod's name appears within seconds of the pod
+WAITING_MAX = 1000  # names being looked up; peers name hosts, and one look-up may take the system many seconds
+FIRST, LATER = 0, 1  # the coordinator's name does not wait for those that peers name
 
 Answer = Callable[[str | None], None]
 _log = logging.getLogger("sllm")
@@ -44,7 +46,8 @@ class Resolver:
         self._driver = driver
         self._look_up = look_up
         self._waiting: dict[str, list[Answer]] = {}
-        self._questions: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._questions: queue.PriorityQueue[tuple[int, int, str]] = queue.PriorityQueue()  # (rank, number, name; "": the end)
+        self._asked = 0
         self._answers: deque[tuple[str, str | None]] = deque()
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
@@ -53,8 +56,9 @@ class Resolver:
         driver.resolver = self
         driver.add_reader(self._wake_out.fileno(), self._deliver)
 
-    def resolve(self, name: str, answer: Answer) -> None:
-        """Call `answer` with the address, or None; later, unless `name` is a literal address. Questions under way are shared."""
+    def resolve(self, name: str, answer: Answer, rank: int = LATER) -> None:
+        """Call `answer` with the address, or None; later, unless `name` is a literal address or too many names are being looked up. Questions under way are
+        shared."""
         if any(literal_address(name, family) for family in (socket.AF_INET, socket.AF_INET6)):
             answer(name)
             return
@@ -62,18 +66,34 @@ class Resolver:
         if waiting is not None:
             waiting.append(answer)
             return
+        if not self._started() or (len(self._waiting) >= WAITING_MAX and rank == LATER):
+            answer(None)
+            return
         self._waiting[name] = [answer]
+        self._put(rank, name)
+
+    def _put(self, rank: int, name: str) -> None:
+        self._asked += 1
+        self._questions.put((rank, self._asked, name))
+
+    def _started(self) -> bool:
+        """The thread is there; False if none is to be had."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="resolver", daemon=True)
-            self._thread.start()
-        self._questions.put(name)
+            thread = threading.Thread(target=self._work, name="resolver", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                _log.warning("no name can be looked up: %s", error)
+                return False
+            self._thread = thread
+        return True
 
     def follow(self, name: str, found: Callable[[str], None]) -> Callable[[], None]:
         """Call `found` with the name's address once there is one, however long it takes. Returns what asks anew."""
         return _Follower(self, name, found).ask
 
     def _work(self) -> None:
-        while (name := self._questions.get()) is not None:
+        while name := self._questions.get()[2]:
             self._answers.append((name, self._look_up(name)))
             with contextlib.suppress(OSError):  # full: the loop is woken anyway; closed: nobody is waiting any more
                 self._wake_in.send(b"\0")
@@ -91,7 +111,7 @@ class Resolver:
         """End the thread; one that the system keeps waiting ends with the process."""
         self._waiting.clear()
         if self._thread is not None:
-            self._questions.put(None)
+            self._put(FIRST - 1, "")
             self._thread.join(0.5)
             self._thread = None
         self._driver.remove_reader(self._wake_out.fileno())
@@ -112,7 +132,7 @@ class _Follower:
     def ask(self) -> None:
         if not self._asking:
             self._asking = True
-            self._resolver.resolve(self._name, self._answer)
+            self._resolver.resolve(self._name, self._answer, FIRST)
 
     def _answer(self, address: str | None) -> None:
         self._asking = False

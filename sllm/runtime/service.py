@@ -14,17 +14,20 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
-from config import Config
+from config import Config, describe_misspelt, misspelt, resolve_defaults
 from sllm import __version__
+from sllm.cli import RUN_VARIABLES
 from sllm.errors import UsageError
 from sllm.events import CoordinatorSilent, Event
 from sllm.messages import Address
 from sllm.node import Node
 from sllm.runtime import logs
 from sllm.runtime.bridge import Answer, Bridge
+from sllm.runtime.causes import RefusalLog, SilenceLog
 from sllm.runtime.clock import Clock
 from sllm.runtime.http import HttpServer, Page, Site
-from sllm.runtime.keys import key_path, load_keyring
+from sllm.runtime.keywatch import KeyWatch
+from sllm.runtime.launch import variables_of
 from sllm.runtime.memory import GarbageTamer
 from sllm.runtime.metrics import RoleMetrics
 from sllm.runtime.resolve import Resolver
@@ -35,6 +38,7 @@ from sllm.wire import PickleCodec
 TICK_S = 1.0  # history and held-back log lines are brought up to date this often
 KEYS_S = 10.0  # the key file is looked at this often: keys rotate without a restart
 STALLED_S = 10.0  # a loop that has not turned for so long is not alive
+LAST_LINES_S = 0.2  # a process told twice to end waits so long for who reads its log
 SWITCH_INTERVAL_S = 0.0005  # an HTTP thread hands the interpreter back to the loop after so long
 
 
@@ -85,9 +89,8 @@ class Service:
         self.role = role
         self.config = config
         self.environ = environ
-        stamp = self._keys_stamp()  # before they are read: a file that changes in between is read again
-        self.codec = PickleCodec(load_keyring(config))
-        self._keys_as_of = stamp or self._keys_stamp()  # 0: it has just been made, by reading
+        self._key_watch = KeyWatch(config, environ)
+        self.codec = PickleCodec(self._key_watch.keyring)
         self.stopping = False
         self._signals: list[int] = []
         self._signal_in, self._signal_out = socket.socketpair()
@@ -97,6 +100,9 @@ class Service:
         self._old_handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         self.log = logs.setup(config.log_level, config.log_format)
         self.events = logs.EventLog(self.log)
+        wrong = misspelt(environ, RUN_VARIABLES)
+        if wrong:
+            self.log.warning("%s", describe_misspelt(wrong), extra={"event": "UnknownVariables"})
         self.started_wall_s = time.time()
         self.incarnation = time.time_ns()
         self.clock = Clock()
@@ -104,12 +110,13 @@ class Service:
         self.driver.add_reader(self._signal_out.fileno(), self._on_wakeup)
         self.resolver = Resolver(self.driver)
         self.bridge = Bridge(self.driver)
+        self._silences = SilenceLog(self.log, config.coordinator_host)
+        self._refusals = RefusalLog(self.log, self.clock.now)
         self.http: HttpServer | None = None
         self.host: UdpHost | None = None
         self.part: Part | None = None
         self.tamer: GarbageTamer | None = None
         self._stopping_why = ""
-        self._said_version = False
         self._ask_again: Callable[[], None] | None = None
 
     # --- start ----------------------------------------------------------------------------------------------------------------------
@@ -128,6 +135,7 @@ class Service:
             self.log.info("UDP port %d is taken; listening on %d instead", port, host.address[1])
         self.part = part = make(host.address)
         host.node = part.node
+        part.node.on_refused = self._refusals
         self.host = host
         self._serve_http()
         self._follow_coordinator()
@@ -145,7 +153,13 @@ class Service:
             return
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         site = Site(self._live, self._ready, self._metrics, self._state, part.page)
-        self.http = HttpServer((self.config.bind_host, port), site)
+        self.http = HttpServer((self.config.bind_host, port), site, hosts=self._host_names())
+
+    def _host_names(self) -> set[str]:
+        """Names under which HTTP is served, beside localhost and addresses."""
+        config = self.config
+        names = {socket.gethostname(), self.environ.get("HOSTNAME", ""), config.bind_host, config.coordinator_host, config.advertise_host}
+        return (names | {name.strip() for name in config.http_hosts.split(",")}) - {""}
 
     def _follow_coordinator(self) -> None:
         """Keep the node's idea of the coordinator's address true, if its node has one and it is a name."""
@@ -171,9 +185,11 @@ class Service:
         return coordinator is None or any(literal_address(coordinator[0], family) for family in (socket.AF_INET, socket.AF_INET6))
 
     def _say_hello(self, host: UdpHost) -> None:
-        changed = {field: value for field, value in self.config.describe().items() if value != Config.__dataclass_fields__[_name_of(field)].default}
-        fields = self.config.describe() if self.config.log_format == "json" else changed
-        self.log.info("configuration", extra={"fields": {"role": self.role, "version": __version__, **fields}})
+        values, defaults = self.config.describe(), resolve_defaults(Config(), self.environ).describe()
+        own = variables_of(self.role).keys() & values.keys()
+        changed = {name: value for name, value in values.items() if name in own and value != defaults[name]}
+        self.log.info("configuration", extra={"fields": {"role": self.role, "version": __version__, **changed}})
+        self.log.debug("configuration, all of it", extra={"fields": {"role": self.role, **values}})
         where = {"udp": f"{host.address[0]}:{host.address[1]}", "receive_buffer_bytes": host.receive_buffer_bytes}
         if self.http is not None:
             where["http"] = self.http.url
@@ -202,9 +218,9 @@ class Service:
 
     def close(self) -> None:
         """Leave nothing behind: threads, ports, handlers."""
+        self.bridge.close()  # first: then no HTTP thread waits for the loop any more
         if self.http is not None:
             self.http.close()
-        self.bridge.close()
         self.resolver.close()
         self.driver.close()
         if self.tamer is not None:
@@ -214,6 +230,8 @@ class Service:
             signal.signal(number, handler)
         self._signal_in.close()
         self._signal_out.close()
+        logs.flush()
+        logs.finish()
 
     def __enter__(self) -> Service:
         return self
@@ -228,42 +246,38 @@ class Service:
         if part is not None:
             part.metrics.observe(event)
             part.observe(event)
-        self.events(node, event)
-        if type(event) is CoordinatorSilent and self._ask_again is not None and self.host is not None:
-            self._ask_again()
+        if type(event) is CoordinatorSilent:
+            self._on_silence(node, event)
+        else:
+            self.events(node, event)
+
+    def _on_silence(self, node: Any, event: CoordinatorSilent) -> None:
+        """The node's coordinator does not answer: say so, look its name up again, and use another socket."""
+        self._silences.tell(event, node.coordinator, node.acknowledged)
+        if self._ask_again is None or self.host is None:
+            return
+        self._ask_again()
+        try:
             self.host.renew_uplink()
+        except UsageError as error:
+            self.log.warning("%s; the old socket stays", error)
 
     def _tick(self) -> None:
         part = self.part
         assert part is not None
         part.node.wall_offset_s = self.clock.wall_offset_s  # the wall clock may have been set
         part.tick()
-        self.events.flush()
-        if part.node.rejected["version"] and not self._said_version:
-            self._said_version = True
-            self.log.warning("datagrams of another version are refused: old and new processes do not understand each other, so update those that are left")
+        logs.flush()
+        self._refusals.forget(self.clock.now)
         if self.tamer is not None:
             self.tamer.tick(self.driver.received)
 
-    def _keys_stamp(self) -> int:
-        try:
-            return key_path(self.config).stat().st_mtime_ns
-        except OSError:
-            return 0
-
     def _look_at_keys(self) -> None:
         """Take over a key file that has changed. One that cannot be used changes nothing."""
-        stamp = self._keys_stamp()
-        if stamp in (0, self._keys_as_of):
-            return
-        self._keys_as_of = stamp
-        try:
-            codec = PickleCodec(load_keyring(self.config))
-        except UsageError as error:
-            self.log.error("%s; the keys in use stay", error)
+        if not self._key_watch.look(self.log):
             return
         assert self.part is not None
-        self.codec = self.part.node.codec = codec
+        self.codec = self.part.node.codec = PickleCodec(self._key_watch.keyring)
         self.log.info("the cluster's keys have changed and were taken over", extra={"fields": {"keys": self._keys()}})
 
     def _keys(self) -> dict[str, Any]:
@@ -275,7 +289,7 @@ class Service:
         """In the main thread, between any two of its steps. The first signal is seen to by the loop; a second does not wait for it."""
         self._signals.append(number)
         if len(self._signals) > 1:
-            sys.stdout.flush()
+            logs.finish(LAST_LINES_S)
             os._exit(128 + number)
 
     def _on_wakeup(self) -> None:
@@ -311,6 +325,7 @@ class Service:
             part.metrics.up.set(1 if self._ready()[0] else 0)
             part.metrics.collect(part.node)
             part.metrics.collect_driver(self.driver, host)
+            part.metrics.log_drops.set(logs.dropped())
             part.collect(lambda: answer(part.metrics.render()))
 
         text: str = self.bridge.ask(work)
@@ -319,8 +334,7 @@ class Service:
     def _state(self, query: Mapping[str, str]) -> dict[str, Any]:
         part = self.part
         assert part is not None
-        state = self.bridge.ask(part.state)
-        ready, reason = self._ready()
+        state, (ready, reason) = self.bridge.ask(lambda answer: part.state(lambda state: answer((state, self._ready()))))
         return {
             "role": self.role,
             "node_id": part.node.node_id,
@@ -333,7 +347,3 @@ class Service:
             "keys": self._keys(),
             **part.page_state(state, query),
         }
-
-
-def _name_of(env: str) -> str:
-    return next(name for name, field in Config.__dataclass_fields__.items() if field.metadata["env"] == env)

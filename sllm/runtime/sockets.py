@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import resource
 import socket
 
 from sllm.errors import UsageError
 from sllm.messages import Address
 
+_ZONE = re.compile(r"[A-Za-z0-9_.:-]{1,15}")  # the name or number of an interface
 SO_RCVBUFFORCE = 33  # Linux: a receive buffer beyond net.core.rmem_max, with CAP_NET_ADMIN
 
 
@@ -20,9 +22,10 @@ def literal_address(host: str, family: int) -> str | None:
         socket.inet_pton(socket.AF_INET, host)
     except (OSError, ValueError):
         if family == socket.AF_INET6 and ":" in host:
+            address, percent, zone = host.partition("%")
             with contextlib.suppress(OSError, ValueError):
-                socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-                return host
+                socket.inet_pton(socket.AF_INET6, address)
+                return host if not percent or _ZONE.fullmatch(zone) else None
         return None
     return host if family == socket.AF_INET else f"::ffff:{host}"
 

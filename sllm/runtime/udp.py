@@ -99,7 +99,7 @@ class UdpHost:
 
     def renew_uplink(self) -> None:
         """Close the uplink and open another: a new source port gets past stale NAT entries. Answers still on their way to the old one are
-        lost."""
+        lost. UsageError, and the old one stays, when no other is to be had."""
         self.driver._open_uplink(self)
 
 
@@ -174,10 +174,11 @@ class UdpDriver:
                 self._unwatch(sock)
 
     def _open_uplink(self, host: UdpHost) -> None:
+        new = bound_socket((host.address[0], 0))  # first: when no other is to be had, the old one stays
         if host.uplink is not None:
             self._unwatch(host.uplink)
-        host.uplink = bound_socket((host.address[0], 0))
-        self._watch(host, host.uplink)
+        host.uplink = new
+        self._watch(host, new)
 
     def _watch(self, host: UdpHost, sock: socket.socket) -> None:
         self._sockets[sock.fileno()] = (host, sock)

@@ -94,7 +94,7 @@ class Checkers:
         finished = self._finished
         while not self.at_rest:
             if world.now >= since + within_s:  # the very sum that time runs to below: a difference may round to less, for ever
-                raise InvariantViolation("liveness", f"not at rest, and nothing has come to an end for {within_s:g} s", world.seed, world.now, world.recent)
+                raise InvariantViolation("liveness", f"not at rest, and nothing has come to an end for {within_s:.12g} s", world.seed, world.now, world.recent)
             world.run(min(world.now + step_s, since + within_s))
             if self._finished != finished:
                 finished, since = self._finished, world.now

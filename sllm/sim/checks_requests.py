@@ -11,6 +11,7 @@ from sllm.events import (
     ModelLoaded,
     ModelLoadStarted,
     RequestAdmitted,
+    RequestCancelled,
     RequestCompleted,
     RequestFailed,
     RequestRejected,
@@ -108,7 +109,9 @@ class WorkOnce(Checker):
         self.open: dict[Node, set[str]] = {}
 
     def handlers(self) -> dict[type, Observer]:
-        return {RequestAdmitted: self._on_admitted, RequestServed: self._on_served, WorkerDrained: self._on_drained}
+        return {
+            RequestAdmitted: self._on_admitted, RequestServed: self._on_served, RequestCancelled: self._on_cancelled, WorkerDrained: self._on_drained,
+        }  # fmt: skip
 
     def _on_admitted(self, node: Node, event: Any) -> None:
         taken = self.open.get(node)
@@ -127,6 +130,13 @@ class WorkOnce(Checker):
         else:
             taken.remove(request_id)
         self.checked += 1
+
+    def _on_cancelled(self, node: Node, event: Any) -> None:
+        taken = self.open.get(node)
+        if taken is None or event.request_id not in taken:
+            self.fail(f"{event.worker_id} cancelled request {event.request_id}, which it does not have")
+        else:
+            taken.remove(event.request_id)
 
     def _on_drained(self, node: Node, event: Any) -> None:
         self.open.pop(node, None)
@@ -188,3 +198,42 @@ class SingleFlight(Checker):
     def on_life(self, what: str, host: Host) -> None:
         if what == "crash" and host.node is not None:
             self._models.pop(host.node, None)
+
+
+@register
+class FirstToken(Checker):
+    """A request's time to first token is that of the answer that counts: the first token of the worker that completed it, if the client saw that token come,
+    whatever other workers had sent before."""
+
+    name = "first-token"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._seen: dict[tuple[Node, str], dict[str, float]] = {}  # by client and request: when the first token of each worker came, from the arrival on
+
+    def handlers(self) -> dict[type, Observer]:
+        return {FirstTokenReceived: self._on_first_token, RequestCompleted: self._on_completed, RequestFailed: self._on_end, RequestRejected: self._on_end}
+
+    def _on_first_token(self, node: Node, event: Any) -> None:
+        seen = self._seen.setdefault((node, event.request_id), {})
+        if event.worker_id in seen:
+            self.fail(f"a second first token of request {event.request_id} from {event.worker_id}")
+        seen[event.worker_id] = event.ttft_s
+
+    def _on_completed(self, node: Node, event: Any) -> None:
+        seen = self._seen.pop((node, event.request_id), {})
+        came_s = seen.get(event.worker_id)
+        if came_s is not None and abs(came_s - event.ttft_s) > ROUNDING_S:
+            self.fail(f"request {event.request_id}: {event.worker_id}'s first token came after {came_s} s, counted are {event.ttft_s} s")
+        begun_s = min(seen.values(), default=event.ttft_s)
+        stalled_s = max(0.0, event.ttft_s - begun_s) if event.placements > 1 else 0.0
+        if abs(stalled_s - event.stalled_s) > ROUNDING_S:
+            self.fail(f"request {event.request_id}: its stream stalled for {stalled_s} s, counted are {event.stalled_s} s")
+        self.checked += 1
+
+    def _on_end(self, node: Node, event: Any) -> None:
+        self._seen.pop((node, event.request_id), None)
+
+    def on_life(self, what: str, host: Host) -> None:
+        if what == "crash":
+            self._seen = {key: seen for key, seen in self._seen.items() if key[0] is not host.node}

@@ -149,8 +149,8 @@ class Fault:
             place = " ".join(options["hosts"])
         else:
             place = f"{_show(options.get('from') or 'all')} -> {_show(options.get('to') or 'all')}"
-        lasting = "for good" if self.for_s is None else f"for {self.for_s:g} s"
-        return f"at {self.at_s:g} s {self.kind} {place} {lasting}" + (f" ({what})" if what else "")
+        lasting = "for good" if self.for_s is None else f"for {self.for_s:.12g} s"
+        return f"at {self.at_s:.12g} s {self.kind} {place} {lasting}" + (f" ({what})" if what else "")
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ class _Reader:
         while every is not None and (following := at + every * len(times)) < until:
             times.append(following)
             if len(times) > REPEATS_MAX:
-                self.fail(f"every={every!r}: repeats more than {REPEATS_MAX} times until {until:g}", table="fault", index=index, key="every")
+                self.fail(f"every={every!r}: repeats more than {REPEATS_MAX} times until {until:.12g}", table="fault", index=index, key="every")
         return [Fault(time, kind, lasts, values, f"{self._source}: fault {index + 1}") for time in times]
 
     def read_random(self, table: Any, seed: int) -> list[Fault]:
@@ -349,8 +349,8 @@ def _mismatch(rule: Key, value: Any) -> str:
     if not _is_number(value):
         return "a number"
     if rule.above is not None and value <= rule.above:
-        return f"above {rule.above:g}"
-    return "" if rule.low <= value <= rule.high else f"between {rule.low:g} and {rule.high:g}"
+        return f"above {rule.above:.12g}"
+    return "" if rule.low <= value <= rule.high else f"between {rule.low:.12g} and {rule.high:.12g}"
 
 
 def _is_number(value: Any) -> bool:
@@ -369,4 +369,4 @@ def _latency(value: Any) -> Latency:
 def _show(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

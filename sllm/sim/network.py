@@ -64,7 +64,7 @@ class Latency:
         return self.a * math.exp(self.b * rng.gauss(0.0, 1.0))
 
     def __repr__(self) -> str:
-        return f"{self.kind}({self.a:g}, {self.b:g})" if self.kind != "constant" else f"{self.a:g} s"
+        return f"{self.kind}({self.a:.12g}, {self.b:.12g})" if self.kind != "constant" else f"{self.a:.12g} s"
 
 
 class Link(NamedTuple):

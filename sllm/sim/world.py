@@ -29,6 +29,12 @@ SPINS_MAX = 100_000  # wake-ups of one host at one moment; more is a deadline th
 RECENT_EVENTS = 60  # kept for whoever finds something wrong
 TICK_S = 1e-9  # least distance of two wake-ups of a host whose clock runs at a rate of its own: conversions round
 
+
+class Interrupted(BaseException):
+    """The run was told to end: raised out of `World.run` between two things that happen, so that every node and every book is whole. No Exception, so
+    that nobody takes it for an error of what was running."""
+
+
 Observer = Callable[[Node, Event], None]
 T = TypeVar("T")
 
@@ -70,6 +76,7 @@ class World:
         self._lane: deque[Entry] = deque()  # datagrams under one constant latency: in order by themselves, no heap needed
         self._lane_latency_s = -1.0  # negative: the lane is closed, each datagram is looked at
         self._stop: Entry | None = None
+        self._interrupt: Entry | None = None
         self._order = count(1).__next__
         self._routes: dict[Address, Host] = {}
         self._self = Host(("", 0), None)
@@ -128,7 +135,7 @@ class World:
     # --- run --------------------------------------------------------------------------------------------------------------------------
 
     def run(self, until: float = INF) -> float:
-        """Let everything up to and including `until` happen; returns the time reached. Can be called again to go on."""
+        """Let everything up to and including `until` happen; returns the time reached. Can be called again to go on. Interrupted after `interrupt`."""
         heap, lane, pop_lane, network = self._heap, self._lane, self._lane.popleft, self.network
         route, order, append, latency_s = self._routes.get, self._order, lane.append, self._lane_latency_s
         observers, remember = self._observers, self.recent.extend
@@ -148,6 +155,8 @@ class World:
                     if what is None and host is self._self:  # the end of this run, of an interrupted one, or stop()
                         if entry is end or entry is self._stop:
                             break
+                        if entry is self._interrupt:
+                            raise Interrupted
                         continue
                     self.now = now
                     self._odd(host, what, source)
@@ -223,6 +232,12 @@ class World:
         if self._stop is None:
             self._stop = (self.now, -1.0, self._self, None, None)
             heappush(self._heap, self._stop)
+
+    def interrupt(self) -> None:
+        """End run() with Interrupted before anything else happens, or the next run() if none is under way. A signal's handler may call it at any time."""
+        if self._interrupt is None:
+            self._interrupt = (-INF, -1.0, self._self, None, None)
+            heappush(self._heap, self._interrupt)
 
     def _odd(self, host: Host, what: Any, source: Any) -> None:
         """An entry of a host that is down, frozen, limited or with a clock of its own, or a call of the world."""

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import io
-import pkgutil
+import sys
 from collections.abc import Iterator
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import BinaryIO, cast
 
+from sllm import folder
 from sllm.errors import UsageError
 from sllm.workload.traces.base import MODEL, TOKENS_MAX, Header, Lines, TraceFormat, TraceRow, json_object, shorten, split_csv
 
 __all__ = ["FORMATS", "TOKENS_MAX", "Trace", "TraceFormat", "TraceRow", "open_trace", "read_trace"]
 
 
-def _find_formats() -> dict[str, TraceFormat]:
-    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
-    formats: list[TraceFormat] = [module.FORMAT for module in modules if hasattr(module, "FORMAT")]
-    return {one.name: one for one in sorted(formats, key=lambda one: one.name)}
+def _format_of(module: ModuleType) -> dict[str, TraceFormat]:
+    return {module.FORMAT.name: module.FORMAT} if hasattr(module, "FORMAT") else {}
 
 
-FORMATS = _find_formats()
-"""Every format by its name."""
+FORMATS, BROKEN = folder.read_folder(sys.modules[__name__], _format_of)
+"""Every format by its name, and what is wrong with the files that cannot be imported."""
 
 
 class Trace(Iterator[TraceRow]):
@@ -105,7 +103,7 @@ def open_trace(path: str) -> Trace:
             if kind.matches(header):
                 header.check_repeated(lines)
                 return Trace(lines, body, header, kind)
-        known = "; ".join(f"{kind.name}: {kind.about}" for kind in FORMATS.values())
+        known = "; ".join([*(f"{kind.name}: {kind.about}" for kind in FORMATS.values()), *(f"not readable: {problem}" for problem in BROKEN.values())])
         raise lines.error("1", f"no known format begins with {shorten(header.text.strip())}. Known formats: {known}")
     except BaseException as error:
         file.close()

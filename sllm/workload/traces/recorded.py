@@ -115,17 +115,18 @@ class _UniqueIds:
 
 
 class RecordedWriter:
-    """Writes a recording request by request; a context manager. UsageError if the file cannot be written.
+    """Writes a recording request by request, to the file `path` or to `raw`, which stays open; a context manager. UsageError if it cannot be written.
 
     What could not be read back is refused with ValueError: it is a mistake in the program, not in the user's input.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, raw: BinaryIO | None = None) -> None:
         self.path = path
+        self._owned = raw is None
         self.count = 0
         self._previous = 0.0
         try:
-            self._raw: BinaryIO = open(path, "wb")  # noqa: SIM115 - closed by close()
+            self._raw: BinaryIO = open(path, "wb") if raw is None else raw  # noqa: SIM115 - closed by close()
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from None
         # No name and no time inside: the same workload gives the same bytes.
@@ -157,7 +158,8 @@ class RecordedWriter:
         try:
             if self._file is not self._raw:
                 self._file.close()
-            self._raw.close()
+            if self._owned:
+                self._raw.close()
         except OSError as error:
             raise self._unwritable(error) from None
 

@@ -1,0 +1,82 @@
+"""Standard input, output and error as a process finds them: closed, on a full disk, or a pipe that nobody reads any more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn, TextIO
+
+from sllm.errors import OutputError
+
+STDOUT = "-"  # as a path
+BY_SIGNAL = 128  # plus the signal's number is the exit status of what a signal ended
+
+
+def complain(text: str) -> None:
+    """A line on stderr, if anybody hears it."""
+    try:
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _silence(sys.stderr)
+
+
+def say(write: Callable[[TextIO], object]) -> None:
+    """Write to stderr what the user asked for. OutputError if it cannot be written; a pipe that nobody reads is no error."""
+    stream = sys.stderr
+    if stream is None:
+        raise OutputError("stderr: cannot write: it is closed")
+    try:
+        write(stream)
+        stream.flush()
+    except (OSError, ValueError) as error:
+        _silence(stream)
+        if not isinstance(error, BrokenPipeError):
+            raise OutputError(f"stderr: cannot write: {getattr(error, 'strerror', None) or error}") from None
+
+
+def occupy_closed_descriptors() -> None:
+    """Put /dev/null where stdin, stdout or stderr are closed: the next file or socket would get the number, and with it whatever is written there."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+
+
+def run_command(program: str, main: Callable[[], int]) -> NoReturn:
+    """Be this process: end it with the exit status of `main`, or of the SystemExit it raised. What is left in the buffers of stdout and stderr is written
+    first: where that fails, the status is that of an OutputError and one line says so, unless nobody reads the pipe or the run failed anyway.
+
+    The process ends without taking itself apart, which takes seconds for a large fleet. A signal that `main` does not take care of ends it at once.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: os._exit(BY_SIGNAL + number))
+    occupy_closed_descriptors()
+    try:
+        status = main()
+    except SystemExit as end:  # argparse, after --help and --version
+        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError) as error:
+            _silence(stream)
+            if not isinstance(error, BrokenPipeError) and status == 0:
+                complain(f"{program}: error: {stream.name.strip('<>')}: cannot write: {getattr(error, 'strerror', None) or error}")
+                status = OutputError.status
+    os._exit(status)
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is still in the stream's buffer go nowhere: the interpreter would try again at its end, and complain."""
+    try:
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)
+        stream.flush()
+    except (OSError, ValueError):
+        pass
