@@ -185,7 +185,7 @@ EFFECTS = (
         ("--keep-alive",), lambda config, options: config.engine == "queue" and not config.service_load_s,
         "has no effect: the queue engine loads nothing without --service-load", refuse=False,
     ),
-    Effect(("--engine-profile", "--loader"), lambda config, options: config.engine == "queue", "has no effect: the queue engine has its own times", refuse=False),
+    Effect(("--engine-profile", "--loader"), lambda config, options: config.engine == "queue", "has no effect on the times of the queue engine", refuse=False),
     Effect(
         ("--hardware",), lambda config, options: config.engine == "queue" and not sum(parse_mix(config.hardware).values()),
         "has no effect on what the queue engine serves", refuse=False,
