@@ -27,7 +27,7 @@ from sllm.workload import Request
 ROOT = Path(__file__).resolve().parent.parent
 PROBE = "probe-"  # how the ids of probes begin
 START_S = 90.0  # within this a worker has loaded the models it begins with
-LOADS_S = 7200.0  # within this it has loaded all that it was ever asked for
+LOADS_S = 600.0  # so long probes wait for loads that nobody needs any more; a fleet that still loads then is not asked
 STRAGGLERS_S = 10.0  # no datagram is under way for longer
 T = TypeVar("T")
 R = TypeVar("R")
@@ -93,20 +93,21 @@ class Simulation(VirtualRun):
         if self._probes:
             self.world.network.set_link(Link(Latency("constant", 0.001)))  # the last thing that was wrong
             self.world.run(self.world.now + STRAGGLERS_S)
-            self._let_loads_end()
+            loading = self._is_loading_on()
             self.unhealed = self._find_unhealed()
-            if self._alive and not self.unhealed:
+            if self._alive and not loading and not self.unhealed:
                 self._probe()
                 super()._come_to_rest()
 
-    def _let_loads_end(self) -> None:
-        """Loads that were asked for are made, one after the other, even for requests that have been given up meanwhile."""
+    def _is_loading_on(self) -> bool:
+        """Let loads end: they are made one after the other, even for requests that have been given up meanwhile. Whether some have not."""
         fleet, last_s = self.system.coordinators[-1].fleet, self.world.now + LOADS_S
         while self.world.now < last_s:
             rows = [fleet.rows[name] for name in self.system.workers if name in fleet.rows]
             if not any(row.state == READY and row.report.loading for row in rows):
-                return
+                return False
             self.world.run(self.world.now + (self.config.report_interval_s or 1.0))
+        return True
 
     @property
     def _alive(self) -> int:
