@@ -70,7 +70,7 @@ def draw_scenario(seed: int, *, small: bool = False) -> Scenario:
         link["corrupt"] = rng.uniform(0.0, 0.05)
     wire = rng.random() < 0.2 and not small
     limits_part = rng.choice((0.05, 0.2, 1.0)) if config.model_catalog else 0.0
-    strangers_per_s = rng.choice((5.0, 30.0)) if rng.random() < 0.15 else 0.0
+    strangers_per_s = rng.uniform(1.0, 30.0) if rng.random() < 0.2 else 0.0
     return Scenario(config, link, Schedule(tuple(faults), f"seed {seed}"), wire, limits_part, strangers_per_s)
 
 

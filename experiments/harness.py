@@ -21,11 +21,14 @@ from sllm.report.json import to_json
 from sllm.results import WALL_CLOCK_KEYS, ReportFigures
 from sllm.sim.faults import Schedule
 from sllm.sim.inject import Injector
+from sllm.sim.network import Latency, Link
 from sllm.workload import Request
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBE = "probe-"  # how the ids of probes begin
 START_S = 90.0  # within this a worker has loaded the models it begins with
+LOADS_S = 600.0  # so long probes wait for loads that nobody needs any more; a fleet that still loads then is not asked
+STRAGGLERS_S = 10.0  # no datagram is under way for longer
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -73,11 +76,12 @@ class Simulation(VirtualRun):
     def _inject(self) -> float:
         injector = Injector(self.world, self.schedule)
         injector.install()
-        if self._strangers_per_s:
-            until = self.began_s + self.config.duration_s
-            self._strangers = Strangers(self.system, per_s=self._strangers_per_s, until=until, now=self.world.now)
-            self.world.add(self._strangers, ADDRESS)
-        return injector.end_s
+        if not self._strangers_per_s:
+            return injector.end_s
+        until = self.world.now + self.config.duration_s
+        self._strangers = Strangers(self.system, per_s=self._strangers_per_s, until=until, now=self.world.now)
+        self.world.add(self._strangers, ADDRESS)
+        return max(injector.end_s, until)
 
     def report_figures(self) -> ReportFigures:
         """What strangers reported counts as sent."""
@@ -87,10 +91,23 @@ class Simulation(VirtualRun):
     def _come_to_rest(self) -> None:
         super()._come_to_rest()
         if self._probes:
+            self.world.network.set_link(Link(Latency("constant", 0.001)))  # the last thing that was wrong
+            self.world.run(self.world.now + STRAGGLERS_S)
+            loading = self._is_loading_on()
             self.unhealed = self._find_unhealed()
-            if self._alive and not self.unhealed:
+            if self._alive and not loading and not self.unhealed:
                 self._probe()
                 super()._come_to_rest()
+
+    def _is_loading_on(self) -> bool:
+        """Let loads end: they are made one after the other, even for requests that have been given up meanwhile. Whether some have not."""
+        fleet, last_s = self.system.coordinators[-1].fleet, self.world.now + LOADS_S
+        while self.world.now < last_s:
+            rows = [fleet.rows[name] for name in self.system.workers if name in fleet.rows]
+            if not any(row.state == READY and row.report.loading for row in rows):
+                return False
+            self.world.run(self.world.now + (self.config.report_interval_s or 1.0))
+        return True
 
     @property
     def _alive(self) -> int:

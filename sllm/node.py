@@ -94,6 +94,13 @@ class Node:
         self._guard: defaultdict[type, Recent[str, list[Any]]] = defaultdict(Recent)
         """For each message type and sender: [life, the number after the highest, bitmap of those missing below the highest, when it was heard last]."""
 
+    def set_wall_clock(self, wall_offset_s: float, now: float) -> None:
+        """The wall clock was set. If it was so far ahead at our start that peers would refuse our life as one of the future, now that they hear us, our life
+        begins anew: none of them has heard of it."""
+        self.wall_offset_s = wall_offset_s
+        if self.incarnation > (max(now, now + wall_offset_s) + FRESH_WITHIN_S) * 1e9:
+            self.incarnation = max(0, round((now + wall_offset_s) * 1e9))
+
     # --- in -------------------------------------------------------------------------------------------------------------------------
 
     def receive_datagram(self, data: bytes | memoryview, addr: Address, now: float) -> None:

@@ -22,6 +22,7 @@ from sllm.sim.checkers import REGISTRY, Checkers, InvariantViolation
 from sllm.sim.checks_world import BoundedMemory
 from sllm.sim.faults import load_schedule
 from sllm.sim.network import RANDOM, Copy, Network
+from sllm.workload import Request
 from worker import Worker
 
 SEEDS = range(1, 51)
@@ -350,6 +351,18 @@ def test_live_checkers_need_no_world() -> None:
     checkers.inspect()
     checkers.finish(at_rest=True)
     assert checkers.at_rest
+
+
+def test_a_run_is_not_at_rest_while_what_was_given_up_runs_on_to_the_end_of_its_round() -> None:
+    """The client gives a request up in the middle of a prompt that takes the worker many report intervals."""
+    fleet = Fleet(1, workers=1, duration_s=0.0, hardware="a5000-24g", report_interval_s=0.3, request_timeout_s=4.0)
+    world, host = fleet.world, fleet.world.hosts["client"]
+    world.run(2.0)
+    fleet.client.submit(Request(0.0, "long", "qwen2.5-7b", 100_000, 1), world.now)
+    world.touch(host)
+    checkers = fleet.checkers
+    assert checkers is not None
+    assert checkers.settle(60.0, 1.5) > 10.0
 
 
 def test_an_unknown_checker_is_an_error() -> None:

@@ -153,3 +153,16 @@ def test_an_envelope_is_judged_like_the_same_bytes(arrivals: list[tuple[object, 
             twin.rejected[reason] += 1
         assert node.rejected == twin.rejected
         assert {kind: (table.new, table.old) for kind, table in node._guard.items()} == {kind: (table.new, table.old) for kind, table in twin._guard.items()}
+
+
+def test_a_life_that_began_while_the_clock_was_ahead_begins_anew_when_it_is_set_right() -> None:
+    """Peers would refuse it as one of the future. A life that they may have heard of stays as it is."""
+    for ahead_s, again in ((3600.0, True), (20.0, False)):
+        ear = Ear()
+        sender = Node("x", round((10.0 + ahead_s) * 1e9), wall_offset_s=ahead_s)
+        sender.send(FirstToken("r", 0.0), ("ear", 1), 12.0)
+        sender.set_wall_clock(0.0, 15.0)
+        sender.send(FirstToken("r", 0.0), ("ear", 1), 16.0)
+        for sent, _ in sender.outbox:
+            ear.receive(sent, ("x", 1), 16.0)
+        assert [e[1] == round((10.0 + ahead_s) * 1e9) for e in ear.heard] == ([False] if again else [True, True])

@@ -265,7 +265,7 @@ class Service:
     def _tick(self) -> None:
         part = self.part
         assert part is not None
-        part.node.wall_offset_s = self.clock.wall_offset_s  # the wall clock may have been set
+        part.node.set_wall_clock(self.clock.wall_offset_s, self.clock.now)  # it may have been set
         part.tick()
         logs.flush()
         self._refusals.forget(self.clock.now)

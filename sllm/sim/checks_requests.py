@@ -107,6 +107,7 @@ class WorkOnce(Checker):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.open: dict[Node, set[str]] = {}
+        self._emptying: set[Node] = set()  # workers that gave a request up: it runs on to the end of its round
 
     def handlers(self) -> dict[type, Observer]:
         return {
@@ -137,9 +138,11 @@ class WorkOnce(Checker):
             self.fail(f"{event.worker_id} cancelled request {event.request_id}, which it does not have")
         else:
             taken.remove(event.request_id)
+            self._emptying.add(node)
 
     def _on_drained(self, node: Node, event: Any) -> None:
         self.open.pop(node, None)
+        self._emptying.discard(node)
 
     def on_life(self, what: str, host: Host) -> None:
         if what == "crash" and host.node is not None:
@@ -152,7 +155,18 @@ class WorkOnce(Checker):
 
     @property
     def at_rest(self) -> bool:
-        return not self._left()
+        return not self._left() and not self._is_emptying()
+
+    def _is_emptying(self) -> bool:
+        """What was given up still runs somewhere."""
+        for host in self.context.world.hosts.values() if self.context.world and self._emptying else ():
+            node: Any = host.node
+            if node in self._emptying and not host.frozen:
+                now = host.node_time(self.context.now())
+                if node.engine.next_at <= now or node.engine.snapshot(now).running:
+                    return True
+        self._emptying.clear()
+        return False
 
     @property
     def finished(self) -> int:

@@ -22,11 +22,10 @@ KNOWN_PART = 0.6  # of the fields of which something known may be said
 
 
 class Babbler:
-    """Draws messages of these kinds. `known` lists, by the name of a field, values that mean something: models, workers, requests that there are."""
+    """Draws messages. `known` lists, by the name of a field, values that mean something: models, workers, requests that there are."""
 
-    def __init__(self, rng: Random, known: Mapping[str, Sequence[Any]] | None = None, kinds: Sequence[type] = MESSAGES) -> None:
+    def __init__(self, rng: Random, known: Mapping[str, Sequence[Any]] | None = None) -> None:
         self.rng = rng
-        self.kinds = kinds
         self.known = dict(known or {})
         models = self.known.get("model", ())
         for name in ("gpu_models", "busy_models", "host_models", "disk_models"):
@@ -34,7 +33,7 @@ class Babbler:
 
     def message(self, kind: type | None = None) -> Message:
         """One message; of this kind, if one is named."""
-        kind = kind or self.rng.choice(self.kinds)
+        kind = kind or self.rng.choice(MESSAGES)
         message: Message = kind(**{name: self._field(kind, name) for name in SCHEMAS[kind]})
         return fitted(message) if isinstance(message, LoadReport) else message
 

@@ -478,7 +478,7 @@ class World:
         """Set the host's wall clock wrong by `by_s` more, in this life and the next ones. Its monotonic clock is not moved."""
         host.wall_jump_s += by_s
         if host.node is not None:
-            host.node.wall_offset_s += by_s
+            host.node.set_wall_clock(host.node.wall_offset_s + by_s, host.node_time(self.now))
 
     def set_clock_rate(self, host: Host, rate: float, *, wall_steady: bool = False) -> None:
         """From now on the host's monotonic clock runs `rate` seconds in a second of the world, and its wall clock with it unless it is steady."""
