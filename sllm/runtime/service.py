@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -34,6 +35,8 @@ from sllm.wire import PickleCodec
 
 TICK_S = 1.0  # history and held-back log lines are brought up to date this often
 KEYS_S = 10.0  # the key file is looked at this often: keys rotate without a restart
+KEY_WAIT_S = 100.0  # a kubelet brings a Secret that has just been made into a pod within a minute and a half, most often at once
+KEY_LOOK_S = 0.1
 STALLED_S = 10.0  # a loop that has not turned for so long is not alive
 SWITCH_INTERVAL_S = 0.0005  # an HTTP thread hands the interpreter back to the loop after so long
 
@@ -78,6 +81,21 @@ class Part(Protocol):
         ...
 
 
+def await_key_file(config: Config, wait_s: float = KEY_WAIT_S, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Where a key's Secret is mounted before it is made, the folder is there and empty: wait for the file. Reading the keys says what is still missing
+    then. Nothing else handles signals yet, and the first process of a container ignores what it does not handle: SIGTERM ends the wait and the process."""
+    folder = Path(config.cluster_key_file)
+    if not (config.cluster_key_file and config.in_container and folder.is_dir()):
+        return
+    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        deadline = time.monotonic() + wait_s
+        while not key_path(config).exists() and time.monotonic() < deadline:
+            sleep(KEY_LOOK_S)
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
 class Service:
     """Make it first thing in the process: from then on signals are taken care of. Then `start`, `run`, and always `close`."""
 
@@ -85,6 +103,7 @@ class Service:
         self.role = role
         self.config = config
         self.environ = environ
+        await_key_file(config)
         stamp = self._keys_stamp()  # before they are read: a file that changes in between is read again
         self.codec = PickleCodec(load_keyring(config))
         self._keys_as_of = stamp or self._keys_stamp()  # 0: it has just been made, by reading
