@@ -19,6 +19,7 @@ from sllm.dispatch import Receipts
 from sllm.engine import Engine, EngineSnapshot, Evicted, Finished, FirstTokenOut, Loaded, ModelTooLarge, RequestTooLarge, Started
 from sllm.events import (
     CoordinatorChanged,
+    CoordinatorOverdue,
     CoordinatorSilent,
     ModelEvicted,
     ModelLoaded,
@@ -76,8 +77,9 @@ class Worker(Node):
 
     __slots__ = (
         "_accept_after_s", "_accept_at", "_changed", "_done", "_drain_until", "_heard_at", "_heard_epoch", "_initiators", "_interval_s", "_jobs", "_jobs_max",
-        "_last_report", "_next_drop", "_next_report", "_present", "_receipts", "_report_always", "_rng", "_silent_s", "_snapshot", "_starting",
-        "_state_changed", "_unanswered", "advertise", "catalog", "config", "coordinator", "drained", "engine", "refused", "reports_sent", "served", "state",
+        "_last_report", "_next_drop", "_next_report", "_overdue_at", "_owed", "_patience_min_s", "_patience_s", "_present", "_receipts", "_report_always",
+        "_rng", "_silent_s", "_snapshot", "_starting", "_state_changed", "_unanswered", "advertise", "catalog", "config", "coordinator", "drained", "engine",
+        "refused", "reports_sent", "served", "state",
     )  # fmt: skip
 
     def __init__(
@@ -124,6 +126,9 @@ class Worker(Node):
         self._heard_at = now  # when the coordinator was last heard, or last complained about
         self._silent_s = max(config.coordinator_silent_s, 3.0 * self._interval_s)
         self._heard_epoch = 0
+        self._owed = config.reports_per_ack  # the number of the report by which the next acknowledgement is owed,
+        self._overdue_at = inf  # and when that has been waited for long enough; inf: it is not owed yet
+        self._patience_s = self._patience_min_s = max(self._interval_s, config.retry_initial_s)
         self._initiators: dict[str, Job] = {}  # the request for whose sake a model is being loaded
         first = engine.snapshot(now)
         self._jobs_max = config.queue_max + first.slots
@@ -277,6 +282,8 @@ class Worker(Node):
         _, _, _, _, ack = envelope
         epoch = ack.epoch
         self._heard_at = now
+        self._owed = max(self._owed, ack.sequence + self.config.reports_per_ack)
+        self._overdue_at, self._patience_s = inf, self._patience_min_s
         if epoch > self._heard_epoch:
             if self._heard_epoch:
                 self.events.append(CoordinatorChanged(now, self.node_id, epoch))
@@ -293,6 +300,8 @@ class Worker(Node):
             report = self._last_report = new_tuple(LoadReport, before + snapshot + after)  # the engine's fields are in the report's order
         self.send(report, self.coordinator, now)
         self.reports_sent += 1
+        if self.reports_sent >= self._owed and self._overdue_at == inf:
+            self._overdue_at = now + self._patience_s
         self._changed = self._state_changed = False
 
     def _update_state(self) -> None:
@@ -326,6 +335,8 @@ class Worker(Node):
                 self._drop_old_responses(now)
         elif self._state_changed or (self._report_always and self._changed):
             self._report(now)
+        if now >= self._overdue_at:
+            self._report_anew(now)
         if self._drain_until < inf and (not self._jobs or now >= self._drain_until):
             self._stop(now)
         self._plan()
@@ -337,6 +348,8 @@ class Worker(Node):
             at = engine_at
         if self._accept_at < at:
             at = self._accept_at
+        if self._overdue_at < at:
+            at = self._overdue_at
         if self._drain_until < at:
             at = self._drain_until
         self.wake_at = inf if self.drained else at
@@ -354,6 +367,14 @@ class Worker(Node):
         """The coordinator has been silent for too long."""
         self.events.append(CoordinatorSilent(now, self.node_id, now - self._heard_at))
         self._heard_at = now
+
+    def _report_anew(self, now: float) -> None:
+        """An acknowledgement is owed and has not come. The coordinator may have moved, and what keeps track of our socket's datagrams on the way may still
+        send them to where it was: a report over a new socket finds it at once."""
+        self.events.append(CoordinatorOverdue(now, self.node_id, now - self._heard_at))
+        self._patience_s = min(2.0 * self._patience_s, self._silent_s)
+        self._overdue_at = now + self._patience_s
+        self._report(now)
 
     def _drop_old_responses(self, now: float) -> None:
         self._next_drop = now + self.config.response_keep_s

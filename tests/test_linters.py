@@ -153,7 +153,8 @@ def test_make_help_lists_every_target() -> None:
 @pytest.mark.parametrize(
     ("target", "missing"),
     [("build-docker", "docker"), ("run-docker", "docker"), ("logs", "docker"), ("test-docker", "docker"),
-     ("scale-docker", "docker"), ("load-docker", "docker"), ("load-k8s", "kubectl"), ("deploy-k8s", "kubectl"), ("undeploy-k8s", "kubectl"), ("scale-workers", "kubectl"), ("status-k8s", "kubectl")],
+     ("scale-docker", "docker"), ("load-docker", "docker"), ("load-k8s", "kubectl"),
+     ("deploy-k8s", "kubectl"), ("undeploy-k8s", "kubectl"), ("scale-workers", "kubectl"), ("status-k8s", "kubectl")],
 )  # fmt: skip
 def test_make_says_what_is_missing(target: str, missing: str, tmp_path: Path) -> None:
     for name in ("bash", "sed", "git", "awk", "env"):
@@ -164,7 +165,8 @@ def test_make_says_what_is_missing(target: str, missing: str, tmp_path: Path) ->
     make = shutil.which("make")
     assert make is not None
     done = subprocess.run(
-        [make, target, f"READY={tmp_path / '.ready'}", "REPLICAS=3"], cwd=ROOT, env={"PATH": str(tmp_path), "SHELL": "/bin/sh"}, text=True, capture_output=True, check=False
+        [make, target, f"READY={tmp_path / '.ready'}", "REPLICAS=3"], cwd=ROOT, env={"PATH": str(tmp_path), "SHELL": "/bin/sh"},
+        text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode != 0
     assert f"make {target}: {missing} is missing" in done.stderr

@@ -56,6 +56,7 @@ LINES: dict[type, Line] = {
     events.ModelEvicted: Line(logging.INFO, "{model} evicted"),
     events.WorkerDrained: Line(logging.INFO, "{worker_id} drained: nothing is running any more"),
     events.CoordinatorSilent: Line(logging.WARNING, "coordinator silent for {silent_s:.1f} s: looking it up again, over a new socket"),
+    events.CoordinatorOverdue: Line(logging.DEBUG, "coordinator owes an answer, {silent_s:.1f} s after its last: over a new socket"),
     events.CoordinatorChanged: Line(logging.INFO, "another life of the coordinator answers"),
 }
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from config import Config
 from sllm import __version__
 from sllm.errors import UsageError
-from sllm.events import CoordinatorSilent, Event
+from sllm.events import CoordinatorOverdue, CoordinatorSilent, Event
 from sllm.messages import Address
 from sllm.node import Node
 from sllm.runtime import logs
@@ -247,7 +247,7 @@ class Service:
             part.metrics.observe(event)
             part.observe(event)
         self.events(node, event)
-        if type(event) is CoordinatorSilent and self._ask_again is not None and self.host is not None:
+        if type(event) in (CoordinatorOverdue, CoordinatorSilent) and self._ask_again is not None and self.host is not None:
             self._ask_again()
             self.host.renew_uplink()
 

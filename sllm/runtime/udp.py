@@ -23,6 +23,7 @@ from math import inf
 from types import TracebackType
 from typing import Protocol
 
+from sllm.errors import UsageError
 from sllm.events import Event
 from sllm.messages import Address
 from sllm.node import Node
@@ -65,7 +66,7 @@ class UdpHost:
 
     __slots__ = (
         "address", "backlog", "batch", "count_drops", "driver", "due_at", "entry_at", "full_since_s", "index", "kernel_drops", "node",
-        "receive_buffer_bytes", "routes", "socket", "uplink",
+        "old_uplink", "receive_buffer_bytes", "routes", "socket", "uplink",
     )  # fmt: skip
 
     def __init__(self, driver: UdpDriver, node: Node, index: int, sock: socket.socket, *, count_drops: bool) -> None:
@@ -74,6 +75,7 @@ class UdpHost:
         self.index = index
         self.socket = sock
         self.uplink: socket.socket | None = None
+        self.old_uplink: socket.socket | None = None  # the one before: nothing leaves through it, but answers may still come
         self.address: Address = sock.getsockname()[:2]
         self.receive_buffer_bytes: int = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)  # effective; the kernel's overhead included
         self.count_drops = count_drops
@@ -89,9 +91,11 @@ class UdpHost:
         self.driver._settle(self)
 
     def renew_uplink(self) -> None:
-        """Close the uplink and open another: a new source port gets past stale NAT entries. Answers still on their way to the old one are
-        lost."""
-        self.driver._open_uplink(self)
+        """Open another uplink: a new source port gets past stale NAT entries. The one before is heard until the next renewal."""
+        try:
+            self.driver._open_uplink(self)
+        except UsageError:  # no file descriptor is left: the one we have must do
+            self.driver.send_errors["uplink_not_renewed"] += 1
 
 
 class UdpDriver:
@@ -154,15 +158,16 @@ class UdpDriver:
         if self.hosts.pop(host.index, None) is None:
             return
         self._timers.cancel(host)
-        for sock in (host.socket, host.uplink):
+        for sock in (host.socket, host.uplink, host.old_uplink):
             if sock is not None:
                 self._unwatch(sock)
 
     def _open_uplink(self, host: UdpHost) -> None:
-        if host.uplink is not None:
-            self._unwatch(host.uplink)
-        host.uplink = bound_socket((host.address[0], 0))
-        self._watch(host, host.uplink)
+        fresh = bound_socket((host.address[0], 0))
+        if host.old_uplink is not None:
+            self._unwatch(host.old_uplink)
+        host.old_uplink, host.uplink = host.uplink, fresh
+        self._watch(host, fresh)
 
     def _watch(self, host: UdpHost, sock: socket.socket) -> None:
         self._sockets[sock.fileno()] = (host, sock)
@@ -327,23 +332,30 @@ class UdpDriver:
                 host.full_since_s = self.heartbeat
 
     def _settle(self, host: UdpHost) -> None:
-        """Send what the node has to say, tell what happened, note when it wants to be called."""
+        """Send what the node has to say, tell what happened, note when it wants to be called. A node with an uplink may tell of what renews it, and what it
+        says then must leave through the new one."""
         node = host.node
         while node.outbox or node.events:
+            if node.events and host.uplink is not None:
+                self._tell(host)
             if node.outbox:
                 self._send(host)
             if node.events:
-                events = node.events[:]
-                node.events.clear()
-                if self.observer is not None:
-                    for event in events:
-                        self.observer(node, event)
+                self._tell(host)
         at = node.wake_at
         if at != host.due_at and host.index in self.hosts:
             if at < inf:
                 self._timers.set(host, at)
             else:
                 self._timers.cancel(host)
+
+    def _tell(self, host: UdpHost) -> None:
+        node = host.node
+        events = node.events[:]
+        node.events.clear()
+        if self.observer is not None:
+            for event in events:
+                self.observer(node, event)
 
     def _run_timers(self, began: float, now: float) -> None:
         """Everything that was due when the round began."""
@@ -421,7 +433,7 @@ class UdpDriver:
                 except OSError as error:
                     self.send_errors[_reason(error)] += 1
             backlog.popleft()
-        for sock_ in (host.socket, host.uplink):
+        for sock_ in (host.socket, host.uplink, host.old_uplink):
             if sock_ is not None:
                 self._poller.modify(sock_.fileno(), READ)
 
