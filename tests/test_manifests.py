@@ -311,6 +311,8 @@ def test_compose_services_are_confined_and_wait_for_health() -> None:
             assert service["restart"] == "unless-stopped", name
     assert not {"hostname", "container_name", "ports"} & set(services["worker"]), "each of its containers has a name of its own, and no port of this machine"
     assert services["load-generator"]["profiles"] == ["load"]
+    checks = {name: services[name]["healthcheck"]["test"][-1] for name in ("central-coordinator", "worker")}
+    assert checks == {"central-coordinator": "--healthcheck=livez", "worker": "--healthcheck=readyz"}, "workers wait for a coordinator, which waits for them"
     assert "172.28.0.0/16" in compose()["networks"]["fleet"]["ipam"]["config"][0]["subnet"]
 
 
