@@ -286,6 +286,8 @@ def test_images_run_as_nobody_in_particular_with_an_exec_form_entry_point(name: 
     text = (ROOT / name).read_text(encoding="utf-8")
     assert [line for line in text.splitlines() if line.startswith("FROM")] == ["FROM $BASE_IMAGE AS build", "FROM $BASE_IMAGE"]
     assert "ARG BASE_IMAGE=python:3.11-slim" in text.splitlines()
+    service = {"Dockerfile.coordinator": "central-coordinator", "Dockerfile.worker": "worker"}[name]
+    assert compose()["services"][service]["build"]["args"] == {"BASE_IMAGE": "${BASE_IMAGE:-python:3.11-slim}"}
     assert re.search(r"^USER 1000:1000$", text, re.M)
     assert re.search(r'^ENTRYPOINT \["python3", "-u", "/app/entrypoint_\w+\.py"\]$', text, re.M)
     assert re.search(r"^HEALTHCHECK ", text, re.M)
