@@ -15,14 +15,15 @@ TAG ?= latest
 REGISTRY ?=
 IMAGE_PREFIX := $(if $(REGISTRY),$(REGISTRY)/,)
 ROLES := coordinator worker
-BUILD_ARGS := --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
+BASE_IMAGE ?= python:3.11-slim
+BUILD_ARGS := --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
 PLATFORMS ?= linux/amd64,linux/arm64
 
 COMPOSE ?= $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose)
 KIND_CLUSTER ?= kind
-NAMESPACE := sllm-system
+NAMESPACE ?= sllm-system
 OVERLAY ?=
-REPLICAS ?= 3
+REPLICAS ?=
 
 WORKERS ?= 5
 DURATION ?= 30
@@ -36,11 +37,17 @@ need_docker = $(call need,docker,install a Docker engine with Compose v2); docke
 need_compose = $(need_docker); $(COMPOSE) version >/dev/null 2>&1 || { echo "make $@: Compose is missing: install Docker's plugin compose, or docker-compose" >&2; exit 1; }
 need_kubectl = $(call need,kubectl,install it and choose a cluster: kubectl config use-context)
 need_cluster = $(need_kubectl); kubectl get --raw /readyz >/dev/null 2>&1 || { echo "make $@: no cluster answers kubectl: choose one with KUBECONFIG or kubectl config use-context" >&2; exit 1; }
+need_replicas = [[ "$(REPLICAS)" =~ ^[0-9]+$$ ]] || { echo "make $@: say how many workers: make $@ REPLICAS=10" >&2; exit 2; }
 need_file = [ -e $(1) ] || { echo "make $@: $(1) is missing from this checkout" >&2; exit 1; }
 
 # Why pods have no node yet; nothing when all have one. A cluster that makes nodes on demand needs minutes for it, so this is no failure yet.
 PENDING := {range .items[*]}{.metadata.name}: {.status.conditions[?(@.type=="PodScheduled")].message}{"\n"}{end}
 say_pending = kubectl -n $(NAMESPACE) get pods --field-selector=status.phase=Pending -o 'jsonpath=$(PENDING)' | sed -n 's/\(.*\): \(.*nodes.*\)/make $@: \1 waits for a node: \2/p' >&2
+
+# The last word of each container of the Compose fleet that should be running and is not, or is and is not healthy.
+say_unhealthy = for id in $$($(COMPOSE) ps --all --quiet); do \
+	  docker inspect --format '{{slice .Name 1}}: {{.State.Status}} {{with .State.Health}}{{.Status}}{{else}}{{$$.State.ExitCode}}{{end}}' $$id \
+	  | grep -v -e ': running healthy$$' -e ': exited 0$$' | sed "s/^/make $@: /; s/$$/; it said last: $$(docker logs --tail 1 $$id 2>&1 | sed 's/[\\&/]/\\&/g')/" >&2 || true; done
 
 ##@ Run
 .PHONY: run
@@ -79,7 +86,7 @@ $(READY): requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11; try make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments: install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
 	@touch $@
 
 .PHONY: venv
@@ -114,10 +121,16 @@ build-multiarch: ## both images for amd64 and arm64, pushed: make build-multiarc
 .PHONY: run-docker
 run-docker: ## coordinator and three workers with Compose; the live page is at http://127.0.0.1:8080/
 	@$(need_compose)
-	$(COMPOSE) up --build --detach --wait --wait-timeout 120 central-coordinator worker-1 worker-2 worker-3
+	@$(COMPOSE) up --build --detach --wait --wait-timeout 120 central-coordinator worker || { $(say_unhealthy); exit 1; }
+
+.PHONY: scale-docker
+scale-docker: ## change the number of workers: make scale-docker REPLICAS=10
+	@$(need_replicas)
+	@$(need_compose)
+	@$(COMPOSE) up --detach --no-recreate --no-deps --wait --wait-timeout 120 --scale worker=$(REPLICAS) worker || { $(say_unhealthy); exit 1; }
 
 .PHONY: load-docker
-load-docker: ## load for the Compose fleet: make load-docker DURATION=30
+load-docker: ## load for the Compose fleet: make load-docker RATE=5 DURATION=30, and any other variable of a client
 	@$(need_compose)
 	DURATION=$(DURATION) $(COMPOSE) run --rm --no-deps -T load-generator
 
@@ -149,20 +162,19 @@ load-kind: ## build the images and bring them into kind: make load-kind KIND_CLU
 
 .PHONY: k8s-base
 k8s-base: ## write k8s/base/all.yaml, which the overlays stand on, from the manifests of k8s/
-	@{ echo "# Written by make k8s-base from the files of k8s/: change those."; for file in k8s/*.yaml; do [ $$file = k8s/00-namespace.yaml ] || cat $$file; done; } > k8s/base/all.yaml
+	@{ echo "# Written by make k8s-base from the files of k8s/: change those."; cat k8s/*.yaml; } > k8s/base/all.yaml
 
-# The finished key Job is deleted first: its template cannot be changed, and a new image would.
+# The manifests name one namespace, and name it nowhere else than where it is meant: another one is put in its place on the way.
+in_namespace = sed 's/sllm-system/$(NAMESPACE)/g' | kubectl apply -f -
 .PHONY: deploy-k8s
-deploy-k8s: ## apply the manifests: make deploy-k8s [OVERLAY=dev|production]
+deploy-k8s: ## apply the manifests: make deploy-k8s [OVERLAY=dev|production] [NAMESPACE=sllm-system]
 	@$(need_cluster)
 ifeq ($(OVERLAY),)
-	@if ! kubectl diff -f k8s/cluster-key.yaml >/dev/null 2>&1; then kubectl -n $(NAMESPACE) delete job cluster-key --ignore-not-found; fi
-	kubectl apply -f k8s/
-	@if kubectl api-versions | grep -qx policy/v1; then kubectl apply -f k8s/disruption-budgets/; else echo "this cluster is older than 1.21: no disruption budgets"; fi
+	@cat k8s/*.yaml | $(in_namespace)
+	@if kubectl api-versions | grep -qx policy/v1; then cat k8s/disruption-budgets/*.yaml | $(in_namespace); else echo "this cluster is older than 1.21: no disruption budgets"; fi
 else
 	@$(call need_file,k8s/overlays/$(OVERLAY))
-	@if ! kubectl diff -k k8s/overlays/$(OVERLAY) >/dev/null 2>&1; then kubectl -n $(NAMESPACE) delete job cluster-key --ignore-not-found; fi
-	kubectl apply -k k8s/overlays/$(OVERLAY)
+	@kubectl kustomize k8s/overlays/$(OVERLAY) | $(in_namespace)
 endif
 	kubectl -n $(NAMESPACE) rollout status deployment/central-coordinator --timeout=180s
 	kubectl -n $(NAMESPACE) rollout status statefulset/worker --timeout=300s
@@ -174,6 +186,7 @@ undeploy-k8s: ## remove everything, the namespace and its key too
 
 .PHONY: scale-workers
 scale-workers: ## change the number of workers: make scale-workers REPLICAS=10
+	@$(need_replicas)
 	@$(need_cluster)
 	kubectl -n $(NAMESPACE) scale statefulset/worker --replicas=$(REPLICAS)
 	@kubectl -n $(NAMESPACE) rollout status statefulset/worker --timeout=60s || { $(say_pending); kubectl -n $(NAMESPACE) rollout status statefulset/worker --timeout=540s; }
@@ -183,15 +196,19 @@ ASK_STATE := import json, urllib.request as r; s = json.load(r.urlopen("http://1
 .PHONY: status-k8s
 status-k8s: ## what runs, and what the coordinator says of the fleet
 	@$(need_cluster)
-	@kubectl -n $(NAMESPACE) get deployment,statefulset,job,pod -o wide
+	@kubectl -n $(NAMESPACE) get deployment,statefulset,pod -o wide
 	@kubectl -n $(NAMESPACE) exec deployment/central-coordinator -- python3 -c '$(ASK_STATE)'
 
+# What a load generator goes by, where it is given on make's command line or in the environment; the rest says the ConfigMap.
+LOAD_VARIABLES := ARRIVALS COORDINATOR_SILENT CV DEMO_MODELS DRAIN_TIMEOUT DURATION ENGINE ENGINE_PROFILE HARDWARE HTTP_HOSTS LOADER LOG_FORMAT LOG_LEVEL \
+  MODELS MODEL_CATALOG MODEL_MAP PLACEMENTS_MAX POLL_INTERVAL RATE REQUESTS_CSV REQUEST_TIMEOUT RETRY_INITIAL RETRY_MAX SEED SERVICE_MEAN SLOTS TRACE WORKERS WORKER_TRIES ZIPF
+load_settings = DURATION=$(DURATION) $(foreach name,$(LOAD_VARIABLES),$(if $(filter command environment,$(firstword $(origin $(name)))),'$(name)=$($(name))'))
 .PHONY: load-k8s
-load-k8s: ## thirty seconds of load on the cluster, and what came of it
+load-k8s: ## load on the cluster, and what came of it: make load-k8s RATE=5 DURATION=30, and any other variable of a client
 	@$(need_cluster)
 	kubectl -n $(NAMESPACE) delete job load-generator --ignore-not-found
-	kubectl apply -f k8s/examples/load-generator.yaml
-	@kubectl -n $(NAMESPACE) wait --for=condition=complete --timeout=180s job/load-generator || bad=1; \
+	@kubectl set env --local -f k8s/examples/load-generator.yaml -o yaml $(load_settings) | $(in_namespace)
+	@seconds=$(DURATION); kubectl -n $(NAMESPACE) wait --for=condition=complete --timeout=$$(( $${seconds%.*} + 180 ))s job/load-generator || bad=1; \
 	kubectl -n $(NAMESPACE) logs job/load-generator --tail=1; exit $${bad:-0}
 
 .PHONY: quick-k8s

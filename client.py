@@ -20,6 +20,7 @@ from typing import Protocol
 from config import Config
 from sllm.contacts import STALL_S, Contact, Contacts
 from sllm.events import (
+    CoordinatorOverdue,
     CoordinatorSilent,
     DuplicateResponse,
     FirstTokenReceived,
@@ -53,6 +54,7 @@ from sllm.timers import Timers
 UNHEARD = ("silent", "lost")  # why a placement is given up although its worker refused nothing
 ASSUMED_INTERVAL_S = 1.0  # between the words of workers that report at every change
 ASKING, SENDING, SERVING, BACKING_OFF = "asking", "sending", "serving", "backing_off"
+OVERDUE_AFTER = 2.0  # first waits for an answer without a word from the coordinator, until its answer is overdue
 FINISHED_MAX = 100_000  # requests remembered after their end, to tell work done twice from a datagram sent twice
 
 
@@ -113,8 +115,8 @@ class Client(Node):
     """A client of the fleet; one can carry many requests at a time."""
 
     __slots__ = (
-        "_contacts", "_finished", "_heard_at", "_pending", "_poll_s", "_retry_initial_s", "_rng", "_timeout_s", "_timers", "acknowledged", "config",
-        "coordinator",
+        "_contacts", "_finished", "_heard_at", "_overdue_at", "_pending", "_poll_s", "_retry_initial_s", "_rng", "_timeout_s", "_timers", "acknowledged",
+        "config", "coordinator",
     )  # fmt: skip
 
     def __init__(
@@ -142,6 +144,7 @@ class Client(Node):
         self._finished: Recent[str, str] = Recent()  # request_id -> worker that completed it, "" if none did
         self._heard_at = now  # when the coordinator last answered, or was last complained about
         self.acknowledged = False  # it has answered at all
+        self._overdue_at = now  # when its answer was last said to be overdue
         self.handlers = {
             ScheduleResponse: self._on_schedule_response,
             ScheduleError: self._on_schedule_error,
@@ -391,6 +394,9 @@ class Client(Node):
         if silent_s >= self.config.coordinator_silent_s:
             self.events.append(CoordinatorSilent(now, self.node_id, silent_s))
             self._heard_at = now
+        elif silent_s >= max(OVERDUE_AFTER * self._retry_initial_s, 2.0 * (self._overdue_at - self._heard_at)):
+            self.events.append(CoordinatorOverdue(now, self.node_id, silent_s))
+            self._overdue_at = now
 
     def _go_elsewhere(self, pending: Pending, reason: str, now: float) -> None:
         """Exclude the worker and ask again, if there is a placement left to try."""

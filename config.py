@@ -133,6 +133,11 @@ class Config:
         return self.worker_id
 
     @property
+    def reports_per_ack(self) -> int:
+        """The coordinator acknowledges one report in so many. A worker must hear it at least twice in `coordinator_silent_s`."""
+        return max(1, min(self.ack_every, int(self.coordinator_silent_s / 2.0 / (self.report_interval_s or 1.0))))
+
+    @property
     def in_container(self) -> bool:
         return self.deployment_mode != "local"
 

@@ -126,8 +126,7 @@ class Coordinator(Node):
         self._sure_at = now + SURE_INTERVALS * self._tick_s  # by then every worker that lives has been heard
         self._turned_away = 0  # requests, in this tick: every worker's queue was full
         self._turned_away_before = 0  # in the last one
-        # A worker that hears nothing for `coordinator_silent_s` renews its socket: it must hear us at least twice in that time.
-        self._ack_every = max(1, min(config.ack_every, int(config.coordinator_silent_s / 2.0 / self._tick_s)))
+        self._ack_every = config.reports_per_ack
         self.handlers = {LoadReport: self._on_report, ScheduleRequest: self._on_schedule_request}
         self._plan()
 

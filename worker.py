@@ -21,6 +21,7 @@ from sllm.engine import Engine, EngineSnapshot, Evicted, Finished, FirstTokenOut
 from sllm.errors import UsageError
 from sllm.events import (
     CoordinatorChanged,
+    CoordinatorOverdue,
     CoordinatorSilent,
     DisplacedByNamesake,
     ModelEvicted,
@@ -91,9 +92,9 @@ class Worker(Node):
 
     __slots__ = (
         "_accept_after_s", "_accept_at", "_always_fits", "_changed", "_done", "_drain_until", "_heard_at", "_heard_epoch", "_initiators", "_interval_s",
-        "_jobs", "_jobs_max", "_last_report", "_next_drop", "_next_report", "_present", "_receipts", "_report_always", "_rivals", "_rng", "_silent_s",
-        "_snapshot", "_starting", "_state_changed", "_unanswered", "advertise", "catalog", "config", "coordinator", "displaced", "drained", "engine",
-        "refused", "reports_sent", "rival", "served", "state",
+        "_jobs", "_jobs_max", "_last_report", "_next_drop", "_next_report", "_overdue_at", "_owed", "_patience_min_s", "_patience_s", "_present", "_receipts",
+        "_report_always", "_rivals", "_rng", "_silent_s", "_snapshot", "_starting", "_state_changed", "_unanswered", "advertise", "catalog", "config",
+        "coordinator", "displaced", "drained", "engine", "refused", "reports_sent", "rival", "served", "state",
     )  # fmt: skip
 
     def __init__(
@@ -144,6 +145,9 @@ class Worker(Node):
         self.displaced = False  # a newer life has this worker's name
         self.rival = False  # two lives of the coordinator acknowledge reports by turns
         self._rivals = Rivals(RIVALS_KEPT_INTERVALS * self._interval_s)
+        self._owed = config.reports_per_ack  # the number of the report by which the next acknowledgement is owed,
+        self._overdue_at = inf  # and when that has been waited for long enough; inf: it is not owed yet
+        self._patience_s = self._patience_min_s = max(self._interval_s, config.retry_initial_s)
         self._initiators: dict[str, Job] = {}  # the request for whose sake a model is being loaded
         first = engine.snapshot(now)
         self._jobs_max = config.queue_max + first.slots
@@ -332,6 +336,8 @@ class Worker(Node):
         self._heard_at = now
         self._rivals.hear_newest(now)
         self._set_displaced(False, now)
+        self._owed = max(self._owed, min(ack.sequence, self.reports_sent) + self.config.reports_per_ack)
+        self._overdue_at, self._patience_s = inf, self._patience_min_s
         if epoch != self._heard_epoch:  # a lower one is heard only when the known life has been silent: its clock was set back
             if self._heard_epoch:
                 self.events.append(CoordinatorChanged(now, self.node_id, epoch))
@@ -390,6 +396,8 @@ class Worker(Node):
             self._last_report = report = report if self._always_fits else fitted(report)
         self.send(report, self.coordinator, now)
         self.reports_sent += 1
+        if self.reports_sent >= self._owed and self._overdue_at == inf:
+            self._overdue_at = now + self._patience_s
         self._changed = self._state_changed = False
 
     def _update_state(self) -> None:
@@ -426,6 +434,8 @@ class Worker(Node):
                 self._drop_old_responses(now)
         elif self._state_changed or (self._report_always and self._changed):
             self._report(now)
+        if now >= self._overdue_at:
+            self._report_anew(now)
         if self._drain_until < inf and (not self._jobs or now >= self._drain_until):
             self._stop(now)
         self._plan()
@@ -437,6 +447,8 @@ class Worker(Node):
             at = engine_at
         if self._accept_at < at:
             at = self._accept_at
+        if self._overdue_at < at:
+            at = self._overdue_at
         if self._drain_until < at:
             at = self._drain_until
         self.wake_at = inf if self.drained else at
@@ -454,6 +466,14 @@ class Worker(Node):
         """The coordinator has been silent for too long."""
         self.events.append(CoordinatorSilent(now, self.node_id, now - self._heard_at))
         self._heard_at = now
+
+    def _report_anew(self, now: float) -> None:
+        """An acknowledgement is owed and has not come. The coordinator may have moved, and what keeps track of our socket's datagrams on the way may still
+        send them to where it was: a report over a new socket finds it at once."""
+        self.events.append(CoordinatorOverdue(now, self.node_id, now - self._heard_at))
+        self._patience_s = min(2.0 * self._patience_s, self._silent_s)
+        self._overdue_at = now + self._patience_s
+        self._report(now)
 
     def _drop_old_responses(self, now: float) -> None:
         self._next_drop = now + self.config.response_keep_s

@@ -243,6 +243,14 @@ class CoordinatorSilent(NamedTuple):
     silent_s: float
 
 
+class CoordinatorOverdue(NamedTuple):
+    """An answer that the coordinator owes has not come: open a new socket towards it, and resolve its name again. Said ever more rarely."""
+
+    at: float
+    node_id: str
+    silent_s: float
+
+
 class CoordinatorChanged(NamedTuple):
     """Another life of the coordinator answered."""
 
@@ -292,6 +300,7 @@ Event = (
     | ModelEvicted
     | WorkerDrained
     | CoordinatorSilent
+    | CoordinatorOverdue
     | CoordinatorChanged
     | InternalErrorCaught
 )

@@ -9,7 +9,7 @@ import pytest
 from roles import MODEL, Talk, configuration
 
 from client import Client
-from sllm.events import CoordinatorSilent, DuplicateResponse, RequestCompleted, RequestFailed, RequestRejected, RequestRetried
+from sllm.events import CoordinatorOverdue, CoordinatorSilent, DuplicateResponse, RequestCompleted, RequestFailed, RequestRejected, RequestRetried
 from sllm.messages import (
     CANCELLED,
     COMPLETED,
@@ -80,7 +80,12 @@ def test_what_stays_unanswered_is_sent_again_ever_more_slowly() -> None:
     gaps = [b - a for a, b in itertools.pairwise(times)]
     for gap, nominal in zip(gaps, [0.5, 1.0, 2.0] + [4.0] * len(gaps), strict=False):
         assert 0.75 * nominal <= gap <= 1.25 * nominal
-    assert talk.told(CoordinatorSilent)  # somebody should look the name up again
+    told = [event for event in talk.node.events if isinstance(event, CoordinatorOverdue | CoordinatorSilent)]
+    silences = [event.at for event in told if isinstance(event, CoordinatorSilent)]
+    assert silences  # somebody should look the name up again
+    overdue = [event.at for event in told if isinstance(event, CoordinatorOverdue) and event.at < silences[0]]
+    assert 1.0 <= overdue[0] <= 2.0, "the second try goes another way"
+    assert all(later >= 2.0 * earlier for earlier, later in itertools.pairwise(overdue))
 
 
 def test_a_silent_worker_is_excluded_and_the_request_finishes_elsewhere() -> None:

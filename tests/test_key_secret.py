@@ -1,18 +1,24 @@
-"""The command that makes the key's Secret, against an API server of our own on loopback."""
+"""The command that makes the key's Secret, and the one that waits for it, against servers of our own on loopback."""
 
 from __future__ import annotations
 
 import base64
 import json
+import re
+import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from math import inf
 from pathlib import Path
 
 import pytest
 
+from config import Config
+from sllm.errors import UsageError
 from sllm.runtime import key_secret
-from sllm.runtime.keys import read_keyring
+from sllm.runtime.keys import FILE_NAME, create_key_file, load_keyring, read_keyring
+from sllm.runtime.service import await_key_file
 
 
 class ApiServer(HTTPServer):
@@ -34,6 +40,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append((self.path, self.headers["Authorization"], body))
+        statuses = self.server.statuses
+        self.send_response(statuses.pop(0) if len(statuses) > 1 else statuses[0])
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        assert self.path == "/livez"
         statuses = self.server.statuses
         self.send_response(statuses.pop(0) if len(statuses) > 1 else statuses[0])
         self.send_header("Content-Length", "0")
@@ -139,3 +152,75 @@ def test_a_server_in_trouble_is_an_error(api: ApiServer, account: Path, capsys: 
 def test_outside_a_pod_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert key_secret.main([f"--account-dir={tmp_path / 'nothing'}"]) == 2
     assert "meant for a pod" in capsys.readouterr().err
+
+
+def test_the_api_server_is_found_by_its_address() -> None:
+    assert key_secret._api_server({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "6443"}) == "https://10.0.0.1:6443"
+    assert key_secret._api_server({"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}) == "https://[fd00::1]:443"
+
+
+def test_a_worker_waits_until_a_coordinator_answers_with_yes(api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.statuses = [503, 503, 200]
+    pauses: list[float] = []
+    key_secret.await_answer("127.0.0.1", api.server_address[1], pauses.append)
+    assert pauses == [key_secret.LOOK_S] * 2
+    monkeypatch.setenv("COORDINATOR_HOST", "127.0.0.1")
+    monkeypatch.setenv("HEALTH_PORT", str(api.server_address[1]))
+    assert key_secret.main(["--wait-for=coordinator"]) == 0
+
+
+def test_a_worker_goes_on_waiting_when_nobody_is_there(api: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+    port = api.server_address[1]
+    api.server_close()
+
+    class Enough(Exception):
+        pass
+
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 40:
+            raise Enough
+
+    with pytest.raises(Enough):
+        key_secret.await_answer("127.0.0.1", port, sleep)
+    said = [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()]
+    assert len(said) == 2, "at first, and every quarter of a minute"
+    assert f"127.0.0.1:{port}" in said[0]
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Config:
+    """The configuration of a pod whose key's Secret is mounted and has not been made."""
+    return Config.from_env({"DEPLOYMENT_MODE": "kubernetes", "CLUSTER_KEY_FILE": str(tmp_path)})
+
+
+def test_a_role_waits_for_a_mounted_secret_that_is_still_to_come(mounted: Config, tmp_path: Path) -> None:
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            create_key_file(tmp_path / FILE_NAME)
+
+    await_key_file(mounted, sleep=sleep)
+    assert len(pauses) == 3
+
+
+def test_a_role_does_not_wait_for_ever_and_the_missing_file_is_named(mounted: Config, tmp_path: Path) -> None:
+    await_key_file(mounted, 0.0)
+    with pytest.raises(UsageError, match=re.escape(str(tmp_path / FILE_NAME))):
+        load_keyring(mounted)
+
+
+def test_a_file_that_is_named_is_not_waited_for(tmp_path: Path) -> None:
+    await_key_file(Config.from_env({"DEPLOYMENT_MODE": "docker", "CLUSTER_KEY_FILE": str(tmp_path / "missing.key")}), inf)
+    await_key_file(Config.from_env({"DEPLOYMENT_MODE": "local", "CLUSTER_KEY_FILE": str(tmp_path)}), inf)
+
+
+def test_a_signal_ends_the_wait(mounted: Config) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        await_key_file(mounted, sleep=lambda seconds: signal.raise_signal(signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) is before

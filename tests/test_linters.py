@@ -49,6 +49,16 @@ def test_compose_schema() -> None:
     passes(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
 
 
+def test_actions_are_named_by_commit() -> None:
+    """A tag can be moved; a commit cannot."""
+    for path in sorted((ROOT / ".github/workflows").glob("*.yml")):
+        used = re.findall(r"uses: *(\S+)(.*)", path.read_text(encoding="utf-8"))
+        assert used, path
+        for action, comment in used:
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), action
+            assert re.fullmatch(r" +# v\d+\.\d+\.\d+", comment), f"{action}: which version it is"
+
+
 def test_workflow_schema() -> None:
     passes(tool("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", ".github/workflows/ci.yml")
 
@@ -82,7 +92,7 @@ def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
     return True
 
 
-POD = {name: {"app.kubernetes.io/name": name} for name in ("central-coordinator", "worker", "load-generator", "cluster-key", "stranger")}
+POD = {name: {"app.kubernetes.io/name": name} for name in ("central-coordinator", "worker", "load-generator", "stranger")}
 POLICIES = [document["spec"] for document in yaml.safe_load_all((ROOT / "k8s/network-policies.yaml").read_text(encoding="utf-8"))]
 DNS, API = {"k8s-app": "kube-dns"}, {"component": "api-server"}
 
@@ -116,13 +126,14 @@ def test_what_is_needed_is_allowed_and_nothing_else() -> None:
         for source in POD for target in POD for port in (53, 80, 443, 8000, 8080, 9000) if reaches(source, target, port) or reaches(source, target, port, "TCP")
     }  # fmt: skip
     assert pairs == {
-        ("worker", "central-coordinator", 9000), ("load-generator", "central-coordinator", 9000), ("load-generator", "worker", 8000),
+        ("worker", "central-coordinator", 9000), ("worker", "central-coordinator", 8080), ("load-generator", "central-coordinator", 9000),
+        ("load-generator", "worker", 8000),
     }  # fmt: skip
     for name, labels in POD.items():
-        looks_up = name in ("worker", "load-generator", "cluster-key")
+        looks_up = name in ("worker", "load-generator")
         assert allowed("egress", labels, DNS, "kube-system", 53, "UDP") is looks_up, name
         assert allowed("egress", labels, DNS, "elsewhere", 53, "UDP") is False, name
-        assert allowed("egress", labels, API, "default", 443, "TCP") is (name == "cluster-key"), name
+        assert allowed("egress", labels, API, "default", 443, "TCP") is (name == "central-coordinator"), name
 
 
 # --- Makefile and requirements - -------------------------------------------------------------------------------------------------------------
@@ -142,6 +153,7 @@ def test_make_help_lists_every_target() -> None:
 @pytest.mark.parametrize(
     ("target", "missing"),
     [("build-docker", "docker"), ("run-docker", "docker"), ("logs", "docker"), ("test-docker", "docker"),
+     ("scale-docker", "docker"), ("load-docker", "docker"), ("load-k8s", "kubectl"),
      ("deploy-k8s", "kubectl"), ("undeploy-k8s", "kubectl"), ("scale-workers", "kubectl"), ("status-k8s", "kubectl")],
 )  # fmt: skip
 def test_make_says_what_is_missing(target: str, missing: str, tmp_path: Path) -> None:
@@ -153,15 +165,71 @@ def test_make_says_what_is_missing(target: str, missing: str, tmp_path: Path) ->
     make = shutil.which("make")
     assert make is not None
     done = subprocess.run(
-        [make, target, f"READY={tmp_path / '.ready'}"], cwd=ROOT, env={"PATH": str(tmp_path), "SHELL": "/bin/sh"}, text=True, capture_output=True, check=False
+        [make, target, f"READY={tmp_path / '.ready'}", "REPLICAS=3"], cwd=ROOT, env={"PATH": str(tmp_path), "SHELL": "/bin/sh"},
+        text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode != 0
     assert f"make {target}: {missing} is missing" in done.stderr
 
 
+@pytest.mark.parametrize("target", ["scale-docker", "scale-workers"])
+@pytest.mark.parametrize("replicas", ["", "many", "-1", "3x"])
+def test_scaling_demands_a_number(target: str, replicas: str) -> None:
+    done = subprocess.run(["make", target, f"REPLICAS={replicas}"], cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.returncode != 0
+    assert f"make {target}: say how many workers: make {target} REPLICAS=10" in done.stderr
+
+
+def test_a_load_generators_settings_come_along() -> None:
+    """What is given on the command line or stands in the environment; nothing else."""
+    clean = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
+
+    def set_by(*arguments: str, **environ: str) -> set[str]:
+        done = subprocess.run(["make", "-n", "load-k8s", *arguments], cwd=ROOT, env={**clean, **environ}, text=True, capture_output=True, check=True)
+        (line,) = [line for line in done.stdout.splitlines() if "set env" in line]
+        return set(re.findall(r"\b[A-Z_]+=[^\s']+", line))
+
+    assert set_by() == {"DURATION=30"}
+    assert set_by("RATE=5", "DURATION=60", MODELS="2") == {"RATE=5", "DURATION=60", "MODELS=2"}
+
+
+def test_another_namespace_is_put_everywhere() -> None:
+    """As `make deploy-k8s NAMESPACE=team-a` does: the name stands nowhere else than where it is meant."""
+    done = subprocess.run(["make", "-n", "deploy-k8s", "NAMESPACE=team-a"], cwd=ROOT, text=True, capture_output=True, check=True)
+    command = next(line for line in done.stdout.splitlines() if line.startswith("cat k8s/*.yaml"))
+    built = list(yaml.safe_load_all(passes("sh", "-c", command.partition("| kubectl")[0])))
+    assert {document["metadata"].get("namespace", "") for document in built} == {"", "team-a"}
+    assert [document["metadata"]["name"] for document in built if document["kind"] == "Namespace"] == ["team-a"]
+    assert "sllm-system" not in str(built)
+
+
+def test_the_guides_own_overlay_builds(tmp_path: Path) -> None:
+    """Another namespace and a prefix, as the deployment guide has it; what refers to a name follows it."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    (recipe,) = re.findall(r"```\n(# kustomization\.yaml.*?)```", (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8"), re.S)
+    (tmp_path / "kustomization.yaml").write_text(recipe)
+    shutil.copytree(ROOT / "k8s", tmp_path / "sllm/k8s")
+    built = list(yaml.safe_load_all(passes("kubectl", "kustomize", str(tmp_path))))
+    named = {(document["kind"], document["metadata"]["name"]): document for document in built}
+    assert {document["metadata"]["namespace"] for (kind, _), document in named.items() if kind != "Namespace"} == {"team-a"}
+    assert ("Namespace", "team-a") in named
+    assert named["ConfigMap", "blue-sllm"]["data"]["COORDINATOR_HOST"] == "blue-central-coordinator"
+    assert ("Service", "blue-central-coordinator") in named
+    binding = named["RoleBinding", "blue-cluster-key"]
+    (subject,) = binding["subjects"]
+    assert (subject["name"], subject["namespace"], binding["roleRef"]["name"]) == ("blue-central-coordinator", "team-a", "blue-cluster-key")
+    for kind, name in (("Deployment", "blue-central-coordinator"), ("StatefulSet", "blue-worker")):
+        (container,) = named[kind, name]["spec"]["template"]["spec"]["containers"]
+        assert container["envFrom"] == [{"configMapRef": {"name": "blue-sllm"}}]
+    assert named["StatefulSet", "blue-worker"]["spec"]["serviceName"] == "blue-worker"
+
+
 def test_every_requirement_is_pinned() -> None:
-    lines = [line for line in (ROOT / "requirements-dev.txt").read_text().splitlines() if line and not line.startswith("#")]
-    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", line)] == []
+    """To a version, and that to its files."""
+    lines = [line for line in (ROOT / "requirements-dev.txt").read_text().replace("\\\n", "").splitlines() if line and not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+( +--hash=sha256:[0-9a-f]{64})+", line)] == []
+    assert "--require-hashes --requirement requirements-dev.txt" in (ROOT / "Makefile").read_text(encoding="utf-8")
     assert [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")] == []
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from config import Config
 from sllm.cli import OUTPUTS, SWITCHES
+from sllm.runtime.keys import FILE_NAME
 from sllm.runtime.launch import variables_of
 
 yaml = pytest.importorskip("yaml", reason="needs PyYAML: make venv")
@@ -22,6 +23,9 @@ APPLIED = sorted(K8S.glob("*.yaml"))  # what `kubectl apply -f k8s/` takes, in i
 ALL = sorted(path for path in K8S.rglob("*.yaml"))
 DOCKERFILES = ("Dockerfile.coordinator", "Dockerfile.worker")
 VARIABLES = {field.metadata["env"] for field in dataclasses.fields(Config)}
+DEPLOYMENTS_OWN = {  # settings that say where things are: those a deployment decides, or leaves to the container
+    "ADVERTISE_HOST", "BIND_HOST", "CLUSTER_KEY_FILE", "COORDINATOR_HOST", "COORDINATOR_PORT", "DEPLOYMENT_MODE", "HEALTH_PORT", "WORKER_ID", "WORKER_PORT",
+}  # fmt: skip
 FOREIGN = {"ServiceMonitor", "Kustomization"}  # kinds that are not Kubernetes' own
 NEEDS_1_21 = {"PodDisruptionBudget"}
 # Targets that concern no deployment.
@@ -40,6 +44,11 @@ def pods(*paths: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if document["kind"] in ("Deployment", "StatefulSet", "Job"):
             name = document["metadata"].get("name") or document["metadata"]["generateName"]
             yield f"{document['kind']}/{name}", document["spec"]["template"]["spec"]
+
+
+def containers_of(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those that begin before the role as well."""
+    return [*pod.get("initContainers", ()), *pod["containers"]]
 
 
 def one(kind: str, name: str) -> dict[str, Any]:
@@ -92,8 +101,16 @@ def test_the_namespace_is_the_first_thing_a_folder_wide_apply_makes() -> None:
     first = next(documents(*APPLIED))[1]
     assert (first["kind"], first["metadata"]["name"]) == ("Namespace", "sllm-system")
     assert first["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    named = next(documents(K8S / "namespace.yaml"))[1]
-    assert named == first
+
+
+def test_nothing_is_applied_twice() -> None:
+    names = [(document["kind"], document["metadata"]["name"]) for _, document in documents(*APPLIED)]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_nothing_applied_has_a_template_that_cannot_be_changed() -> None:
+    """A Job's cannot, and so no new version of one could be applied over the old."""
+    assert not {document["kind"] for _, document in documents(*APPLIED)} & {"Job", "Pod"}
 
 
 def test_everything_lies_in_the_one_namespace() -> None:
@@ -125,14 +142,14 @@ def test_no_key_lies_in_the_repository() -> None:
 
 def test_every_pod_meets_the_restricted_standard() -> None:
     seen = list(pods(*ALL))
-    assert len(seen) >= 7  # three applied, the same in the base, the load generator
+    assert len(seen) >= 5  # two applied, the same in the base, the load generator
     for name, pod in seen:
         security = pod["securityContext"]
         assert security["runAsNonRoot"] is True, name
         assert (security["runAsUser"], security["runAsGroup"]) == (1000, 1000), name
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
-        for container in pod["containers"]:
+        for container in containers_of(pod):
             mine = container["securityContext"]
             assert mine["allowPrivilegeEscalation"] is False, name
             assert mine["readOnlyRootFilesystem"] is True, name
@@ -150,20 +167,44 @@ def test_what_pods_ask_for_by_default() -> None:
     assert asked["worker"] == {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "200m", "memory": "256Mi"}}
 
 
-def test_only_the_key_job_has_a_token_and_may_only_create_secrets() -> None:
+def test_only_what_makes_the_key_has_a_token_and_may_only_create_secrets() -> None:
+    with_token = set()
     for name, pod in pods(*APPLIED):
-        assert pod["automountServiceAccountToken"] is (name == "Job/cluster-key"), name
+        assert pod["automountServiceAccountToken"] is False, name
+        projected = {volume["name"]: volume["projected"]["sources"] for volume in pod["volumes"] if "projected" in volume}
+        tokens = {volume for volume, sources in projected.items() if any("serviceAccountToken" in source for source in sources)}
+        with_token |= {(name, c["name"]) for c in containers_of(pod) if tokens & {mount["name"] for mount in c["volumeMounts"]}}
+    assert with_token == {("Deployment/central-coordinator", "cluster-key")}
     assert all(not document["automountServiceAccountToken"] for _, document in documents(*APPLIED) if document["kind"] == "ServiceAccount")
     assert not [document for _, document in documents(*APPLIED) if document["kind"].startswith("Cluster")]
     assert one("Role", "cluster-key")["rules"] == [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]}]
+    assert [subject["name"] for subject in one("RoleBinding", "cluster-key")["subjects"]] == ["central-coordinator"]
+
+
+def test_pods_need_no_secret_to_begin_and_look_at_the_mounted_one_before_they_ask_for_any() -> None:
+    folder = one("ConfigMap", "sllm")["data"]["CLUSTER_KEY_FILE"]
+    for name, pod in pods(*APPLIED):
+        (volume,) = [volume for volume in pod["volumes"] if "secret" in volume]
+        assert volume["secret"]["optional"] is True, f"{name}: a Secret that is not there yet is a warning"
+        (first,) = pod["initContainers"]
+        assert first["command"][2].startswith(f"[ -e {folder}/{FILE_NAME} ] || exec python3 -m sllm.runtime.key_secret "), name
+        for container in containers_of(pod):
+            assert {"name": volume["name"], "mountPath": folder, "readOnly": True} in container["volumeMounts"], (name, container["name"])
+
+
+def test_there_is_never_a_second_coordinator() -> None:
+    spec = one("Deployment", "central-coordinator")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert "lifecycle" not in spec["template"]["spec"]["containers"][0], "a preStop would let the old one go on beside the new one"
+    for path in sorted((K8S / "overlays").rglob("kustomization.yaml")):
+        assert "central-coordinator" not in {entry["name"] for entry in yaml.safe_load(path.read_text()).get("replicas", ())}, path
 
 
 def test_a_worker_may_drain_for_longer_than_it_wants_to() -> None:
     drain_s = float(one("ConfigMap", "sllm")["data"]["DRAIN_TIMEOUT"])
     assert one("StatefulSet", "worker")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > drain_s
-    default = re.search(r"DRAIN_TIMEOUT:-(\d+)", compose()["services"]["worker-1"]["environment"]["DRAIN_TIMEOUT"])
-    assert default is not None
-    assert float(str(compose()["services"]["worker-1"]["stop_grace_period"]).removesuffix("s")) > float(default[1])
+    grace = str(compose()["services"]["worker"]["stop_grace_period"])
+    assert float(grace.removesuffix("s")) > Config.from_env({}).drain_timeout_s
 
 
 def test_services_and_probes_lead_to_ports_that_exist() -> None:
@@ -171,20 +212,26 @@ def test_services_and_probes_lead_to_ports_that_exist() -> None:
     for kind, name in (("Deployment", "central-coordinator"), ("StatefulSet", "worker")):
         (container,) = one(kind, name)["spec"]["template"]["spec"]["containers"]
         ports[name] = {port["name"]: (port["containerPort"], port["protocol"]) for port in container["ports"]}
-        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        for probe in ("livenessProbe", "readinessProbe"):
             assert container[probe]["httpGet"]["port"] in ports[name], (name, probe)
-            assert container[probe]["httpGet"]["path"] == ("/readyz" if probe == "readinessProbe" else "/livez")
+            assert container[probe]["httpGet"]["path"] == ("/readyz" if (name, probe) == ("worker", "readinessProbe") else "/livez")
         for port in one("Service", name)["spec"]["ports"]:
             assert ports[name][port["targetPort"]] == (port["port"], port["protocol"])
-    assert one("Service", "central-coordinator")["spec"]["publishNotReadyAddresses"] is True
     assert one("StatefulSet", "worker")["spec"]["serviceName"] == one("Service", "worker")["metadata"]["name"]
+
+
+def test_a_new_coordinator_gets_datagrams_as_soon_as_its_socket_is_open_and_a_dying_one_none() -> None:
+    (container,) = one("Deployment", "central-coordinator")["spec"]["template"]["spec"]["containers"]
+    assert "publishNotReadyAddresses" not in one("Service", "central-coordinator")["spec"], "it would keep a dying pod's address"
+    assert "startupProbe" not in container, "it would delay the first look at the readiness"
+    assert container["readinessProbe"]["periodSeconds"] == 1
 
 
 def test_selectors_find_the_pods_they_mean() -> None:
     labels = {
         document["metadata"]["name"]: document["spec"]["template"]["metadata"]["labels"]
         for _, document in documents(*APPLIED)
-        if document["kind"] in ("Deployment", "StatefulSet", "Job")
+        if document["kind"] in ("Deployment", "StatefulSet")
     }
     for name in ("central-coordinator", "worker"):
         for wanted in (one("Service", name)["spec"]["selector"], one("NetworkPolicy", name)["spec"]["podSelector"]["matchLabels"]):
@@ -199,14 +246,37 @@ def test_selectors_find_the_pods_they_mean() -> None:
 def test_every_variable_that_is_set_exists_and_has_a_value_that_is_taken() -> None:
     settings: list[tuple[str, dict[str, str]]] = [("k8s/configmap.yaml", one("ConfigMap", "sllm")["data"])]
     for name, pod in pods(*ALL):
-        for container in pod["containers"]:
+        for container in containers_of(pod):
             settings.append((name, {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}))
     for name, service in compose()["services"].items():
-        defaults = {key: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(value)) for key, value in service.get("environment", {}).items()}
+        defaults = {key: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(value or "")) for key, value in service.get("environment", {}).items()}
         settings.append((name, defaults))
     for where, values in settings:
-        assert set(values) <= VARIABLES, f"{where}: {sorted(set(values) - VARIABLES)}"
+        known = VARIABLES | set(variables_of("client"))
+        assert set(values) <= known, f"{where}: {sorted(set(values) - known)}"
         Config.from_env(values)
+
+
+@pytest.mark.parametrize(("service", "role"), [("central-coordinator", "coordinator"), ("worker", "worker"), ("load-generator", "client")])
+def test_every_setting_of_a_role_reaches_it_with_compose(service: str, role: str) -> None:
+    """One whose name stands there without a value is taken from the shell; those with a default are too."""
+    passed = compose()["services"][service]["environment"]
+    decided = {name for name, value in passed.items() if value is not None and f"${{{name}:-" not in str(value)}
+    assert decided <= DEPLOYMENTS_OWN
+    assert set(variables_of(role)) - DEPLOYMENTS_OWN == set(passed) - decided
+    assert not {"WORKER_ID", "ADVERTISE_HOST"} & set(passed), "all containers would have the same"
+
+
+def test_every_setting_of_a_role_reaches_it_on_kubernetes() -> None:
+    """All that the ConfigMap says does, for nothing stands before it but what pods are told of themselves."""
+    for name, pod in pods(*APPLIED, K8S / "examples" / "load-generator.yaml"):
+        for container in pod["containers"]:
+            assert container["envFrom"] == [{"configMapRef": {"name": "sllm"}}], name
+            assert all("valueFrom" in entry for entry in container.get("env", ())), name
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    listed = re.search(r"^LOAD_VARIABLES := ((?:.*\\\n)*.*)$", text, re.M)
+    assert listed is not None
+    assert set(listed[1].replace("\\", " ").split()) == set(variables_of("client")) - DEPLOYMENTS_OWN
 
 
 # --- images and Compose -------------------------------------------------------------------------------------------------------------------
@@ -215,7 +285,10 @@ def test_every_variable_that_is_set_exists_and_has_a_value_that_is_taken() -> No
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_images_run_as_nobody_in_particular_with_an_exec_form_entry_point(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    assert [line for line in text.splitlines() if line.startswith("FROM")] == ["FROM python:3.11-slim AS build", "FROM python:3.11-slim"]
+    assert [line for line in text.splitlines() if line.startswith("FROM")] == ["FROM $BASE_IMAGE AS build", "FROM $BASE_IMAGE"]
+    assert "ARG BASE_IMAGE=python:3.11-slim" in text.splitlines()
+    service = {"Dockerfile.coordinator": "central-coordinator", "Dockerfile.worker": "worker"}[name]
+    assert compose()["services"][service]["build"]["args"] == {"BASE_IMAGE": "${BASE_IMAGE:-python:3.11-slim}"}
     assert re.search(r"^USER 1000:1000$", text, re.M)
     assert re.search(r'^ENTRYPOINT \["python3", "-u", "/app/entrypoint_\w+\.py"\]$', text, re.M)
     assert re.search(r"^HEALTHCHECK ", text, re.M)
@@ -228,18 +301,21 @@ def test_images_run_as_nobody_in_particular_with_an_exec_form_entry_point(name: 
 
 def test_compose_services_are_confined_and_wait_for_health() -> None:
     services = compose()["services"]
-    assert set(services) == {"cluster-key", "central-coordinator", "worker-1", "worker-2", "worker-3", "load-generator"}
+    assert set(services) == {"cluster-key", "central-coordinator", "worker", "load-generator"}
     for name, service in services.items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["user"] == "1000:1000", name
-        assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
+        assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory", "pids"}, name
         if name not in ("cluster-key", "central-coordinator"):
             assert service["depends_on"]["central-coordinator"] == {"condition": "service_healthy"}, name
-        if name.startswith("worker") or name == "central-coordinator":
+        if name in ("worker", "central-coordinator"):
             assert service["restart"] == "unless-stopped", name
+    assert not {"hostname", "container_name", "ports"} & set(services["worker"]), "each of its containers has a name of its own, and no port of this machine"
     assert services["load-generator"]["profiles"] == ["load"]
+    checks = {name: services[name]["healthcheck"]["test"][-1] for name in ("central-coordinator", "worker")}
+    assert checks == {"central-coordinator": "--healthcheck=livez", "worker": "--healthcheck=readyz"}, "workers wait for a coordinator, which waits for them"
     assert "172.28.0.0/16" in compose()["networks"]["fleet"]["ipam"]["config"][0]["subnet"]
 
 

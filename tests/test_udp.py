@@ -10,18 +10,25 @@ import select
 import socket
 import threading
 from math import inf
+from random import Random
 from typing import Any
 
 import pytest
-from roles import judged
+from roles import CATALOG, configuration, judged
 
+from coordinator import Coordinator
+from sllm.engine import LlmEngine
 from sllm.errors import UsageError
-from sllm.events import CoordinatorReady, Event
+from sllm.events import CoordinatorOverdue, CoordinatorReady, Event
 from sllm.messages import Address, Envelope, Enveloped, ReportAck
 from sllm.node import Judge, Node, Rejected
+from sllm.placement.registry import make_policy
 from sllm.runtime import sockets, udp
 from sllm.runtime.clock import STEP_MAX_S, Clock
+from sllm.runtime.keys import ephemeral_keyring
 from sllm.runtime.udp import UdpDriver
+from sllm.wire import PickleCodec
+from worker import Worker
 
 
 class TextCodec:
@@ -287,6 +294,76 @@ def test_the_uplink_has_its_own_port_and_can_be_renewed(driver: UdpDriver, clock
     turn(driver, lambda: len(coordinator.heard) == 2 and len(node.heard) == 2)
     assert host.uplink is not None
     assert coordinator.heard[1][1] == host.uplink.getsockname()
+    coordinator.send(ReportAck(1, 1), ("127.0.0.1", first_port), 0.0)
+    coordinator_host.touch()
+    turn(driver, lambda: len(node.heard) == 3)  # an answer to the port before still comes
+    host.renew_uplink()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:  # after one more, it is closed
+        again.bind(("127.0.0.1", first_port))
+
+
+def test_what_is_said_with_the_news_that_renews_the_uplink_leaves_through_the_new_one(clock: Clock) -> None:
+    with UdpDriver(clock, lambda node, event: host.renew_uplink()) as driver:
+        coordinator, node = Echo("c", clock), Echo("n", clock)
+        node.coordinator = driver.add(coordinator).address
+        host = driver.add(node, uplink=True)
+        node.send(ReportAck(1, 1), node.coordinator, 0.0)
+        node.events.append(CoordinatorOverdue(0.0, "n", 5.0))
+        host.touch()
+        turn(driver, lambda: len(coordinator.heard) == 1)
+        assert host.uplink is not None
+        assert coordinator.heard[0][1] == host.uplink.getsockname()
+
+
+def test_an_uplink_that_cannot_be_renewed_stays(driver: UdpDriver, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    coordinator, node = Echo("c", clock), Echo("n", clock)
+    node.coordinator = driver.add(coordinator).address
+    host = driver.add(node, uplink=True)
+
+    def none_left(bind: Address) -> socket.socket:
+        raise UsageError("no file descriptor left")
+
+    monkeypatch.setattr(udp, "bound_socket", none_left)
+    with pytest.raises(UsageError, match="no file descriptor left"):
+        host.renew_uplink()
+    node.send(ReportAck(1, 1), node.coordinator, 0.0)
+    host.touch()
+    turn(driver, lambda: len(coordinator.heard) == 1)
+
+
+class Moved(Coordinator):
+    """A coordinator that datagrams of a flow as old as its predecessor do not reach: what keeps track of it on the way sends them elsewhere."""
+
+    lost_flow: Address | None = None
+
+    def receive_datagram(self, data: bytes | memoryview, addr: Address, now: float) -> None:
+        if self.lost_flow is None or addr != self.lost_flow:
+            super().receive_datagram(data, addr, now)
+
+
+def test_a_worker_whose_flow_leads_nowhere_is_back_within_the_time_an_acknowledgement_is_owed() -> None:
+    config, clock, codec = configuration(), Clock(20.0), PickleCodec(ephemeral_keyring())
+    gaps: list[float] = []
+
+    def observe(node: Node, event: Event) -> None:
+        if isinstance(event, CoordinatorOverdue):
+            host.renew_uplink()
+
+    with UdpDriver(clock, observe) as driver:
+        moved = Moved(config, CATALOG, make_policy("startup_time"), Random(1), 1, codec=codec, wall_offset_s=clock.wall_offset_s)
+        at = driver.add(moved).address
+        engine = LlmEngine(CATALOG, CATALOG.get_hardware(config.hardware))
+        node = Worker(config, CATALOG, engine, at, Random(1), 1, node_id="w", codec=codec, wall_offset_s=clock.wall_offset_s)
+        host = driver.add(node, uplink=True)
+        for _ in range(3):
+            acknowledged = node._heard_at
+            turn(driver, lambda acknowledged=acknowledged: node._heard_at > acknowledged)  # just now: the worst time, for the next is an age away
+            assert host.uplink is not None
+            moved.lost_flow = host.uplink.getsockname()
+            cut_s, heard = clock.now, moved.reports_accepted
+            turn(driver, lambda heard=heard: moved.reports_accepted > heard)
+            gaps.append(clock.now - cut_s)
+    assert max(gaps) < (config.ack_every + 1) * config.report_interval_s + 0.5
 
 
 def test_a_name_is_resolved_without_blocking(clock: Clock) -> None:

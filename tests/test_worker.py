@@ -12,6 +12,7 @@ from roles import CATALOG, MODEL, Talk, configuration
 from sllm.engine import EngineSnapshot, LlmEngine
 from sllm.events import (
     CoordinatorChanged,
+    CoordinatorOverdue,
     CoordinatorSilent,
     DisplacedByNamesake,
     ModelLoaded,
@@ -77,7 +78,7 @@ def test_a_request_from_load_to_last_token() -> None:
     assert load_s > 0.1
     assert response.queue_wait_s == pytest.approx(load_s)
     assert first.queue_wait_s == response.queue_wait_s < response.first_token_s < response.total_s
-    kinds = [type(e) for e in talk.node.events]
+    kinds = [type(e) for e in talk.node.events if not isinstance(e, CoordinatorOverdue)]
     assert kinds == [RequestAdmitted, ModelLoadStarted, ModelLoaded, RequestServed]
 
 
@@ -180,6 +181,7 @@ def test_reports_come_evenly_and_tell_what_was_received() -> None:
         reports = talk.heard(LoadReport)
         if reports:
             times.append(at)
+            talk.say("coordinator", ReportAck(7, node.reports_sent), at)
             assert (reports[0].epoch, reports[0].dispatch_high, reports[0].dispatch_missing) == (7, 5, (2, 4))
     assert 0.0 < times[0] < 1.0  # a phase of its own
     assert [b - a for a, b in itertools.pairwise(times)] == pytest.approx([1.0] * 5)
@@ -342,3 +344,32 @@ def test_two_coordinators_that_answer_by_turns_are_told_of_and_a_restart_is_not(
     talk.run_to(now + 30.0)
     assert not node.rival
     assert not talk.heard(LoadReport)[-1].rival
+
+
+def test_an_acknowledgement_that_is_owed_is_missed_soon_and_asked_for_ever_more_rarely() -> None:
+    """One report in four is acknowledged; the fourth after the last acknowledged one has a report interval for it."""
+    node, talk = worker(ack_every=4, coordinator_silent_s=10.0)
+    while node.reports_sent < 21:
+        assert node.next_deadline() is not None
+        talk.run_to(node.next_deadline() or 0.0)
+        if node.reports_sent % 4 == 0:
+            talk.say("coordinator", ReportAck(100, node.reports_sent), node._next_report - 0.99)
+    assert talk.told(CoordinatorOverdue) == [], "every answer that was owed has come"
+    acknowledged_s = node._next_report - 2.0  # report 20; 21 came an interval later
+    talk.heard(LoadReport)
+    talk.run_to(acknowledged_s + 19.0)
+    overdue = [event.at - acknowledged_s for event in talk.told(CoordinatorOverdue)]
+    assert overdue == pytest.approx([5.0, 7.0, 11.0, 19.0])
+    assert len(talk.heard(LoadReport)) == 18 + len(overdue), "each time one more report, at once"
+    talk.say("coordinator", ReportAck(100, node.reports_sent), acknowledged_s + 19.1)
+    talk.run_to(acknowledged_s + 23.0)
+    assert talk.told(CoordinatorOverdue) == []
+
+
+def test_an_acknowledgement_of_an_old_report_owes_nothing_less() -> None:
+    node, talk = worker(ack_every=4)
+    talk.run_to(6.0)
+    talk.say("coordinator", ReportAck(100, 4), 6.1)
+    talk.told(CoordinatorOverdue)
+    talk.say("coordinator", ReportAck(100, 1), 6.2)
+    assert node._owed == 8

@@ -1,9 +1,11 @@
-"""Makes the cluster key's Secret on Kubernetes, from inside, if it is not there: what the Job `cluster-key` runs.
+"""What the init containers `cluster-key` run on Kubernetes before a pod's role begins without a key.
 
-    python3 -m sllm.runtime.key_secret [--name cluster-key] [--namespace NAMESPACE]
+    python3 -m sllm.runtime.key_secret [--name cluster-key] [--namespace NAMESPACE]     the coordinator's: makes the key's Secret if it is missing
+    python3 -m sllm.runtime.key_secret --wait-for=coordinator                           a worker's: waits until a coordinator answers
 
-It asks the API server to create the Secret and takes "already exists" for success, so it may run any number of times and a second run changes
-nothing. That takes one permission, to create Secrets in one namespace; it can read none. No key is ever printed.
+The first asks the API server to create the Secret and takes "already exists" for success, so it may run any number of times and a second run changes
+nothing. That takes one permission, to create Secrets in one namespace; it can read none. No key is ever printed. The second needs no permission: a
+coordinator that answers over HTTP has a key, so the Secret is there.
 Exit status: 0 the Secret is there, 1 it could not be made, 2 wrong usage.
 """
 
@@ -11,25 +13,30 @@ from __future__ import annotations
 
 import argparse
 import base64
+import http.client
 import json
+import os
 import secrets
+import signal
 import ssl
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from config import Config
 from sllm.errors import UsageError
 from sllm.runtime.keys import FILE_NAME
 from sllm.wire import KEY_BYTES
 
 ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # where every pod with a service account finds its token
-API_SERVER = "https://kubernetes.default.svc"  # the name every cluster gives its own API server, and that its certificate carries
 TRY_FOR_S = 60.0  # a network policy or a name may need some seconds to take effect on a new pod
 RETRY_S = 2.0
 ANSWER_S = 10.0
+LOOK_S = 0.5  # a worker that waits for a coordinator looks so often,
+SAY_S = 15.0  # and says so this often
 
 
 class Refused(Exception):
@@ -86,6 +93,33 @@ def ensure_patiently(attempt: Callable[[], bool], *, try_for_s: float, now: Call
             sleep(RETRY_S)
 
 
+def await_answer(host: str, port: int, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Return once `/livez` of this host is answered with yes, however long that takes."""
+    looks = 0
+    while not _answers(host, port):
+        if looks % round(SAY_S / LOOK_S) == 0:
+            _say("info", f"no key yet: waiting for the coordinator at {host}:{port}, which makes it")
+        looks += 1
+        sleep(LOOK_S)
+
+
+def _answers(host: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(host, port, timeout=LOOK_S)
+    try:
+        connection.request("GET", "/livez")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _api_server(environ: Mapping[str, str]) -> str:
+    """Where a pod finds the API server: at an address, so that no name must be looked up. The server's certificate carries it."""
+    host, port = environ.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc"), environ.get("KUBERNETES_SERVICE_PORT", "443")
+    return f"https://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def _say(level: str, message: str) -> None:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     print(json.dumps({"time": stamp, "level": level, "message": message}), flush=True)
@@ -105,11 +139,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python3 -m sllm.runtime.key_secret", description="Makes the cluster key's Secret if it is missing.")
     parser.add_argument("--name", default="cluster-key", help="the Secret's name (default %(default)s)")
     parser.add_argument("--namespace", default="", help="its namespace (default: the pod's own)")
-    parser.add_argument("--api-server", default=API_SERVER, help="where the API server is (default %(default)s)")
+    parser.add_argument("--api-server", default=_api_server(os.environ), help="where the API server is (default %(default)s)")
     parser.add_argument("--account-dir", type=Path, default=ACCOUNT_DIR, help="folder with token, namespace and ca.crt (default %(default)s)")
     parser.add_argument("--try-for", type=float, default=TRY_FOR_S, metavar="S", help="seconds to go on trying while nobody answers (default %(default)s)")
+    parser.add_argument("--wait-for", choices=("coordinator",), help="make nothing, but wait until COORDINATOR_HOST answers at HEALTH_PORT")
     arguments = parser.parse_args(argv)
     try:
+        if arguments.wait_for:
+            config = Config.from_env(os.environ)
+            await_answer(config.coordinator_host, config.health_port)
+            return 0
         token, namespace = _account(arguments.account_dir, arguments.namespace)
         tls = ssl.create_default_context(cafile=str(arguments.account_dir / "ca.crt")) if arguments.api_server.startswith("https:") else None
         made = ensure_patiently(
@@ -127,4 +166,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the first process of a container ignores what it does not handle
     sys.exit(main())

@@ -67,7 +67,7 @@ def _parse(role: str, description: str, argv: Sequence[str]) -> argparse.Namespa
 _CATALOG = frozenset({"SEED", "MODEL_CATALOG", "MODELS", "DEMO_MODELS", "HARDWARE", "ENGINE_PROFILE", "LOADER", "ENGINE", "SERVICE_MEAN"})
 _ALSO = {
     "coordinator": _CATALOG | {"REPORT_INTERVAL", "POLICY"},
-    "worker": _CATALOG | {"REPORT_INTERVAL", "SERVICE", "SERVICE_LOAD", "SLOTS", "KEEP_ALIVE", "RETRY_INITIAL"},
+    "worker": _CATALOG | {"ACK_EVERY", "REPORT_INTERVAL", "SERVICE", "SERVICE_LOAD", "SLOTS", "KEEP_ALIVE", "RETRY_INITIAL"},
     "client": _CATALOG | {"SLOTS", "WORKERS", "DURATION", "RATE", "ARRIVALS", "CV", "TRACE", "MODEL_MAP", "ZIPF", "DRAIN_TIMEOUT"},
 }
 _OUTPUTS = {"client": {"REQUESTS_CSV": "write one row for each request here"}}

@@ -71,6 +71,7 @@ LINES: dict[type, Line] = {
     events.WorkerDrained: Line(logging.INFO, "{worker_id} drained: nothing is running any more"),
     events.CoordinatorSilent: Line(logging.WARNING, "coordinator silent for {silent_s:.1f} s"),  # a process says more: `sllm.runtime.causes`
     events.InternalErrorCaught: Line(logging.ERROR, "internal error at {place}: {problem}; {what} was dropped, the next ones from there are only counted"),
+    events.CoordinatorOverdue: Line(logging.DEBUG, "coordinator owes an answer, {silent_s:.1f} s after its last: over a new socket"),
     events.CoordinatorChanged: Line(logging.INFO, "another life of the coordinator answers"),
 }
 

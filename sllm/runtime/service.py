@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from config import Config, describe_misspelt, misspelt, resolve_defaults
 from sllm import __version__
 from sllm.cli import RUN_VARIABLES
 from sllm.errors import UsageError
-from sllm.events import CoordinatorSilent, Event
+from sllm.events import CoordinatorOverdue, CoordinatorSilent, Event
 from sllm.messages import Address
 from sllm.node import Node
 from sllm.runtime import logs
@@ -26,6 +27,7 @@ from sllm.runtime.bridge import Answer, Bridge
 from sllm.runtime.causes import RefusalLog, SilenceLog
 from sllm.runtime.clock import Clock
 from sllm.runtime.http import HttpServer, Page, Site
+from sllm.runtime.keys import key_path
 from sllm.runtime.keywatch import KeyWatch
 from sllm.runtime.launch import variables_of
 from sllm.runtime.memory import GarbageTamer
@@ -37,6 +39,8 @@ from sllm.wire import PickleCodec
 
 TICK_S = 1.0  # history and held-back log lines are brought up to date this often
 KEYS_S = 10.0  # the key file is looked at this often: keys rotate without a restart
+KEY_WAIT_S = 100.0  # a kubelet brings a Secret that has just been made into a pod within a minute and a half, most often at once
+KEY_LOOK_S = 0.1
 STALLED_S = 10.0  # a loop that has not turned for so long is not alive
 LAST_LINES_S = 0.2  # a process told twice to end waits so long for who reads its log
 SWITCH_INTERVAL_S = 0.0005  # an HTTP thread hands the interpreter back to the loop after so long
@@ -82,6 +86,21 @@ class Part(Protocol):
         ...
 
 
+def await_key_file(config: Config, wait_s: float = KEY_WAIT_S, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Where a key's Secret is mounted before it is made, the folder is there and empty: wait for the file. Reading the keys says what is still missing
+    then. Nothing else handles signals yet, and the first process of a container ignores what it does not handle: SIGTERM ends the wait and the process."""
+    folder = Path(config.cluster_key_file)
+    if not (config.cluster_key_file and config.in_container and folder.is_dir()):
+        return
+    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        deadline = time.monotonic() + wait_s
+        while not key_path(config).exists() and time.monotonic() < deadline:
+            sleep(KEY_LOOK_S)
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
 class Service:
     """Make it first thing in the process: from then on signals are taken care of. Then `start`, `run`, and always `close`."""
 
@@ -89,6 +108,7 @@ class Service:
         self.role = role
         self.config = config
         self.environ = environ
+        await_key_file(config)
         self._key_watch = KeyWatch(config, environ)
         self.codec = PickleCodec(self._key_watch.keyring)
         self.stopping = False
@@ -241,19 +261,20 @@ class Service:
 
     # --- in the loop ------------------------------------------------------------------------------------------------------------------
 
-    def _observe(self, node: Node, event: Event) -> None:
+    def _observe(self, node: Any, event: Event) -> None:
         part = self.part
         if part is not None:
             part.metrics.observe(event)
             part.observe(event)
         if type(event) is CoordinatorSilent:
-            self._on_silence(node, event)
+            self._silences.tell(event, node.coordinator, node.acknowledged)
         else:
             self.events(node, event)
+        if type(event) in (CoordinatorOverdue, CoordinatorSilent):
+            self._renew_way()
 
-    def _on_silence(self, node: Any, event: CoordinatorSilent) -> None:
-        """The node's coordinator does not answer: say so, look its name up again, and use another socket."""
-        self._silences.tell(event, node.coordinator, node.acknowledged)
+    def _renew_way(self) -> None:
+        """The node's coordinator does not answer: look its name up again, and use another socket."""
         if self._ask_again is None or self.host is None:
             return
         self._ask_again()

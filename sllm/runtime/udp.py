@@ -73,7 +73,7 @@ class UdpHost:
 
     __slots__ = (
         "address", "backlog", "batch", "count_drops", "driver", "due_at", "entry_at", "full_since_s", "index", "kernel_drops", "node",
-        "receive_buffer_bytes", "rest_until", "routes", "socket", "uplink",
+        "old_uplink", "receive_buffer_bytes", "rest_until", "routes", "socket", "uplink",
     )  # fmt: skip
 
     def __init__(self, driver: UdpDriver, node: Node, index: int, sock: socket.socket, *, count_drops: bool) -> None:
@@ -82,6 +82,7 @@ class UdpHost:
         self.index = index
         self.socket = sock
         self.uplink: socket.socket | None = None
+        self.old_uplink: socket.socket | None = None  # the one before: nothing leaves through it, but answers may still come
         self.address: Address = sock.getsockname()[:2]
         self.receive_buffer_bytes: int = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)  # effective; the kernel's overhead included
         self.count_drops = count_drops
@@ -98,8 +99,8 @@ class UdpHost:
         self.driver._settle(self)
 
     def renew_uplink(self) -> None:
-        """Close the uplink and open another: a new source port gets past stale NAT entries. Answers still on their way to the old one are
-        lost. UsageError, and the old one stays, when no other is to be had."""
+        """Open another uplink: a new source port gets past stale NAT entries. The one before is heard until the next renewal. UsageError, and the present one
+        stays, when no other is to be had."""
         self.driver._open_uplink(self)
 
 
@@ -169,16 +170,16 @@ class UdpDriver:
         if self.hosts.pop(host.index, None) is None:
             return
         self._timers.cancel(host)
-        for sock in (host.socket, host.uplink):
+        for sock in (host.socket, host.uplink, host.old_uplink):
             if sock is not None:
                 self._unwatch(sock)
 
     def _open_uplink(self, host: UdpHost) -> None:
-        new = bound_socket((host.address[0], 0))  # first: when no other is to be had, the old one stays
-        if host.uplink is not None:
-            self._unwatch(host.uplink)
-        host.uplink = new
-        self._watch(host, new)
+        fresh = bound_socket((host.address[0], 0))
+        if host.old_uplink is not None:
+            self._unwatch(host.old_uplink)
+        host.old_uplink, host.uplink = host.uplink, fresh
+        self._watch(host, fresh)
 
     def _watch(self, host: UdpHost, sock: socket.socket) -> None:
         self._sockets[sock.fileno()] = (host, sock)
@@ -349,23 +350,16 @@ class UdpDriver:
                 host.full_since_s = self.heartbeat
 
     def _settle(self, host: UdpHost) -> None:
-        """Send what the node has to say, tell what happened, note when it wants to be called."""
+        """Send what the node has to say, tell what happened, note when it wants to be called. A node with an uplink may tell of what renews it, and what it
+        says then must leave through the new one."""
         node = host.node
         while node.outbox or node.events:
+            if node.events and host.uplink is not None:
+                self._tell(host)
             if node.outbox:
                 self._send(host)
             if node.events:
-                events = node.events[:]
-                node.events.clear()
-                observer = self.observer
-                if observer is not None:
-                    for event in events:
-                        try:
-                            observer(node, event)
-                        except Exception as error:
-                            if not self.survive or isinstance(error, UsageError):
-                                raise
-                            self.note_error("an event", error)
+                self._tell(host)
         at = node.wake_at
         if at < host.rest_until:
             at = host.rest_until
@@ -374,6 +368,20 @@ class UdpDriver:
                 self._timers.set(host, at)
             else:
                 self._timers.cancel(host)
+
+    def _tell(self, host: UdpHost) -> None:
+        node = host.node
+        events = node.events[:]
+        node.events.clear()
+        if self.observer is None:
+            return
+        for event in events:
+            try:
+                self.observer(node, event)
+            except Exception as error:
+                if not self.survive or isinstance(error, UsageError):
+                    raise
+                self.note_error("an event", error)
 
     def _run_timers(self, began: float, now: float) -> None:
         """Everything that was due when the round began."""
@@ -475,7 +483,7 @@ class UdpDriver:
                 except Exception as error:
                     self.send_errors[_reason(error)] += 1
             backlog.popleft()
-        for sock_ in (host.socket, host.uplink):
+        for sock_ in (host.socket, host.uplink, host.old_uplink):
             if sock_ is not None:
                 self._poller.modify(sock_.fileno(), READ)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -70,6 +71,11 @@ def json_lines(text: str) -> list[dict[str, Any]]:
         assert {"time", "level", "message"} <= entry.keys(), line
         lines.append(entry)
     return lines
+
+
+def when(line: dict[str, Any]) -> float:
+    """The time of a log line, in seconds since 1970."""
+    return datetime.fromisoformat(line["time"]).timestamp()
 
 
 def keys_taken_over(log: str) -> dict[str, Any] | None:

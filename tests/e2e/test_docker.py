@@ -9,7 +9,6 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,11 @@ from deployments import (
     local_run,
     run,
     wait_for,
+    when,
     works,
 )  # fmt: skip
 
-WORKERS = ("worker-1", "worker-2", "worker-3")
-SERVICES = ("central-coordinator", *WORKERS)
+WORKERS = 3  # containers of the service `worker`, unless scaled
 IMAGES = ("sllm-coordinator:latest", "sllm-worker:latest")
 
 pytestmark = [
@@ -56,15 +55,26 @@ class Compose:
     def run(self, *arguments: str, timeout_s: float = 180.0) -> str:
         return run(*self.command(*arguments), env=self.env, timeout_s=timeout_s).stdout
 
-    def container(self, service: str) -> str:
-        return self.run("ps", "--all", "--quiet", service).strip()
+    @property
+    def coordinator(self) -> str:
+        """Its container's name."""
+        return f"{self.project}-central-coordinator"
 
-    def inspect(self, service: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(run("docker", "inspect", self.container(service)).stdout)[0]
+    def workers(self) -> dict[str, str]:
+        """Their containers by their ids: a worker is named after its container's host name."""
+        containers = self.run("ps", "--all", "--quiet", "worker").split()
+        return {self.inspect(container)["Config"]["Hostname"]: container for container in containers}
+
+    def roles(self) -> list[str]:
+        """The containers of the coordinator and of all workers."""
+        return [self.coordinator, *self.workers().values()]
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(run("docker", "inspect", container).stdout)[0]
         return found
 
-    def logs(self, service: str) -> str:
-        done = run("docker", "logs", self.container(service))
+    def logs(self, container: str) -> str:
+        done = run("docker", "logs", container)
         assert done.stderr == "", "logs go to stdout only"
         return done.stdout
 
@@ -78,12 +88,26 @@ class Compose:
     def fleet(self) -> Fleet:
         return Fleet(json.loads(self.get("/state?limit=1000")))
 
-    def all_ready(self) -> Fleet:
-        def probe() -> Fleet | None:
-            fleet = self.fleet()
-            return fleet if fleet.state["ready"] and fleet.ready == set(WORKERS) else None
+    def all_ready(self, count: int = WORKERS) -> Fleet:
+        """Wait until as many containers are there, and exactly these are ready, as the coordinator sees it."""
 
-        return wait_for("three ready workers", probe)
+        def probe() -> Fleet | None:
+            fleet, workers = self.fleet(), self.workers().keys()
+            return fleet if fleet.state["ready"] and len(workers) == count and fleet.ready == set(workers) else None
+
+        return wait_for(f"{count} ready workers", probe)
+
+    def a_busy_worker(self) -> str:
+        """The id of one that serves something."""
+
+        def probe() -> str:
+            return next(name for name, worker in self.fleet().workers.items() if worker["state"] == "READY" and worker["running"] > 0)
+
+        return wait_for("a busy worker", probe)
+
+    def make(self, *arguments: str, env: Mapping[str, str] | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A target of the Makefile, on this project."""
+        return run("make", *arguments, env={**self.env, **(env or {}), "COMPOSE_PROJECT_NAME": self.project}, check=check, timeout_s=240.0)
 
     @contextlib.contextmanager
     def load(self, folder: Path, variables: Mapping[str, str] = LOAD) -> Iterator[Path]:
@@ -118,29 +142,30 @@ def compose() -> Iterator[Compose]:
 def test_up_is_healthy_within_half_a_minute(compose: Compose) -> None:
     begin = time.monotonic()
     compose.run("up", "--detach")
-    for service in SERVICES:
-        wait_for(f"{service} to be healthy", lambda service=service: compose.inspect(service)["State"]["Health"]["Status"] == "healthy")
+    for container in compose.roles():
+        wait_for(f"{container} to be healthy", lambda container=container: compose.inspect(container)["State"]["Health"]["Status"] == "healthy")
     took_s = time.monotonic() - begin
     assert took_s < 30.0
-    assert compose.inspect("cluster-key")["State"]["ExitCode"] == 0
+    assert compose.inspect(compose.run("ps", "--all", "--quiet", "cluster-key").strip())["State"]["ExitCode"] == 0
     fleet = compose.all_ready()
-    assert {name: worker["models"] != [] for name, worker in fleet.workers.items()} == dict.fromkeys(WORKERS, True), "each loads models by itself"
+    assert all(worker["models"] for worker in fleet.workers.values()), "each loads models by itself"
 
 
 def test_containers_are_locked_up(compose: Compose) -> None:
-    for service in SERVICES:
-        host = compose.inspect(service)["HostConfig"]
+    for container in compose.roles():
+        host = compose.inspect(container)["HostConfig"]
         assert host["ReadonlyRootfs"]
         assert host["CapDrop"] == ["ALL"]
         assert any(option.startswith("no-new-privileges") for option in host["SecurityOpt"])
         assert host["RestartPolicy"]["Name"] == "unless-stopped"
         assert host["Memory"] > 0
         assert host["NanoCpus"] > 0
+        assert 0 < host["PidsLimit"] <= 128
         script = "import os; print(os.getuid(), os.getgid()); open('/app/x', 'w')"
-        done = run("docker", "exec", compose.container(service), "python3", "-c", script, check=False)
+        done = run("docker", "exec", container, "python3", "-c", script, check=False)
         assert done.stdout.split() == ["1000", "1000"]
         assert "Read-only file system" in done.stderr
-        key = run("docker", "exec", compose.container(service), "sh", "-c", "stat -c '%a %u' /keys/cluster.key; touch /keys/x", check=False)
+        key = run("docker", "exec", container, "sh", "-c", "stat -c '%a %u' /keys/cluster.key; touch /keys/x", check=False)
         assert key.stdout.split() == ["600", "1000"]
         assert "Read-only file system" in key.stderr
 
@@ -184,20 +209,16 @@ def test_same_requests_as_on_this_machine(compose: Compose, tmp_path: Path) -> N
 
 
 def test_killing_a_worker_loses_nothing(compose: Compose, tmp_path: Path) -> None:
-    before = compose.all_ready().workers["worker-2"]["incarnation"]
+    before = compose.all_ready().workers
     with compose.load(tmp_path) as log:
-        wait_for("worker-2 to be busy", lambda: compose.fleet().workers["worker-2"]["running"] > 0)
-        compose.run("kill", "worker-2")
-        wait_for("the coordinator to notice", lambda: compose.fleet().workers["worker-2"]["state"] == "DEAD", 30.0)
+        victim = compose.a_busy_worker()
+        run("docker", "kill", compose.workers()[victim])
+        wait_for("the coordinator to notice", lambda: compose.fleet().workers[victim]["state"] == "DEAD", 30.0)
     outcome = Outcome.of(log.read_text())
     outcome.assert_nothing_lost()
     assert any(line.get("event") == "RequestRetried" for line in outcome.lines), "its requests went elsewhere"
-    compose.run("up", "--detach", "--no-deps", "worker-2")
-    assert compose.all_ready().workers["worker-2"]["incarnation"] > before
-
-
-def when(line: dict[str, Any]) -> float:
-    return datetime.fromisoformat(line["time"]).timestamp()
+    compose.run("up", "--detach", "--no-deps", "worker")
+    assert compose.all_ready().workers[victim]["incarnation"] > before[victim]["incarnation"]
 
 
 def test_restarting_the_coordinator_loses_nothing(compose: Compose, tmp_path: Path) -> None:
@@ -207,24 +228,70 @@ def test_restarting_the_coordinator_loses_nothing(compose: Compose, tmp_path: Pa
         compose.run("restart", "central-coordinator")
         assert compose.all_ready().state["incarnation"] > before
     Outcome.of(log.read_text()).assert_nothing_lost()
-    lines = json_lines(compose.logs("central-coordinator"))
+    lines = json_lines(compose.logs(compose.coordinator))
     begin = max(when(line) for line in lines if line["message"] == "coordinator is up")
     heard = {line["worker_id"]: when(line) for line in lines if line.get("event") == "WorkerStateChanged" and line["new"] == "READY" and when(line) >= begin}
-    assert heard.keys() == set(WORKERS)
+    assert heard.keys() == compose.workers().keys()
     assert max(heard.values()) - begin <= 2 * REPORT_INTERVAL_S
 
 
 def test_stopping_a_worker_finishes_what_it_runs(compose: Compose, tmp_path: Path) -> None:
     compose.all_ready()
     with compose.load(tmp_path) as log:
-        wait_for("worker-3 to be busy", lambda: compose.fleet().workers["worker-3"]["running"] > 0)
-        compose.run("stop", "worker-3")
+        name = compose.a_busy_worker()
+        container = compose.workers()[name]
+        run("docker", "stop", "--time", "45", container)
     Outcome.of(log.read_text()).assert_nothing_lost()
-    assert compose.inspect("worker-3")["State"]["ExitCode"] == 0
-    events = [line.get("event") for line in json_lines(compose.logs("worker-3"))]
+    assert compose.inspect(container)["State"]["ExitCode"] == 0
+    events = [line.get("event") for line in json_lines(compose.logs(container))]
     assert "WorkerDrained" in events
-    states = [line["new"] for line in json_lines(compose.logs("central-coordinator")) if line.get("worker_id") == "worker-3" and "new" in line]
+    states = [line["new"] for line in json_lines(compose.logs(compose.coordinator)) if line.get("worker_id") == name and "new" in line]
     assert "DRAINING" in states
+    compose.run("up", "--detach", "--no-deps", "worker")
+
+
+def test_scaling_up_and_down_under_load(compose: Compose, tmp_path: Path) -> None:
+    """Each container is a worker of its own; those that go drain, and leave nothing behind."""
+    compose.all_ready()
+    with compose.load(tmp_path) as log:
+        compose.make("scale-docker", "REPLICAS=6")
+        six = compose.all_ready(6).workers
+        wait_for("load", lambda: compose.fleet().state["summary"]["running"] > 0)
+        compose.make("scale-docker", f"REPLICAS={WORKERS}")
+    Outcome.of(log.read_text()).assert_nothing_lost()
+    compose.all_ready()
+    gone = six.keys() - compose.workers().keys()
+    lines = json_lines(compose.logs(compose.coordinator))
+    for name in gone:
+        states = [line["new"] for line in lines if line.get("worker_id") == name and "new" in line]
+        assert "DRAINING" in states, f"{name} left in order: {states}"
+        assert "SUSPECT" not in states, f"{name} said goodbye: {states}"
+
+
+def test_a_load_generator_is_told_every_setting(compose: Compose) -> None:
+    """MODELS reaches it from the environment, and it says which it has."""
+    done = compose.make("load-docker", "DURATION=1", "RATE=2", env={"MODELS": "1", "ZIPF": "0"})
+    told = next(line for line in json_lines("\n".join(line for line in done.stdout.splitlines() if line.startswith("{"))) if line["message"] == "configuration")
+    assert (told["MODELS"], told["ZIPF"], told["RATE"], told["DURATION"]) == (1, 0.0, 2.0, 1.0)
+
+
+def test_a_fleet_that_does_not_come_up_says_why(compose: Compose) -> None:
+    try:
+        done = compose.make("run-docker", env={"SUSPECT_INTERVALS": "none"}, check=False)
+        assert done.returncode != 0
+        assert f"make run-docker: {compose.coordinator}: " in done.stderr
+        assert "SUSPECT_INTERVALS='none': must be a number" in done.stderr
+    finally:
+        compose.run("up", "--detach")
+    compose.all_ready()
+
+
+def test_there_cannot_be_two_coordinators(compose: Compose) -> None:
+    compose.run("up", "--detach")
+    done = run(*compose.command("up", "--detach", "--scale", "central-coordinator=2"), env=compose.env, check=False)
+    assert done.returncode != 0 or "unique name" in done.stderr
+    assert len(compose.run("ps", "--quiet", "central-coordinator").split()) == 1
+    compose.all_ready()
 
 
 def test_a_new_key_under_load_loses_nothing(compose: Compose, tmp_path: Path) -> None:
@@ -235,15 +302,15 @@ def test_a_new_key_under_load_loses_nothing(compose: Compose, tmp_path: Path) ->
         wait_for("load", lambda: compose.fleet().state["summary"]["running"] > 0)
         for step, keys in ROTATION:
             compose.run("run", "--rm", "--no-deps", "--entrypoint", f"python3 -m sllm.runtime.keys /keys/cluster.key {step}", "cluster-key")
-            for service in SERVICES:
-                wait_for(f"{service} to have keys {keys}", lambda service=service, keys=keys: keys_taken_over(compose.logs(service)) == keys)
+            for container in compose.roles():
+                wait_for(f"{container} to have keys {keys}", lambda container=container, keys=keys: keys_taken_over(compose.logs(container)) == keys)
             wait_for(f"the load generator to have keys {keys}", lambda keys=keys: keys_taken_over(log.read_text()) == keys)
         run("docker", "exec", compose.generator, *STOP)
     Outcome.of(log.read_text()).assert_nothing_lost()
     state = compose.fleet().state
     assert state["keys"] == ROTATION[-1][1]
     assert state["datagrams"]["rejected"] == {}
-    assert compose.fleet().ready == set(WORKERS)
+    assert compose.fleet().ready == set(compose.workers())
 
 
 def test_metrics_are_there(compose: Compose) -> None:
@@ -259,12 +326,12 @@ def test_stop_ends_all_well(compose: Compose) -> None:
     begin = time.monotonic()
     compose.run("stop")
     took_s = time.monotonic() - begin
-    codes = {service: compose.inspect(service)["State"]["ExitCode"] for service in SERVICES}
-    assert codes == dict.fromkeys(SERVICES, 0)
+    codes = {container: compose.inspect(container)["State"]["ExitCode"] for container in compose.roles()}
+    assert codes == dict.fromkeys(compose.roles(), 0)
     assert took_s < 10.0, "nothing was running: nobody waits for the grace period"
-    for service in SERVICES:
-        assert json_lines(compose.logs(service))
-    assert compose.logs("cluster-key") == ""
+    for container in compose.roles():
+        assert json_lines(compose.logs(container))
+    assert compose.run("logs", "cluster-key") == ""
 
 
 def test_it_comes_back_with_the_same_key(compose: Compose) -> None:
@@ -279,5 +346,5 @@ def test_compose_as_one_word_and_the_defaults() -> None:
     clean = dict.fromkeys(("SUBNET", "HTTP_PORT", "LOG_FORMAT"), "")
     config = json.loads(run("docker-compose", "config", "--format", "json", env=clean).stdout)
     assert config["networks"]["fleet"]["ipam"]["config"][0]["subnet"] == "172.28.0.0/16"
-    assert config["services"].keys() == {"cluster-key", *SERVICES}, "the load generator waits under its profile"
+    assert config["services"].keys() == {"cluster-key", "central-coordinator", "worker"}, "the load generator waits under its profile"
     assert config["services"]["central-coordinator"]["ports"][0]["published"] == "8080"

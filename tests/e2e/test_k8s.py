@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,23 @@ from typing import Any
 
 import pytest
 import yaml
-from deployments import LOAD, ROOT, ROTATION, STEADY, STOP, WORKLOAD, Fleet, Outcome, json_lines, keys_taken_over, local_run, run, wait_for, works
+from deployments import (
+    LOAD,
+    ROOT,
+    ROTATION,
+    STEADY,
+    STOP,
+    WORKLOAD,
+    Fleet,
+    Outcome,
+    json_lines,
+    keys_taken_over,
+    local_run,
+    run,
+    wait_for,
+    when,
+    works,
+)  # fmt: skip
 
 NAMESPACE = "sllm-system"
 
@@ -84,8 +101,7 @@ def load(folder: Path, **variables: str) -> Iterator[Load]:
     """The example's Job with these variables."""
     job = yaml.safe_load((ROOT / "k8s/examples/load-generator.yaml").read_text())
     container = job["spec"]["template"]["spec"]["containers"][0]
-    wanted = {**{entry["name"]: entry["value"] for entry in container["env"]}, **LOAD, **variables}
-    container["env"] = [{"name": name, "value": value} for name, value in wanted.items()]
+    container["env"] = [{"name": name, "value": value} for name, value in {**LOAD, **variables}.items()]
     job["metadata"]["name"] = f"load-generator-{time.time_ns() // 1_000_000}"
     file = folder / "job.json"
     file.write_text(json.dumps(job))
@@ -119,15 +135,18 @@ def test_apply_on_an_empty_cluster_is_enough(applied: str) -> None:
     ready_fleet(3)
     wait_for("all pods ready", lambda: all(is_ready(pod) for name in ("central-coordinator", "worker") for pod in pods(name).values()))
     assert pods("worker").keys() == fleet().workers.keys() == {"worker-0", "worker-1", "worker-2"}
-    assert wait_for("the key's Job", lambda: get("job", "cluster-key")["status"].get("succeeded")) == 1
+    warnings = [event for event in get("events", "--field-selector=type=Warning")["items"] if event["reason"] != "Unhealthy"]  # a start takes a probe or two
+    assert [(event["reason"], event["message"]) for event in warnings] == [], "everybody waits for the key in silence"
+    assert [status["restartCount"] for pod in get("pods")["items"] for status in pod["status"]["containerStatuses"]] == [0] * 4
 
 
 def test_the_key_is_the_clusters_own(applied: str) -> None:
     secret = get("secret", "cluster-key")
     assert list(secret["data"]) == ["cluster.key"]
-    said = json_lines(kubectl("logs", "job/cluster-key"))
+    [coordinator] = pods("central-coordinator")
+    said = json_lines(kubectl("logs", coordinator, "--container=cluster-key"))
     assert said[-1]["message"].endswith(": made")
-    account = f"system:serviceaccount:{NAMESPACE}:cluster-key"
+    account = f"system:serviceaccount:{NAMESPACE}:central-coordinator"
     may = {
         verb: run("kubectl", "auth", "can-i", verb, "secrets", "-n", NAMESPACE, f"--as={account}", check=False).stdout.strip()
         for verb in ("create", "get", "list", "delete")
@@ -135,19 +154,60 @@ def test_the_key_is_the_clusters_own(applied: str) -> None:
     assert may == {"create": "yes", "get": "no", "list": "no", "delete": "no"}
 
 
-def test_the_key_job_leaves_a_key_alone(applied: str) -> None:
-    before = get("secret", "cluster-key")
-    kubectl("delete", "job", "cluster-key")
-    run("kubectl", "apply", "-f", "k8s/cluster-key.yaml")
-    wait_for("the key's Job", lambda: get("job", "cluster-key")["status"].get("succeeded"))
-    assert json_lines(kubectl("logs", "job/cluster-key"))[-1]["message"].endswith(": is there already")
-    assert get("secret", "cluster-key") == before
-
-
 def test_a_second_apply_changes_nothing(applied: str) -> None:
     lines = run("kubectl", "apply", "-f", "k8s/").stdout.splitlines()
     assert lines
     assert [line for line in lines if not line.endswith(" unchanged")] == []
+    assert run("kubectl", "diff", "-f", "k8s/", check=False).returncode == 0
+
+
+def test_a_new_version_is_applied_over_the_old_one(applied: str, tmp_path: Path) -> None:
+    """Other images, labels and settings, as kustomize makes them; the key stays. The server is asked, as a GitOps operator would ask it."""
+    key = get("secret", "cluster-key")["data"]
+    for image in ("sllm-coordinator", "sllm-worker"):
+        run("docker", "tag", f"{image}:latest", f"{image}:next")
+    shutil.copytree(ROOT / "k8s/base", tmp_path / "base")
+    (tmp_path / "kustomization.yaml").write_text(
+        "resources: [base]\nlabels:\n- {pairs: {version: next}, includeTemplates: true}\n"
+        "images:\n- {name: sllm-coordinator, newTag: next}\n- {name: sllm-worker, newTag: next}\n"
+    )
+    before = {name: worker["incarnation"] for name, worker in ready_fleet(3).workers.items()}
+    for how in ([], ["--server-side", "--force-conflicts"]):
+        done = run("kubectl", "apply", "-k", str(tmp_path), *how)
+        assert "rror" not in done.stderr
+    kubectl("rollout", "status", "deployment/central-coordinator", "--timeout=120s")
+    kubectl("rollout", "status", "statefulset/worker", "--timeout=240s")
+    after = ready_fleet(3)
+    assert all(after.workers[name]["incarnation"] > before[name] for name in before)
+    for name in ("central-coordinator", "worker"):
+        assert {pod["spec"]["containers"][0]["image"].partition(":")[2] for pod in pods(name).values()} == {"next"}
+    assert get("secret", "cluster-key")["data"] == key
+    run("kubectl", "apply", "--server-side", "--force-conflicts", "-f", "k8s/")
+    kubectl("rollout", "status", "statefulset/worker", "--timeout=240s")
+
+
+def test_another_namespace(applied: str) -> None:
+    """Beside the first fleet; each has a key of its own."""
+    other = "sllm-e2e-elsewhere"
+    try:
+        run("make", "deploy-k8s", f"NAMESPACE={other}", "OVERLAY=dev", timeout_s=300.0)
+        wait_for("its coordinator to have a worker", lambda: "'READY': 1" in run("make", "status-k8s", f"NAMESPACE={other}").stdout)
+        there = json.loads(run("kubectl", "-n", other, "get", "secret", "cluster-key", "-o", "json").stdout)
+        assert there["data"] != get("secret", "cluster-key")["data"]
+        assert ready_fleet(3).state["datagrams"]["rejected"] == {}
+    finally:
+        run("make", "undeploy-k8s", f"NAMESPACE={other}", timeout_s=240.0, check=False)
+
+
+def test_a_deleted_key_is_made_anew(applied: str) -> None:
+    """The fleet goes on with what it has until a coordinator starts; then all take the new one over."""
+    before = get("secret", "cluster-key")
+    kubectl("delete", "secret", "cluster-key")
+    kubectl("rollout", "restart", "deployment/central-coordinator", "statefulset/worker")
+    kubectl("rollout", "status", "deployment/central-coordinator", "--timeout=120s")
+    kubectl("rollout", "status", "statefulset/worker", "--timeout=240s")
+    ready_fleet(3)
+    assert get("secret", "cluster-key")["data"] != before["data"]
 
 
 def test_pods_are_locked_up(applied: str) -> None:
@@ -178,15 +238,21 @@ def test_deleting_a_worker_brings_it_back_under_its_name(applied: str, tmp_path:
 
 
 def test_deleting_the_coordinator(applied: str, tmp_path: Path) -> None:
+    """Its Service's address stays, and the new one has everybody back within four seconds of its socket being open."""
     [(name, old)] = pods("central-coordinator").items()
     before = ready_fleet(3).state["incarnation"]
-    with load(tmp_path) as job:
+    with load(tmp_path, RATE="10") as job:
         wait_for("load", lambda: fleet().state["summary"]["running"] > 0)
         kubectl("delete", "pod", name)
         assert ready_fleet(3).state["incarnation"] > before
         job.outcome().assert_nothing_lost()
-    [(_, new)] = pods("central-coordinator").items()
+    [(successor, new)] = pods("central-coordinator").items()
     assert new["status"]["podIP"] != old["status"]["podIP"]
+    lines = json_lines(kubectl("logs", successor))
+    [up] = [when(line) for line in lines if line["message"] == "coordinator is up"]
+    back = {line["worker_id"]: when(line) - up for line in reversed(lines) if line.get("event") == "WorkerStateChanged" and line["new"] == "READY"}
+    assert back.keys() == {"worker-0", "worker-1", "worker-2"}
+    assert max(back.values()) <= 4.0, back
 
 
 def test_scaling_up_and_down_under_load(applied: str, tmp_path: Path) -> None:
@@ -219,15 +285,16 @@ def test_a_new_key_under_load_loses_nothing(applied: str, tmp_path: Path) -> Non
     """The steps of the deployment guide. Nobody may hear a word he does not believe on the way."""
     key = tmp_path / "cluster.key"
     ready_fleet(3)
-    key.write_bytes(base64.b64decode(get("secret", "cluster-key")["data"]["cluster.key"]))
+    before = get("secret", "cluster-key")
+    key.write_bytes(base64.b64decode(before["data"]["cluster.key"]))
     with load(tmp_path, **STEADY) as job:
         wait_for("load", lambda: fleet().state["summary"]["running"] > 0)
         everybody = [*pods("central-coordinator"), *pods("worker"), f"job/{job.name}"]
         for step, keys in ROTATION:
             run(sys.executable, "-m", "sllm.runtime.keys", str(key), *step.split())
-            secret = kubectl("create", "secret", "generic", "cluster-key", f"--from-file={key}", "--dry-run=client", "--output=json")
-            (tmp_path / "secret.json").write_text(secret)
-            kubectl("replace", "--filename", str(tmp_path / "secret.json"))
+            patch = run("kubectl", "create", "secret", "generic", "cluster-key", f"--from-file={key}", "--dry-run=client", "--output=json").stdout
+            (tmp_path / "patch.json").write_text(patch)
+            kubectl("patch", "secret", "cluster-key", "--type=merge", f"--patch-file={tmp_path / 'patch.json'}")
             kubectl("annotate", "pods", "--selector=app.kubernetes.io/part-of=sllm", "--overwrite", f"sllm/keys={step.lstrip('-').replace(' ', '-')}")
             for one in everybody:
                 wait_for(f"{one} to have keys {keys}", lambda one=one, keys=keys: keys_taken_over(kubectl("logs", one)) == keys, 150.0)
@@ -236,6 +303,17 @@ def test_a_new_key_under_load_loses_nothing(applied: str, tmp_path: Path) -> Non
     state = ready_fleet(3).state
     assert state["keys"] == ROTATION[-1][1]
     assert state["datagrams"]["rejected"] == {}
+    after = get("secret", "cluster-key")
+    assert base64.b64decode(after["data"]["cluster.key"]) == key.read_bytes()
+    assert after["metadata"]["labels"] == before["metadata"]["labels"] != {}
+
+
+def test_load_from_the_makefile(applied: str) -> None:
+    """RATE, DURATION and any other variable of a client."""
+    done = run("make", "load-k8s", "RATE=2", "DURATION=2", env={"MODELS": "1"})
+    assert json_lines(done.stdout.splitlines()[-1])[0]["event"] == "Results"
+    told = next(line for line in json_lines(kubectl("logs", "job/load-generator")) if line["message"] == "configuration")
+    assert (told["RATE"], told["DURATION"], told["MODELS"]) == (2.0, 2.0, 1)
 
 
 def test_status_says_what_the_coordinator_sees(applied: str) -> None:
