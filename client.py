@@ -131,7 +131,7 @@ class Client(Node):
         wall_offset_s: float = 0.0,
         now: float = 0.0,
     ) -> None:
-        super().__init__(node_id, incarnation, codec=codec, wall_offset_s=wall_offset_s, life_timeout_s=config.worker_timeout_s)
+        super().__init__(node_id, incarnation, codec=codec, wall_offset_s=wall_offset_s, life_timeout_s=config.life_timeout_s)
         self.config = config
         self.coordinator = coordinator
         self._rng = rng

@@ -122,6 +122,11 @@ class Config:
     latency_ms: float = setting(0.2, "LATENCY_MS", "one-way network latency in virtual time", unit="ms", low=0.0, high=60000.0, flag="--latency-ms", group="run")
     loss: float = setting(0.0, "LOSS", "part of the datagrams lost in virtual time", low=0.0, high=1.0, flag="--loss", group="run")
 
+    @property
+    def life_timeout_s(self) -> float:
+        """A sender that has been silent for so long may come back as a life with a lower number: its clock was set back."""
+        return max(self.worker_timeout_s, self.suspect_intervals * self.report_interval_s)
+
     # --- people reach for these -------------------------------------------------------------------------------------------------------
 
     def get_coordinator_address(self) -> Address:

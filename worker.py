@@ -112,7 +112,7 @@ class Worker(Node):
         advertise: Address = ("", 0),
         now: float = 0.0,
     ) -> None:
-        super().__init__(node_id, incarnation, codec=codec, wall_offset_s=wall_offset_s, life_timeout_s=config.worker_timeout_s)
+        super().__init__(node_id, incarnation, codec=codec, wall_offset_s=wall_offset_s, life_timeout_s=config.life_timeout_s)
         self.config = config
         self.catalog = catalog
         self.engine = engine
