@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.25
 REPORT_INTERVAL_S = 1.0
+PLACED_AGAIN_S = 5.0 + 1.0  # after a worker's death, at the default timeouts; and a second for a machine that is busy
 # One workload for all three places. Its rate is given, so that nothing depends on the size of the fleet; its two models are the small ones that every
 # worker loads by itself, and its seed one without very long answers (a thousand tokens take half a minute), so that a run takes seconds.
 WORKLOAD = {"SEED": "853", "RATE": "5", "DURATION": "5", "WORKERS": "3", "MODELS": "2", "DEMO_MODELS": "2", "LOG_FORMAT": "json", "LOG_LEVEL": "debug"}
@@ -107,6 +108,12 @@ class Outcome(NamedTuple):
         completed = {line["request_id"]: Served(line["model"], line["prompt_tokens"], line["output_tokens"]) for line in done}
         assert len(completed) == len(done), "a request was completed twice"
         return cls(results[0], completed, lines)
+
+    def assert_placed_again_soon(self, worker_id: str, killed_at: float) -> None:
+        """What the worker had when it was killed (seconds since 1970), or was given afterwards, was taken elsewhere soon."""
+        waits = [when(line) - killed_at for line in self.lines if line.get("event") == "RequestRetried" and line["worker_id"] == worker_id]
+        assert waits, "its requests went elsewhere"
+        assert max(waits) <= PLACED_AGAIN_S, waits
 
     def assert_nothing_lost(self) -> None:
         """Every request was sent, and completed exactly once."""

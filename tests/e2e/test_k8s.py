@@ -237,6 +237,19 @@ def test_deleting_a_worker_brings_it_back_under_its_name(applied: str, tmp_path:
     assert ready_fleet(3).workers["worker-1"]["incarnation"] > before
 
 
+def test_killing_a_worker(applied: str, tmp_path: Path) -> None:
+    """Its pod dies without a goodbye: what it had is placed again soon."""
+    ready_fleet(3)
+    with load(tmp_path, RATE="10") as job:
+        wait_for("worker-2 to be busy", lambda: busy("worker-2"))
+        kubectl("delete", "pod", "worker-2", "--grace-period=0", "--force")
+        killed_at = time.time()
+        outcome = job.outcome()
+        outcome.assert_nothing_lost()
+        outcome.assert_placed_again_soon("worker-2", killed_at)
+    ready_fleet(3)
+
+
 def test_deleting_the_coordinator(applied: str, tmp_path: Path) -> None:
     """Its Service's address stays, and the new one has everybody back within four seconds of its socket being open."""
     [(name, old)] = pods("central-coordinator").items()
