@@ -178,6 +178,15 @@ class Coordinator(Node):
         elif (sequence + incarnation) % self._ack_every == 0:
             self.send(WorkerLost(row.worker_id, incarnation), addr, now)
 
+    def judge_report(self, sender_id: str, incarnation: int, sequence: int, now: float) -> str:
+        """A report that is not newer costs no look at its body: replays are what a flood without the key can make of real reports."""
+        row = self.fleet.rows.get(sender_id)
+        if row is None or incarnation != row.incarnation or sequence > row.sequence:
+            return ""
+        reason = "replayed" if sequence == row.sequence else "out_of_order"
+        self.reports_rejected[reason] += 1
+        return reason
+
     def refuse(self, kind: type, reason: str, now: float) -> str:
         if kind is LoadReport:
             self.reports_rejected[reason] += 1
