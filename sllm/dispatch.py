@@ -66,7 +66,10 @@ class Ledger:
         return True
 
     def acknowledge(self, high: int, missing: tuple[int, ...]) -> bool:
-        """Release every entry that a report with this highest number has counted in: all up to it but the missing ones. True if any was released."""
+        """Release every entry that a report with this highest number has counted in: all up to it but the missing ones. True if any was released. A number
+        that was never given out is a lie, and acknowledges nothing."""
+        if high >= self.next_number:
+            return False
         arrived = []
         for number in self.entries:  # in order: the cost does not grow with what was sent after `high`
             if number > high:

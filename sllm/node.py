@@ -37,8 +37,7 @@ new_tuple: Callable[[type, tuple[Any, ...]], Any] = tuple.__new__
 
 
 class Rejected(Exception):
-    """A datagram that changes nothing but a counter; its only argument is the counter's label. There is no constructor of its own: under a flood one is made
-    for each datagram."""
+    """A datagram that changes nothing but a counter; its only argument is the counter's label."""
 
     @property
     def reason(self) -> str:
@@ -50,12 +49,19 @@ Judge = Callable[[type, str, int, int, float, float], str]
 
 
 class Codec(Protocol):
-    """Bytes for an envelope, and back."""
+    """Bytes for an envelope, and back. `decode` and `read` are two forms of one thing: a codec that derives from this class need not have a `read` of its own."""
 
     def encode(self, envelope: Enveloped[Message]) -> bytes: ...
 
     def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
         """Raises Rejected. `judge` is asked once the datagram is known to be authentic, before its body is looked at."""
+
+    def read(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope | str:
+        """The envelope, or why there is none. Under a flood most datagrams are refused, and to raise for each costs more than to say so."""
+        try:
+            return self.decode(data, judge, now)
+        except Rejected as rejection:
+            return rejection.reason
 
 
 class Node:
@@ -65,7 +71,7 @@ class Node:
     """
 
     __slots__ = (
-        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "life_timeout_s", "node_id", "on_refused", "outbox", "rejected", "wake_at",
+        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "last_refused", "life_timeout_s", "node_id", "on_refused", "outbox", "rejected", "wake_at",
         "wall_offset_s",
     )  # fmt: skip
 
@@ -89,7 +95,8 @@ class Node:
         self.outbox: list[tuple[Enveloped[Any], Address]] = []
         self.events: list[Event] = []
         self.rejected: Counter[str] = Counter()
-        self.on_refused: Callable[[str, Address], None] | None = None  # is told the reason and the source of each datagram refused by `receive_datagram`
+        self.on_refused: Callable[[str, Address], None] | None = None  # is told the reason and the source of a datagram refused by `receive_datagram`
+        self.last_refused: tuple[str, Address] | None = None  # of several alike in a row, only the first is told. Set it to None to hear of them again
         self.handlers: dict[type, Handler] = {}
         self._sequences: defaultdict[type, int] = defaultdict(int)
         self._guard: defaultdict[type, Recent[str, list[Any]]] = defaultdict(Recent)
@@ -100,15 +107,16 @@ class Node:
     def receive_datagram(self, data: bytes | memoryview, addr: Address, now: float) -> None:
         """Hear bytes from the network. Whatever they are, nothing is raised: what is not accepted is counted in `rejected` by reason."""
         assert self.codec is not None, "a node without a codec hears envelopes only"
-        try:
-            envelope = self.codec.decode(data, self.judge, now)
-        except Rejected as rejection:
-            (reason,) = rejection.args
-            self.rejected[reason] += 1
-            if self.on_refused is not None:
-                self.on_refused(reason, addr)
+        envelope = self.codec.read(data, self.judge, now)
+        if type(envelope) is not str:
+            self.handlers[type(envelope[4])](envelope, addr, now)
             return
-        self.handlers[type(envelope[4])](envelope, addr, now)
+        self.rejected[envelope] += 1
+        refused = envelope, addr
+        if refused != self.last_refused:
+            self.last_refused = refused
+            if self.on_refused is not None:
+                self.on_refused(envelope, addr)
 
     def receive(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
         """Hear an authentic envelope."""
@@ -195,6 +203,9 @@ class Node:
     def refuse(self, kind: type, reason: str, now: float) -> str:
         """A message of this kind is refused for a time in it: returns the reason. A role that keeps books of a kind enters it there too."""
         return reason
+
+    def relocate(self, address: Address) -> None:
+        """A driver says where this node is heard from now on."""
 
     def handle_timer(self, now: float) -> None:
         """Do what is due at `now`."""

@@ -18,13 +18,13 @@ from roles import judged
 from sllm.errors import UsageError
 from sllm.events import CoordinatorReady, Event
 from sllm.messages import Address, Envelope, Enveloped, ReportAck
-from sllm.node import Judge, Node, Rejected
+from sllm.node import Codec, Judge, Node, Rejected
 from sllm.runtime import sockets, udp
 from sllm.runtime.clock import STEP_MAX_S, Clock
 from sllm.runtime.udp import UdpDriver
 
 
-class TextCodec:
+class TextCodec(Codec):
     """Enough of a codec for nodes that only count: sender, incarnation and sequence as text."""
 
     def encode(self, envelope: Enveloped[Any]) -> bytes:

@@ -12,7 +12,7 @@ from random import Random
 from typing import ClassVar, NamedTuple, Protocol
 
 from sllm.catalog import Hardware, Model
-from sllm.fleet import Fleet, Kind, Row
+from sllm.fleet import HELD, NEWCOMER, Fleet, Kind, Row
 from sllm.index import Bag, sample_all
 from sllm.messages import COLD_START, HIGH, LOW, SERVE
 
@@ -46,6 +46,8 @@ class Query(NamedTuple):
     kinds: tuple[Kind, ...]  # the hardware that can hold the request and has READY workers; never empty
     now: float
     rng: Random
+    proven: bool = False  # one of those workers that was not excluded is proven: then workers that are not get little (`sllm.fleet`) ...
+    again: bool = False  # ... and nothing of a request that has failed once
 
 
 class Placement(NamedTuple):
@@ -75,10 +77,11 @@ class FleetView:
         return self._queued_max.get(query.priority, self._queued_normal)
 
     def admits(self, row: Row, query: Query) -> bool:
-        """The worker's hardware can hold the request, its queue has room for one of this priority, and the worker was not excluded."""
+        """The worker's hardware can hold the request, its queue has room for one of this priority, the worker was not excluded, and is trusted with it."""
         return (
             row.queued < self.queued_max(query)
             and row.queued < row.report.queue_max
+            and (row.proven or not query.proven or (not query.again and len(row.ledger.entries) < row.allowance))
             and row.kind in query.kinds
             and row.worker_id not in query.exclude
         )  # fmt: skip
@@ -128,12 +131,15 @@ class FleetView:
         return min(filter(None, (self._shortest_queue(kind, query) for kind in query.kinds)), key=_queued, default=None)
 
     def _shortest_queue(self, kind: Kind, query: Query) -> Row | None:
-        """The first worker by queue that admits the request. Only excluded workers, and those whose own limit is below the fleet's, are passed over."""
-        for row in kind.by_queued.rising():
-            if row.queued >= self.queued_max(query):
-                return None
-            if self.admits(row, query):
-                return row
+        """The first worker by queue that admits the request; one that is not proven only when no other does. Only excluded workers are passed over."""
+        if not query.proven:
+            bands: tuple[int, ...] = (0, NEWCOMER, HELD)
+        else:
+            bands = (0,) if query.again else (0, NEWCOMER)
+        for begin in bands:
+            for row in kind.by_queued.rising(begin, begin + self.queued_max(query)):
+                if self.admits(row, query):
+                    return row
         return None
 
 
