@@ -265,7 +265,7 @@ class Coordinator(Node):
                 self.send(before.response, addr, now)
                 return
             if row is not None:  # the client has given that placement up
-                self.fleet.release(row, before.response.dispatch.number)
+                self.fleet.give_up(row, before.response.dispatch.number)
             self._decisions.discard(key)
         started = self._stopwatch() if self._stopwatch else 0.0
         outcome = self._decide(request, now)

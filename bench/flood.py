@@ -42,6 +42,7 @@ class Outcome(NamedTuple):
     """One flood. Shares are parts of 1."""
 
     sent_per_s: float  # datagrams of the flood
+    cpu_us: float  # of the coordinator, for each datagram that it took from its socket: says the same on a machine that is busy with other things
     honest: int  # reports that the workers sent meanwhile
     applied: float  # share of them that the coordinator applied
     suspected: int  # times that a worker which lived was taken for silent
@@ -177,7 +178,9 @@ class Stage:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._http = probe.getsockname()[1]
-        self._start([str(tree / "entrypoint_coordinator.py")], self._own, "coordinator", COORDINATOR_PORT="0", HEALTH_PORT=str(self._http))
+        self._coordinator = self._start(
+            [str(tree / "entrypoint_coordinator.py")], self._own, "coordinator", COORDINATOR_PORT="0", HEALTH_PORT=str(self._http)
+        )  # fmt: skip
         self.port = _wait_for("the coordinator is up", self._port)
         self.fleet = self._part("fleet", self._other, str(self.port))
         _wait_for("every worker is READY", lambda: self.state()["summary"]["states"].get("READY") == WORKERS)
@@ -234,14 +237,25 @@ class Stage:
             COORDINATOR_PORT=str(self.port), DURATION=f"{RECORD_S + duration_s:g}", RATE=f"{RATE_PER_S:g}", MODELS="4", HEALTH_PORT="0",
         )  # fmt: skip
         time.sleep(RECORD_S)
-        before, applied_before = self.count("record"), self.state()["reports"]["accepted"]
+        before, state, cpu_s = self.count("record"), self.state(), self._cpu_s()
         flooder = self._part("flooder", self._other, str(self.port), kind, f"{duration_s:g}")
         sent = int(flooder.communicate(timeout=duration_s + PATIENCE_S)[0])
-        honest, applied = self.count() - before, self.state()["reports"]["accepted"] - applied_before
+        honest, after = self.count() - before, self.state()
+        cpu_s = self._cpu_s() - cpu_s
+        applied = after["reports"]["accepted"] - state["reports"]["accepted"]
+        dropped = after["datagrams"]["kernel_drops"] - state["datagrams"]["kernel_drops"]
         client.wait(PATIENCE_S)
         figures = next(line for line in reversed(self.lines("client")) if line.get("event") == "Results")
         changes = [line["new"] for line in self.lines("coordinator") if line.get("event") == "WorkerStateChanged"]
-        return Outcome(sent / duration_s, honest, applied / max(1, honest), changes.count("SUSPECT"), changes.count("DEAD"), figures["sent"], figures["completed"])
+        return Outcome(
+            sent / duration_s, 1e6 * cpu_s / max(1, sent + honest - dropped), honest, applied / max(1, honest), changes.count("SUSPECT"),
+            changes.count("DEAD"), figures["sent"], figures["completed"],
+        )  # fmt: skip
+
+    def _cpu_s(self) -> float:
+        """Processor time of the coordinator so far."""
+        fields = Path(f"/proc/{self._coordinator.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
@@ -259,7 +273,7 @@ def run(tree: Path, kind: str, duration_s: float) -> Outcome:
 
 def show(name: str, kind: str, outcome: Outcome) -> None:
     print(
-        f"{name:<8} {kind:<12} {outcome.sent_per_s:>9,.0f}/s sent   {100 * outcome.applied:>5.1f} % of {outcome.honest} reports applied   "
+        f"{name:<8} {kind:<12} {outcome.sent_per_s:>9,.0f}/s sent   {outcome.cpu_us:>5.2f} us each   {100 * outcome.applied:>5.1f} % of {outcome.honest} reports applied   "
         f"SUSPECT {outcome.suspected}  DEAD {outcome.dead}   requests {outcome.completed} of {outcome.requests}",
         flush=True,
     )  # fmt: skip
@@ -273,11 +287,12 @@ def compare(kind: str, trees: dict[str, Path], runs: int, duration_s: float) -> 
             outcome = run(trees[name], kind, duration_s)
             outcomes[name].append(outcome)
             show(name, kind, outcome)
+    costs = {name: median(outcome.cpu_us for outcome in found) for name, found in outcomes.items()}
     shares = {name: median(outcome.applied for outcome in found) for name, found in outcomes.items()}
     ours = outcomes["ours"]
     unhurt = all(outcome.dead == 0 and outcome.completed == outcome.requests for outcome in ours)
     kept = unhurt and all(shares["ours"] >= share for share in shares.values())
-    print(f"{kind}: medians " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items()) + ("  ok" if kept else "  OVER"), flush=True)
+    print(f"{kind}: medians " + ", ".join(f"{name} {100 * share:.1f} % ({costs[name]:.2f} us)" for name, share in shares.items()) + ("  ok" if kept else "  OVER"), flush=True)
     return kept
 
 

@@ -80,10 +80,10 @@ class Ledger:
             self.release(number)
         return bool(arrived)
 
-    def expire(self, before: float) -> int:
-        """Write off the entries sent before `before`; returns how many."""
+    def expire(self, before: float, most: int) -> int:
+        """Write off the entries sent before `before`, at most `most` of them; returns how many."""
         lost = 0
-        while self.entries:
+        while self.entries and lost < most:
             number, entry = next(iter(self.entries.items()))
             if entry.at >= before:
                 break

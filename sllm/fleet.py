@@ -30,6 +30,7 @@ STATES = (STARTING, READY, DRAINING, SUSPECT, DEAD, LEFT)
 SLOW_START = 4  # dispatches in flight to a worker that is not proven, while others are
 DISTRUSTED = 1  # ... to one whose dispatches expired ...
 EXPIRED_MAX = 3  # ... so many in a row with no acknowledgement between them; then it is proven no longer
+WRITTEN_OFF_MAX = 1000  # dispatches at one report
 NEWCOMER, HELD = 1 << 40, 1 << 41  # levels in `Kind.by_queued`, beyond any queue: of workers not proven, and of those of them that have all they may get
 
 CLIENTS_MAX = 64  # of one worker that are told when it is lost
@@ -294,21 +295,25 @@ class Fleet:
         made: Dispatch = new_tuple(Dispatch, (epoch, number))
         return made
 
-    def release(self, row: Row, number: int) -> bool:
-        """Work sent to a worker was given up."""
-        released = row.ledger.release(number)
-        if released and row.state == READY:
+    def give_up(self, row: Row, number: int) -> bool:
+        """A client waits no longer for work that it sent to a worker. True if the worker had not acknowledged that yet."""
+        given_up = row.ledger.release(number)
+        if given_up:
+            self._distrust(row, 1)
+        return given_up
+
+    def _distrust(self, row: Row, lost: int) -> None:
+        """So many dispatches came to nothing without a word of the worker."""
+        row.expired += lost
+        row.proven = row.proven and row.expired < EXPIRED_MAX
+        if row.state == READY:
             self.reindex(row)
-        return released
 
     def expire_dispatches(self, row: Row, before: float) -> int:
-        """Write off what was sent before `before` and never acknowledged."""
-        lost = row.ledger.expire(before)
+        """Write off what was sent before `before` and never acknowledged. Of very much, some: the next report goes on, so that none costs a pause."""
+        lost = row.ledger.expire(before, WRITTEN_OFF_MAX)
         if lost:
-            row.expired += lost
-            row.proven = row.proven and row.expired < EXPIRED_MAX
-            if row.state == READY:
-                self.reindex(row)
+            self._distrust(row, lost)
         return lost
 
     # --- indexes --------------------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_the_indexes_are_what_a_scan_would_find(steps: list[tuple[str, int, obje
         elif what == "refit":
             fleet.refit(one, CATALOG.get_hardware("a5000-24g") if detail else H100)
         elif what == "release":
-            fleet.release(one, detail)  # type: ignore[arg-type]
+            fleet.give_up(one, detail)  # type: ignore[arg-type]
         elif what == "step":
             fleet.step(one, detail)  # type: ignore[arg-type]
         check(fleet)
