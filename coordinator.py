@@ -32,7 +32,7 @@ from sllm.events import (
     WorkerDisplaced,
     WorkerStateChanged,
 )
-from sllm.fleet import DEAD, EXPIRED, GONE, NO_CLIENTS, SILENT, SUSPECT, Fleet, Kind, Row, note_client
+from sllm.fleet import DEAD, DOUBTFUL, EXPIRED, GONE, NEWCOMER, NO_CLIENTS, PROVEN, SILENT, SUSPECT, Fleet, Kind, Row, note_client
 from sllm.messages import (
     COORDINATOR_ID,
     DEADLINE_UNMEETABLE,
@@ -295,10 +295,10 @@ class Coordinator(Node):
             return self._not_fitting(request, model, kv_bytes, now)
         if exclude and self._are_all_excluded(kinds, exclude):
             exclude = ()  # a worker that failed once (it may have restarted since) is better than none
-        proven, again = self._are_proven(kinds, exclude), attempt > 0
-        query = new_tuple(Query, (model, prompt_tokens, max_tokens, kv_bytes, priority, exclude, kinds, now, self._rng, proven, again))
+        trust, again = self._most_trusted(kinds, exclude), attempt > 0
+        query = new_tuple(Query, (model, prompt_tokens, max_tokens, kv_bytes, priority, exclude, kinds, now, self._rng, trust, again))
         placement = self.policy.place(query, self._view)
-        if placement is None and proven and again:  # a worker that is not proven is better than none
+        if placement is None and again:  # a worker that is trusted less is better than none
             placement = self.policy.place(query._replace(again=False), self._view)
         if placement is None:
             self._turned_away += 1
@@ -312,17 +312,17 @@ class Coordinator(Node):
             return ScheduleError(request_id, DEADLINE_UNMEETABLE, 0.0, f"the best estimate is {placement.eta_s:.3f} s")
         return placement
 
-    def _are_proven(self, kinds: tuple[Kind, ...], exclude: tuple[str, ...]) -> bool:
-        """A worker of these kinds that was not excluded is proven."""
-        proven = 0
-        for kind in kinds:
-            proven += kind.proven
-        if proven and exclude:
-            for worker_id in exclude:
-                row = self.fleet.rows.get(worker_id)
-                if row is not None and row.counted and row.kind in kinds:
-                    proven -= 1
-        return proven > 0
+    def _most_trusted(self, kinds: tuple[Kind, ...], exclude: tuple[str, ...]) -> int:
+        """How far the most trusted READY worker of these kinds is that was not excluded."""
+        excluded = [0, 0, 0]
+        for worker_id in exclude:
+            row = self.fleet.rows.get(worker_id)
+            if row is not None and row.counted_as >= 0 and row.kind in kinds:
+                excluded[row.counted_as] += 1
+        for trust in (PROVEN, NEWCOMER):
+            if sum(kind.trusted[trust] for kind in kinds) > excluded[trust]:
+                return trust
+        return DOUBTFUL
 
     @staticmethod
     def _are_all_excluded(kinds: tuple[Kind, ...], exclude: tuple[str, ...]) -> bool:

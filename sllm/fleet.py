@@ -3,7 +3,7 @@
 A report updates its row and only those indexes whose content changed; no operation looks at every worker. An index holds READY workers only.
 
 A worker is proven once it has acknowledged a dispatch in its present life. One that has not may be anybody with a key: while others are proven it gets few
-dispatches at a time, and fewer when those expire.
+dispatches at a time, and one at a time while there are others of whom nothing bad is known when a dispatch to it came to nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ GONE = (DEAD, LEFT)  # listed for a while, and no part of the fleet any more
 NEW = ""
 STATES = (STARTING, READY, DRAINING, SUSPECT, DEAD, LEFT)
 
-SLOW_START = 4  # dispatches in flight to a worker that is not proven, while others are
-DISTRUSTED = 1  # ... to one whose dispatches expired ...
-EXPIRED_MAX = 3  # ... so many in a row with no acknowledgement between them; then it is proven no longer
+DOUBTFUL, NEWCOMER, PROVEN = 0, 1, 2  # how far a worker is trusted: dispatches came to nothing and none was acknowledged; nothing is known; it works
+ALLOWANCES = (1, 4)  # dispatches in flight to a doubtful worker, and to a newcomer, while there are more trusted ones
+EXPIRED_MAX = 3  # dispatches in a row that came to nothing with no acknowledgement between them: then a worker is proven no longer
 WRITTEN_OFF_MAX = 1000  # dispatches at one report
-NEWCOMER, HELD = 1 << 40, 1 << 41  # levels in `Kind.by_queued`, beyond any queue: of workers not proven, and of those of them that have all they may get
+BAND = 1 << 40  # levels of `Kind.by_queued`, more than any queue: each trust has two bands, for those below their allowance and for the others
 
 CLIENTS_MAX = 64  # of one worker that are told when it is lost
 NO_CLIENTS: dict[str, tuple[Address, float]] = {}  # of a worker that was given nothing yet; shared, never filled
@@ -50,7 +50,7 @@ TRANSITIONS: dict[tuple[str, str], str] = {
 class Kind:
     """The workers of one hardware, and the indexes over those of them that can be given work."""
 
-    __slots__ = ("by_depth", "by_queued", "hardware", "members", "proven", "ready")
+    __slots__ = ("by_depth", "by_queued", "hardware", "members", "ready", "trusted")
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
@@ -58,14 +58,14 @@ class Kind:
         self.ready: Bag[Row] = Bag()
         self.by_depth: Levels[Row] = Levels()  # requests running, waiting or in flight
         self.by_queued: Levels[Row] = Levels()  # those of them that wait for a place; workers not proven come after the others: `Row.level`
-        self.proven = 0  # READY workers that are
+        self.trusted = [0, 0, 0]  # READY workers by how far they are trusted
 
 
 class Row:
     """One worker as the coordinator knows it. Times are absolute seconds of the coordinator's clock."""
 
     __slots__ = (
-        "address", "clients", "counted", "depth", "displaced", "due", "expired", "heard_at", "hosted", "incarnation", "kind", "ledger", "level", "lost",
+        "address", "clients", "counted_as", "depth", "displaced", "due", "expired", "heard_at", "hosted", "incarnation", "kind", "ledger", "level", "lost",
         "proven", "queued", "report", "sequence", "state", "warm", "worker_id",
     )  # fmt: skip
 
@@ -87,8 +87,8 @@ class Row:
         self.queued = -1  # `count_queued`; -1: it is in no index
         self.level = -1  # where the row stands in `Kind.by_queued`; -1: nowhere
         self.proven = False  # it has acknowledged a dispatch in this life
-        self.counted = False  # in `Kind.proven`
-        self.expired = 0  # dispatches written off since its last acknowledgement
+        self.expired = 0  # dispatches that came to nothing since its last acknowledgement
+        self.counted_as = -1  # in `Kind.trusted`; -1: nowhere
         self.warm: tuple[str, ...] = ()  # models it is indexed under: on the GPU, loading, or about to load
         self.hosted: tuple[str, ...] = ()  # likewise in host memory
 
@@ -121,9 +121,14 @@ class Row:
         return over if over > 0 else 0
 
     @property
-    def allowance(self) -> int:
-        """Dispatches that may be in flight to it while it is not proven and others are."""
-        return DISTRUSTED if self.expired >= EXPIRED_MAX else SLOW_START
+    def trust(self) -> int:
+        """How far it is trusted."""
+        return PROVEN if self.proven else DOUBTFUL if self.expired else NEWCOMER
+
+    @property
+    def has_allowance(self) -> bool:
+        """It may get another dispatch even while others are trusted more."""
+        return self.proven or len(self.ledger.entries) < ALLOWANCES[self.trust]
 
     def find_level(self) -> int:
         """Its place in `Kind.by_queued`, given `queued`. One whose own limit is met stands nowhere: nobody can be placed there."""
@@ -132,7 +137,7 @@ class Row:
             return -1
         if self.proven or queued < 0:
             return queued
-        return queued + (HELD if len(self.ledger.entries) >= self.allowance else NEWCOMER)
+        return queued + band_of(self.trust, self.has_allowance)
 
     def fits_now(self, kv_bytes: int) -> bool:
         """So much KV cache is free, as far as the coordinator knows."""
@@ -170,6 +175,11 @@ class Row:
                 if name == model:
                     return max(0.0, end_at - now)
         return None
+
+
+def band_of(trust: int, has_allowance: bool) -> int:
+    """Where a band of `Kind.by_queued` begins: the most trusted first."""
+    return (2 * (PROVEN - trust) + (0 if has_allowance or trust == PROVEN else 1)) * BAND
 
 
 def note_client(row: Row, client_id: str, addr: Address, now: float) -> None:
@@ -329,16 +339,15 @@ class Fleet:
                 names.update(dict.fromkeys(entry.model for entry in loads.values()))
             warm = tuple(names)
         row.kind.ready.add(row)
-        if row.proven != row.counted:
-            self._count_proven(row, row.proven)
+        if row.trust != row.counted_as:
+            self._count(row, row.trust)
         self._index_models(row, warm, hosted)
         self._place(row, row.count_depth(), row.count_queued())
 
     def _withdraw(self, row: Row) -> None:
         """Take a row out of every index."""
         row.kind.ready.remove(row)
-        if row.counted:
-            self._count_proven(row, False)
+        self._count(row, -1)
         self._index_models(row, (), ())
         self._place(row, -1, -1)
 
@@ -377,6 +386,11 @@ class Fleet:
             row.level = level
 
     @staticmethod
-    def _count_proven(row: Row, proven: bool) -> None:
-        row.kind.proven += 1 if proven else -1
-        row.counted = proven
+    def _count(row: Row, trust: int) -> None:
+        """Count a row among those trusted so far; -1: nowhere."""
+        trusted = row.kind.trusted
+        if row.counted_as >= 0:
+            trusted[row.counted_as] -= 1
+        if trust >= 0:
+            trusted[trust] += 1
+        row.counted_as = trust

@@ -17,7 +17,7 @@ from sllm.catalog import Catalog
 from sllm.dispatch import Entry, Ledger
 from sllm.engine import LlmEngine
 from sllm.events import RequestCompleted, RequestFailed, RequestRejected, RequestRetried, RequestRouted, RequestSent, TableFull
-from sllm.fleet import EXPIRED_MAX, SLOW_START
+from sllm.fleet import ALLOWANCES, EXPIRED_MAX, NEWCOMER, PROVEN
 from sllm.index import Bag
 from sllm.limits import NUMBER_MAX, SLOTS_MAX
 from sllm.messages import READY, SATURATED, STOPPED, Address, Envelope, InferenceRequest, LoadReport, ReportAck, ScheduleError, ScheduleResponse
@@ -50,9 +50,9 @@ def test_a_worker_that_is_not_proven_gets_four_at_a_time_while_another_is(policy
     assert placed(talk, 10, 1.1) == ["old"] * 10, "where nobody is proven nobody is held back"
     prove(talk, "old", 1.2)
     talk.say("new", report(), 1.2)
-    assert placed(talk, 60, 1.3, 10).count("new") == SLOW_START
+    assert placed(talk, 60, 1.3, 10).count("new") == ALLOWANCES[NEWCOMER]
     prove(talk, "new", 1.4)
-    assert placed(talk, 60, 1.5, 70).count("new") > SLOW_START
+    assert placed(talk, 60, 1.5, 70).count("new") > ALLOWANCES[NEWCOMER]
     assert node.fleet.rows["new"].proven
 
 
@@ -76,7 +76,7 @@ def test_a_worker_whose_dispatches_expire_gets_one_at_a_time_and_is_believed_aga
     assert placed(talk, 40, 5.1, 200).count("bad") == 1
     prove(talk, "bad", 5.2)
     assert (bad.expired, bad.proven) == (0, True)
-    assert placed(talk, 40, 5.3, 300).count("bad") > SLOW_START
+    assert placed(talk, 40, 5.3, 300).count("bad") > ALLOWANCES[NEWCOMER]
 
 
 @pytest.mark.parametrize("policy", policies())
@@ -99,15 +99,15 @@ def test_a_new_life_must_prove_itself_again_and_the_counts_hold() -> None:
     placed(talk, 1, 1.1)
     prove(talk, "w", 1.2)
     kind = node.fleet.rows["w"].kind
-    assert kind.proven == 1
+    assert kind.trusted[PROVEN] == 1
     talk.say("w", report(), 1.3, incarnation=2, sequence=1)
-    assert (kind.proven, node.fleet.rows["w"].proven) == (0, False)
+    assert (kind.trusted[PROVEN], node.fleet.rows["w"].proven) == (0, False)
     placed(talk, 1, 1.4, 5)
     talk.say("w", report(epoch=node.incarnation, dispatch_high=2), 1.5, incarnation=2, sequence=2)
     talk.run_to(9.0)  # silent
-    assert kind.proven == 0
+    assert kind.trusted[PROVEN] == 0
     talk.say("w", report(), 9.1, incarnation=2, sequence=3)
-    assert kind.proven == 1
+    assert kind.trusted[PROVEN] == 1
 
 
 def test_what_was_never_given_out_cannot_be_acknowledged() -> None:
@@ -147,7 +147,7 @@ class Fake(Node):
         self.wake_at = now + 1.0
 
 
-@pytest.mark.parametrize(("begin", "models"), [(0.0, ()), (10.0, Catalog.demo(8).names)], ids=["from the start", "later, and with every model"])
+@pytest.mark.parametrize(("begin", "models"), [(0.0, ()), (10.0, Catalog.demo(8).names), (0.0, Catalog.demo(8).names)], ids=["idle", "later, with every model", "with every model"])
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_six_fakes_among_six_honest_workers_fail_no_request(seed: int, begin: float, models: tuple[str, ...]) -> None:
     fleet = Fleet(seed, workers=6, rate_per_s=3.0, duration_s=30.0, check=False).record()

@@ -49,7 +49,7 @@ def check(fleet: Fleet) -> None:
         low = min((r.depth for r in here), default=None)
         assert lowest(kind.by_depth) == {r for r in here if r.depth == low}
         assert [r.level for r in kind.by_queued.rising()] == sorted(r.find_level() for r in here if r.queued < r.report.queue_max)
-        assert kind.proven == sum(r.proven for r in here)
+        assert kind.trusted == [sum(r.trust == trust for r in here) for trust in range(3)]
     for state in set(fleet.states):
         assert fleet.states[state] == sum(r.state == state for r in fleet)
 
