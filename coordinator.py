@@ -81,9 +81,9 @@ class Coordinator(Node):
     """One coordinator. `stopwatch` (seconds, any origin) measures how long placements take; without it they count as 0."""
 
     __slots__ = (
-        "_ack_every", "_decisions", "_full_told_at", "_held_since", "_hold_until", "_next_chore", "_next_drop", "_next_tick", "_ready_at", "_rival_at", "_rng", "_silence",
-        "_stopwatch", "_sure_at", "_tick_s", "_turned_away", "_turned_away_before", "_unknown_hardware", "_view", "catalog", "config", "degraded", "fleet",
-        "policy", "ready", "reports_accepted", "reports_rejected", "rival",
+        "_ack_every", "_decisions", "_full_told_at", "_held_since", "_hold_until", "_next_chore", "_next_drop", "_next_tick", "_ready_at", "_rival_at", "_rng",
+        "_silence", "_stopwatch", "_sure_at", "_tick_s", "_turned_away", "_turned_away_before", "_unknown_hardware", "_view", "catalog", "config", "degraded",
+        "fleet", "policy", "ready", "reports_accepted", "reports_rejected", "rival",
     )  # fmt: skip
 
     def __init__(

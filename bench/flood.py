@@ -55,30 +55,30 @@ class Outcome(NamedTuple):
 
 
 def _key_of(folder: Path) -> Any:
-    from config import Config  # noqa: PLC0415  (of the tree)
-    from sllm.runtime.keys import load_keyring  # noqa: PLC0415
+    from config import Config
+    from sllm.runtime.keys import load_keyring
 
     return load_keyring(Config.from_env({"DEPLOYMENT_MODE": "local", "CLUSTER_KEY_FILE": str(folder / "cluster.key")}))
 
 
 def make_key(folder: Path) -> None:
-    from sllm.runtime.keys import create_key_file  # noqa: PLC0415
+    from sllm.runtime.keys import create_key_file
 
     create_key_file(folder / "cluster.key")
 
 
 def serve_fleet(folder: Path, port: int) -> None:
     """The workers, in one process; a line on stdin is answered with how many reports they have sent. What they say first is kept for a replay."""
-    from config import Config  # noqa: PLC0415
-    from sllm.assemble import build_catalog, build_engine  # noqa: PLC0415
-    from sllm.runtime.clock import Clock  # noqa: PLC0415
-    from sllm.runtime.udp import UdpDriver  # noqa: PLC0415
-    from sllm.wire import PickleCodec  # noqa: PLC0415
-    from worker import Worker  # noqa: PLC0415
+    from config import Config
+    from sllm.assemble import build_catalog, build_engine
+    from sllm.runtime.clock import Clock
+    from sllm.runtime.udp import UdpDriver
+    from sllm.wire import PickleCodec
+    from worker import Worker
 
     said: list[bytes] = []
 
-    class Recording(PickleCodec):  # type: ignore[misc]
+    class Recording(PickleCodec):
         def encode(self, envelope: Any) -> bytes:
             data = super().encode(envelope)
             if len(said) < PREPARED:
@@ -110,7 +110,7 @@ def serve_fleet(folder: Path, port: int) -> None:
 
 def prepare(kind: str, folder: Path) -> list[bytes]:
     """The datagrams of a flood."""
-    from sllm.wire import MAGIC  # noqa: PLC0415
+    from sllm.wire import MAGIC
 
     rng = random.Random(kind)
     if kind == "garbage":
@@ -273,7 +273,8 @@ def run(tree: Path, kind: str, duration_s: float) -> Outcome:
 
 def show(name: str, kind: str, outcome: Outcome) -> None:
     print(
-        f"{name:<8} {kind:<12} {outcome.sent_per_s:>9,.0f}/s sent   {outcome.cpu_us:>5.2f} us each   {100 * outcome.applied:>5.1f} % of {outcome.honest} reports applied   "
+        f"{name:<8} {kind:<12} {outcome.sent_per_s:>9,.0f}/s sent   {outcome.cpu_us:>5.2f} us each   "
+        f"{100 * outcome.applied:>5.1f} % of {outcome.honest} reports applied   "
         f"SUSPECT {outcome.suspected}  DEAD {outcome.dead}   requests {outcome.completed} of {outcome.requests}",
         flush=True,
     )  # fmt: skip
@@ -292,7 +293,8 @@ def compare(kind: str, trees: dict[str, Path], runs: int, duration_s: float) -> 
     ours = outcomes["ours"]
     unhurt = all(outcome.dead == 0 and outcome.completed == outcome.requests for outcome in ours)
     kept = unhurt and all(shares["ours"] >= share for share in shares.values())
-    print(f"{kind}: medians " + ", ".join(f"{name} {100 * share:.1f} % ({costs[name]:.2f} us)" for name, share in shares.items()) + ("  ok" if kept else "  OVER"), flush=True)
+    medians = ", ".join(f"{name} {100 * share:.1f} % ({costs[name]:.2f} us)" for name, share in shares.items())
+    print(f"{kind}: medians {medians}  {'ok' if kept else 'OVER'}", flush=True)
     return kept
 
 

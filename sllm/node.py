@@ -49,7 +49,7 @@ Judge = Callable[[type, str, int, int, float, float], str]
 
 
 class Codec(Protocol):
-    """Bytes for an envelope, and back. `decode` and `read` are two forms of one thing: a codec that derives from this class need not have a `read` of its own."""
+    """Bytes for an envelope, and back. `decode` and `read` are two forms of one thing; what derives from this class need not have a `read` of its own."""
 
     def encode(self, envelope: Enveloped[Message]) -> bytes: ...
 
@@ -71,8 +71,8 @@ class Node:
     """
 
     __slots__ = (
-        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "last_refused", "life_timeout_s", "node_id", "on_refused", "outbox", "rejected", "wake_at",
-        "wall_offset_s",
+        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "last_refused", "life_timeout_s", "node_id", "on_refused", "outbox", "rejected",
+        "wake_at", "wall_offset_s",
     )  # fmt: skip
 
     def __init_subclass__(cls) -> None:
@@ -108,7 +108,7 @@ class Node:
         """Hear bytes from the network. Whatever they are, nothing is raised: what is not accepted is counted in `rejected` by reason."""
         assert self.codec is not None, "a node without a codec hears envelopes only"
         envelope = self.codec.read(data, self.judge, now)
-        if type(envelope) is not str:
+        if not isinstance(envelope, str):
             self.handlers[type(envelope[4])](envelope, addr, now)
             return
         self.rejected[envelope] += 1
@@ -154,7 +154,8 @@ class Node:
         wall_now = now + self.wall_offset_s
         if not -FRESH_WITHIN_S <= wall_now - wall_s <= FRESH_WITHIN_S:  # "not": a time that is no number is not fresh
             return self.refuse(kind, "stale_time", now)
-        if incarnation * 1e-9 > (wall_now if wall_now > now else now) + FRESH_WITHIN_S:  # it is the time of a start. Virtual time begins at 0, whatever wall clocks say
+        latest_s = (wall_now if wall_now > now else now) + FRESH_WITHIN_S  # virtual time begins at 0, whatever wall clocks say
+        if incarnation * 1e-9 > latest_s:  # it is the time of a start
             return self.refuse(kind, "future_incarnation", now)
         if kind is LoadReport:
             return self.judge_report(sender_id, incarnation, sequence, now)

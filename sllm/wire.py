@@ -270,7 +270,7 @@ class PickleCodec(Codec):
     def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
         """The envelope. Rejected, with the first of REASONS that holds, or with the judge's reason."""
         found = self.read(data, judge, now)
-        if type(found) is str:
+        if isinstance(found, str):
             raise Rejected(found)
         return found
 

@@ -81,7 +81,7 @@ def test_a_worker_whose_dispatches_expire_gets_one_at_a_time_and_is_believed_aga
 
 @pytest.mark.parametrize("policy", policies())
 def test_a_second_attempt_goes_to_a_proven_worker_unless_it_has_failed_there_or_all_are_full(policy: str) -> None:
-    node, talk = coordinator(policy, queue_threshold=100)
+    _, talk = coordinator(policy, queue_threshold=100)
     talk.say("old", report(), 1.0)
     placed(talk, 1, 1.1)
     prove(talk, "old", 1.2)
@@ -147,7 +147,10 @@ class Fake(Node):
         self.wake_at = now + 1.0
 
 
-@pytest.mark.parametrize(("begin", "models"), [(0.0, ()), (10.0, Catalog.demo(8).names), (0.0, Catalog.demo(8).names)], ids=["idle", "later, with every model", "with every model"])
+@pytest.mark.parametrize(
+    ("begin", "models"), [(0.0, ()), (10.0, Catalog.demo(8).names), (0.0, Catalog.demo(8).names)],
+    ids=["idle", "later, with every model", "with every model"],
+)  # fmt: skip
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_six_fakes_among_six_honest_workers_fail_no_request(seed: int, begin: float, models: tuple[str, ...]) -> None:
     fleet = Fleet(seed, workers=6, rate_per_s=3.0, duration_s=30.0, check=False).record()

@@ -51,7 +51,8 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "exclude": st.lists(IDS, max_size=4, unique=True).map(tuple), "host": HOSTS, "partial": st.booleans(), "rival": st.booleans(),
     **dict.fromkeys(("request_id", "model", "hardware"), NAMES), **dict.fromkeys(("worker_id", "target_worker_id"), IDS),
     **dict.fromkeys(("prompt_tokens", "output_tokens"), st.integers(0, limits.TOKENS_MAX)), "max_tokens": st.integers(1, limits.TOKENS_MAX),
-    "slots": st.integers(1, limits.SLOTS_MAX), **dict.fromkeys(("queue_max", "running", "waiting", "blocked", "queue_depth", "requests"), st.integers(0, limits.SLOTS_MAX)),
+    "slots": st.integers(1, limits.SLOTS_MAX),
+    **dict.fromkeys(("queue_max", "running", "waiting", "blocked", "queue_depth", "requests"), st.integers(0, limits.SLOTS_MAX)),
     "attempt": st.integers(0, limits.PLACEMENTS_MAX),
     **dict.fromkeys(("gpu_free_bytes", "epoch", "dispatch_high", "sequence", "incarnation"), COUNTS),
 }  # fmt: skip
