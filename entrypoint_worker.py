@@ -49,8 +49,12 @@ class MeasuredWorker(Worker):
         super()._report(now)
 
     def _own_address(self) -> str:
-        """Where the coordinator would reach us. Looked up anew for each report: it changes with the coordinator's address, and with our own."""
-        return self.config.bind_host if self.config.bind_host not in WILDCARDS else local_address(self.coordinator)
+        """Where the coordinator would reach us. Looked up anew for each report: it changes with the coordinator's address, and with our own. Whoever listens
+        everywhere and speaks to a coordinator over loopback may be heard through a published port of a container: then only the coordinator knows."""
+        if self.config.bind_host not in WILDCARDS:
+            return self.config.bind_host
+        own = local_address(self.coordinator)
+        return "" if own == "::1" or own.startswith("127.") else own
 
 
 class WorkerPart:

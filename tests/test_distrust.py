@@ -312,14 +312,21 @@ def last_report(worker: MeasuredWorker, now: float) -> Envelope:
     return next(Envelope(*envelope) for envelope, _ in worker.outbox if isinstance(envelope[4], LoadReport))
 
 
-def test_a_worker_process_finds_its_own_address_towards_the_coordinator_and_finds_it_again() -> None:
+def test_a_worker_process_finds_its_own_address_towards_the_coordinator_and_finds_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = make_measured(bind_host="0.0.0.0")
     assert last_report(worker, 0.0).message.host == "", "the coordinator's name has no address yet"  # type: ignore[union-attr]
-    worker.coordinator = ("127.0.0.1", 9000)
-    assert (last_report(worker, 2.0).message.host, worker.advertise) == ("127.0.0.1", ("127.0.0.1", 8123))  # type: ignore[union-attr]
-    worker.coordinator = ("::1", 9000)
-    assert last_report(worker, 4.0).message.host in ("::1", "")  # type: ignore[union-attr]  # "": this machine has no IPv6
-    assert local_address(("no-such-name", 1)) == ""
+    own = {"192.0.2.1": "198.51.100.7", "192.0.2.2": "198.51.100.8", "127.0.0.1": "127.0.0.1"}
+    monkeypatch.setattr("entrypoint_worker.local_address", lambda towards: own[towards[0]])
+    for now, (coordinator_host, address) in enumerate(own.items(), 1):
+        worker.coordinator = (coordinator_host, 9000)
+        said = "" if address == "127.0.0.1" else address  # a published port of a container is reached so as well
+        assert (last_report(worker, 2.0 * now).message.host, worker.advertise) == (said, (said, 8123))  # type: ignore[union-attr]
+
+
+def test_the_own_address_towards_another_is_that_of_the_way_there() -> None:
+    assert local_address(("127.0.0.1", 9000)) == "127.0.0.1"
+    assert local_address(("::1", 9000)) in ("::1", "")  # "": this machine has no IPv6
+    assert local_address(("no-such-name", 1)) == local_address(("127.0.0.1", 70000)) == ""
 
 
 @pytest.mark.parametrize(("told", "said"), [("192.0.2.7", "192.0.2.7"), ("source", ""), ("", "127.0.0.1")])
