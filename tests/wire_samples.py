@@ -28,8 +28,8 @@ SAMPLES: dict[type, Message] = {
     messages.FirstToken: messages.FirstToken("r0", 0.01),
     messages.InferenceResponse: messages.InferenceResponse("r0", messages.COMPLETED, 211, 0.01, 0.04, 3.2, 0.0),
     messages.MigrateRequest: messages.MigrateRequest("r0", "worker-3", "10.0.0.9", 8000, Dispatch(5, 10)),
-    messages.Progress: messages.Progress(1.0, 3),
-    messages.WorkerLost: messages.WorkerLost("worker-3", 1_764_000_000_000_000_000),
+    messages.Progress: messages.Progress(1.0, 12),
+    messages.WorkerLost: messages.WorkerLost("worker-2", 1_764_000_000_000_000_000),
     messages.CancelRequest: messages.CancelRequest("r0"),
 }  # fmt: skip
 
@@ -48,12 +48,12 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "dispatch": st.builds(Dispatch, COUNTS, COUNTS), "loading": st.dictionaries(NAMES, SECONDS, max_size=3).map(lambda made: tuple(made.items())),
     "reason": TEXTS, "detail": TEXTS,
     **dict.fromkeys(("gpu_models", "busy_models", "host_models", "disk_models"), st.lists(NAMES, max_size=4, unique=True).map(tuple)),
-    "exclude": st.lists(IDS, max_size=4, unique=True).map(tuple), "host": HOSTS, "partial": st.booleans(), "rival": st.booleans(),
+    "rival": st.booleans(), "attempt": st.integers(0, limits.PLACEMENTS_MAX),
+    "exclude": st.lists(IDS, max_size=4, unique=True).map(tuple), "host": HOSTS, "partial": st.booleans(),
     **dict.fromkeys(("request_id", "model", "hardware"), NAMES), **dict.fromkeys(("worker_id", "target_worker_id"), IDS),
     **dict.fromkeys(("prompt_tokens", "output_tokens"), st.integers(0, limits.TOKENS_MAX)), "max_tokens": st.integers(1, limits.TOKENS_MAX),
     "slots": st.integers(1, limits.SLOTS_MAX),
     **dict.fromkeys(("queue_max", "running", "waiting", "blocked", "queue_depth", "requests"), st.integers(0, limits.SLOTS_MAX)),
-    "attempt": st.integers(0, limits.PLACEMENTS_MAX),
     **dict.fromkeys(("gpu_free_bytes", "epoch", "dispatch_high", "sequence", "incarnation"), COUNTS),
 }  # fmt: skip
 

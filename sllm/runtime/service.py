@@ -266,10 +266,10 @@ class Service:
         part = self.part
         assert part is not None
         part.node.wall_offset_s = self.clock.wall_offset_s  # the wall clock may have been set
-        part.node.last_refused = None
         part.tick()
         logs.flush()
         self._refusals.forget(self.clock.now)
+        part.node.last_refused = None
         if self.tamer is not None:
             self.tamer.tick(self.driver.received)
 
