@@ -28,10 +28,11 @@ from sllm.events import (
     RequestRouted,
     RivalGone,
     RivalSeen,
+    TableFull,
     WorkerDisplaced,
     WorkerStateChanged,
 )
-from sllm.fleet import DEAD, EXPIRED, GONE, NO_CLIENTS, SILENT, SUSPECT, Fleet, Kind, Row, note_client
+from sllm.fleet import DEAD, DOUBTFUL, EXPIRED, GONE, NEWCOMER, NO_CLIENTS, PROVEN, SILENT, SUSPECT, Fleet, Kind, Row, note_client
 from sllm.messages import (
     COORDINATOR_ID,
     DEADLINE_UNMEETABLE,
@@ -55,7 +56,7 @@ from sllm.node import FRESH_WITHIN_S, Codec, Node, new_tuple
 from sllm.placement.base import FleetView, Placement, Policy, Query
 from sllm.placement.costs import make_costs
 from sllm.recent import Recent
-from sllm.timers import Wheel
+from sllm.timers import NEVER, Wheel
 
 CHORES_MAX = 64  # silent rows looked at in one go; the rest wait for `CHORE_PAUSE_S`, so that no datagram waits for 100,000 of them
 CHORE_PAUSE_S = 0.001
@@ -64,6 +65,7 @@ CROWD = 10  # requests turned away in a tick for each READY worker; more are tol
 RIVAL_KEPT_INTERVALS = 10.0  # report intervals for which a worker's word of a second coordinator holds
 RETRY_AFTER_MAX_S = 30.0  # before jitter
 SURE_INTERVALS = 3.0  # report intervals after a start: one of listening, two more; what nobody can hold by then is refused for good
+FULL_TOLD_EVERY_S = 60.0
 UNKNOWN_HARDWARE_MAX = 100  # names of hardware told of, so that a peer cannot fill our memory with them
 HOLD_AFTER_STALL_INTERVALS = 3.0  # after a stall of our own, reports get so long to come in before anybody is called silent
 
@@ -79,9 +81,9 @@ class Coordinator(Node):
     """One coordinator. `stopwatch` (seconds, any origin) measures how long placements take; without it they count as 0."""
 
     __slots__ = (
-        "_ack_every", "_decisions", "_held_since", "_hold_until", "_next_chore", "_next_drop", "_next_tick", "_ready_at", "_rival_at", "_rng", "_silence",
-        "_stopwatch", "_sure_at", "_tick_s", "_turned_away", "_turned_away_before", "_unknown_hardware", "_view", "catalog", "config", "degraded", "fleet",
-        "policy", "ready", "reports_accepted", "reports_rejected", "rival",
+        "_ack_every", "_decisions", "_full_told_at", "_held_since", "_hold_until", "_next_chore", "_next_drop", "_next_tick", "_ready_at", "_rival_at", "_rng",
+        "_silence", "_stopwatch", "_sure_at", "_tick_s", "_turned_away", "_turned_away_before", "_unknown_hardware", "_view", "catalog", "config", "degraded",
+        "fleet", "policy", "ready", "reports_accepted", "reports_rejected", "rival",
     )  # fmt: skip
 
     def __init__(
@@ -123,6 +125,7 @@ class Coordinator(Node):
         self._rival_at = -inf  # when a worker said so last
         self._held_since = inf  # most of the fleet has been silent since then
         self._unknown_hardware: set[str] = set()  # told of already
+        self._full_told_at = -inf  # when it was last told that the table is full
         self._sure_at = now + SURE_INTERVALS * self._tick_s  # by then every worker that lives has been heard
         self._turned_away = 0  # requests, in this tick: every worker's queue was full
         self._turned_away_before = 0  # in the last one
@@ -142,7 +145,9 @@ class Coordinator(Node):
             if sequence <= row.sequence and now - row.heard_at > 2.0 * FRESH_WITHIN_S:  # whatever could be replayed is stale by now:
                 row.sequence = sequence - 1  # somebody else had spoken for this life with too high a number
             if sequence <= row.sequence:
-                self.reports_rejected["replayed" if sequence == row.sequence else "out_of_order"] += 1
+                reason = "replayed" if sequence == row.sequence else "out_of_order"
+                self.rejected[reason] += 1  # as `judge_report` would: an envelope is refused like the same bytes
+                self.reports_rejected[reason] += 1
                 return
         elif row is not None:
             if incarnation < row.incarnation and now - row.heard_at < self._timeout_s(row):
@@ -165,7 +170,8 @@ class Coordinator(Node):
             fleet.expire_dispatches(row, now - self.config.dispatch_expiry_intervals * report.interval_s)
         if row.state != report.state:
             self._step(row, report.state, now, how)
-            self._silence.set(row, self._silence_deadline(row))
+            if row.state not in GONE:
+                self._silence.set(row, self._silence_deadline(row))
         if (sequence + incarnation) % self._ack_every == 0 or sequence == 1:  # a fleet that started together is not acknowledged all at once
             self.send(ReportAck(self.incarnation, sequence), addr, now)
 
@@ -178,6 +184,15 @@ class Coordinator(Node):
             self.send(WorkerLost(row.worker_id, incarnation), addr, now)
         elif (sequence + incarnation) % self._ack_every == 0:
             self.send(WorkerLost(row.worker_id, incarnation), addr, now)
+
+    def judge_report(self, sender_id: str, incarnation: int, sequence: int, now: float) -> str:
+        """A report that is not newer costs no look at its body: replays are what a flood without the key can make of real reports."""
+        row = self.fleet.rows.get(sender_id)
+        if row is None or incarnation != row.incarnation or sequence > row.sequence:
+            return ""
+        reason = "replayed" if sequence == row.sequence else "out_of_order"
+        self.reports_rejected[reason] += 1
+        return reason
 
     def refuse(self, kind: type, reason: str, now: float) -> str:
         if kind is LoadReport:
@@ -197,9 +212,21 @@ class Coordinator(Node):
         if row is not None:
             self.fleet.refit(row, hardware)
             return row
-        row = self.fleet.admit(worker_id, hardware, report)
-        self._silence.set(row, now + self.config.suspect_intervals * report.interval_s)
-        return row
+        if len(self.fleet) >= self.config.workers_max and not self._make_room(now):
+            return None
+        return self.fleet.admit(worker_id, hardware, report, self.incarnation)
+
+    def _make_room(self, now: float) -> bool:
+        """The table is full: forget the worker that went first. False, and the report is refused, when every row is still wanted."""
+        oldest = next(iter(self.fleet.gone.values()), None)
+        if oldest is not None and oldest.due == NEVER:  # else the wheel would hold it until its slot: what is forgotten must be gone from memory too
+            self.fleet.forget(oldest)
+            return True
+        self.reports_rejected["table_full"] += 1
+        if now - self._full_told_at >= FULL_TOLD_EVERY_S:
+            self._full_told_at = now
+            self.events.append(TableFull(now, self.node_id, self.config.workers_max))
+        return False
 
     def _step(self, row: Row, what: str, now: float, reason: str) -> None:
         """Apply a member transition and tell of it."""
@@ -239,7 +266,7 @@ class Coordinator(Node):
                 self.send(before.response, addr, now)
                 return
             if row is not None:  # the client has given that placement up
-                self.fleet.release(row, before.response.dispatch.number)
+                self.fleet.give_up(row, before.response.dispatch.number)
             self._decisions.discard(key)
         started = self._stopwatch() if self._stopwatch else 0.0
         outcome = self._decide(request, now)
@@ -257,7 +284,7 @@ class Coordinator(Node):
 
     def _decide(self, request: ScheduleRequest, now: float) -> Placement | ScheduleError:
         """The policy's placement, or why there is none."""
-        request_id, name, prompt_tokens, max_tokens, priority, deadline_s, exclude, _ = request
+        request_id, name, prompt_tokens, max_tokens, priority, deadline_s, exclude, attempt = request
         model = self.catalog.models.get(name)
         if model is None:
             return ScheduleError(request_id, UNKNOWN_MODEL, 0.0, f"model {name!r} is not in the catalogue"[:200])
@@ -269,8 +296,11 @@ class Coordinator(Node):
             return self._not_fitting(request, model, kv_bytes, now)
         if exclude and self._are_all_excluded(kinds, exclude):
             exclude = ()  # a worker that failed once (it may have restarted since) is better than none
-        query = new_tuple(Query, (model, prompt_tokens, max_tokens, kv_bytes, priority, exclude, kinds, now, self._rng))
+        trust, again = self._most_trusted(kinds, exclude), attempt > 0
+        query = new_tuple(Query, (model, prompt_tokens, max_tokens, kv_bytes, priority, exclude, kinds, now, self._rng, trust, again))
         placement = self.policy.place(query, self._view)
+        if placement is None and again:  # a worker that is trusted less is better than none
+            placement = self.policy.place(query._replace(again=False), self._view)
         if placement is None:
             self._turned_away += 1
             crowd = max(self._turned_away, self._turned_away_before) / (CROWD * self.fleet.states[READY])
@@ -282,6 +312,18 @@ class Coordinator(Node):
         if 0.0 < deadline_s < placement.eta_s:
             return ScheduleError(request_id, DEADLINE_UNMEETABLE, 0.0, f"the best estimate is {placement.eta_s:.3f} s")
         return placement
+
+    def _most_trusted(self, kinds: tuple[Kind, ...], exclude: tuple[str, ...]) -> int:
+        """How far the most trusted READY worker of these kinds is that was not excluded."""
+        excluded = [0, 0, 0]
+        for worker_id in exclude:
+            row = self.fleet.rows.get(worker_id)
+            if row is not None and row.counted_as >= 0 and row.kind in kinds:
+                excluded[row.counted_as] += 1
+        for trust in (PROVEN, NEWCOMER):
+            if sum(kind.trusted[trust] for kind in kinds) > excluded[trust]:
+                return trust
+        return DOUBTFUL
 
     @staticmethod
     def _are_all_excluded(kinds: tuple[Kind, ...], exclude: tuple[str, ...]) -> bool:
@@ -348,19 +390,20 @@ class Coordinator(Node):
         elif now < self._next_chore:
             return
         self._check_silence(now)
+        more = self._forget_gone(now) or self._silence.has_due(now)
         if now >= self._next_drop:
             self._drop_old_decisions(now)
-        self._next_chore = now + CHORE_PAUSE_S if self._silence.has_due(now) else inf
+        self._next_chore = now + CHORE_PAUSE_S if more else inf
 
     def _check_silence(self, now: float) -> None:
         """Move silent workers on, some at a time. A worker is looked at only when it would be silent if nothing came, so a report need not touch the wheel."""
         overdue: list[Row] = []
         for row in self._silence.take(now, CHORES_MAX):
+            if row.state in GONE:  # `_forget_gone` sees to it
+                continue
             due = self._silence_deadline(row)
             if due > now:
                 self._silence.set(row, due)
-            elif row.state in GONE:
-                self.fleet.forget(row)
             else:
                 overdue.append(row)
         self._hold_or_resume(overdue, now)
@@ -370,12 +413,21 @@ class Coordinator(Node):
                     self._step(row, SILENT, now, f"silent for {now - row.heard_at:.1f} s")
                 elif not self.degraded:
                     self._step(row, EXPIRED, now, f"silent for {now - row.heard_at:.1f} s")
-            self._silence.set(row, max(self._silence_deadline(row), now + self._tick_s))
+            if row.state not in GONE:
+                self._silence.set(row, max(self._silence_deadline(row), now + self._tick_s))
+
+    def _forget_gone(self, now: float) -> bool:
+        """Drop workers that went long ago, some at a time. True: there are more."""
+        for _ in range(CHORES_MAX):
+            row = next(iter(self.fleet.gone.values()), None)
+            if row is None or row.heard_at + self.config.forget_after_s > now:
+                return False
+            self.fleet.forget(row)
+            row.due = NEVER
+        return True
 
     def _silence_deadline(self, row: Row) -> float:
         """When the row's silence means something next."""
-        if row.state in GONE:
-            return row.heard_at + self.config.forget_after_s
         if row.state == SUSPECT:
             return row.heard_at + self._timeout_s(row)
         return row.heard_at + self.config.suspect_intervals * row.report.interval_s

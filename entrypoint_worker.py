@@ -17,14 +17,20 @@ from sllm.runtime.http import Page
 from sllm.runtime.launch import launch
 from sllm.runtime.metrics import WorkerMetrics
 from sllm.runtime.service import Service
+from sllm.runtime.sockets import local_address
 from sllm.streams import stream
 from worker import Worker
 
 RECEIVE_BUFFER_BYTES = 1 << 20
 
 
+SOURCE = "source"  # ADVERTISE_HOST: clients reach the worker where its reports come from, whatever that is
+WILDCARDS = ("", "0.0.0.0", "::")
+
+
 class MeasuredWorker(Worker):
-    """A worker that notes the times in the responses it sends; the event that a request was served does not carry them."""
+    """A worker that notes the times in the responses it sends; the event that a request was served does not carry them. It says in each report, which is
+    signed, where it is reached: the address that a datagram comes from is not."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.responses: dict[str, InferenceResponse] = {}  # sent since the last tick, by request id
@@ -34,6 +40,21 @@ class MeasuredWorker(Worker):
         if type(message) is InferenceResponse and message.outcome == COMPLETED:
             self.responses[message.request_id] = message
         super().send(message, addr, now)
+
+    def _report(self, now: float) -> None:
+        told = self.config.advertise_host
+        own = "" if told == SOURCE else told or self._own_address()
+        if own != self.advertise[0]:
+            self.relocate((own, self.advertise[1]))
+        super()._report(now)
+
+    def _own_address(self) -> str:
+        """Where the coordinator would reach us. Looked up anew for each report: it changes with the coordinator's address, and with our own. Whoever listens
+        everywhere and speaks to a coordinator over loopback may be heard through a published port of a container: then only the coordinator knows."""
+        if self.config.bind_host not in WILDCARDS:
+            return self.config.bind_host
+        own = local_address(self.coordinator)
+        return "" if own == "::1" or own.startswith("127.") else own
 
 
 class WorkerPart:
@@ -123,7 +144,7 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
             node = MeasuredWorker(
                 config, catalog, engine, config.get_coordinator_address(), stream(config.seed, config.get_worker_id()), service.incarnation,
                 node_id=config.get_worker_id(), codec=service.codec, wall_offset_s=service.clock.wall_offset_s,
-                advertise=(config.advertise_host, address[1]), now=service.clock.now,
+                advertise=("", address[1]), now=service.clock.now,
             )  # fmt: skip
             return WorkerPart(service, node)
 

@@ -94,14 +94,15 @@ class System:
         self.coordinators.append(node)
         return node
 
-    def make_worker(self, name: str, incarnation: int, now: float, wall_offset_s: float = 0.0) -> Worker:
+    def make_worker(self, name: str, incarnation: int, now: float, wall_offset_s: float = 0.0, advertise: Address = ("", 0)) -> Worker:
+        """The next life of a worker. `advertise` is where it is reached, which its reports say."""
         lives = self.workers[name]
         config = self._worker_configs[name]
         seed, role = config.seed, f"{name}/{len(lives) + 1}"
         engine = build_engine(config, self.catalog, stream(seed, f"{role}/service"))
         node = Worker(
             config, self.catalog, engine, self.coordinator_address, stream(seed, role), incarnation,
-            node_id=name, codec=self.codec(), wall_offset_s=wall_offset_s, now=now,
+            node_id=name, codec=self.codec(), wall_offset_s=wall_offset_s, advertise=advertise, now=now,
         )  # fmt: skip
         lives.append(node)
         return node
@@ -358,8 +359,9 @@ class VirtualRun(Run):
         try:
             for name in system.workers:
                 self._check_interrupted()
-                make = partial(system.make_worker, name)
-                world.add(make(1, 0.0), (name, self.config.worker_port), make)
+                address = name, self.config.worker_port
+                make = partial(system.make_worker, name, advertise=address)
+                world.add(make(1, 0.0), address, make)
             client = system.make_client(1, 0.0)
             client_host = world.add(client, ("client", 7000))
             self._start_fleet()
@@ -516,7 +518,9 @@ class LiveRun(Run):
         for name in system.workers:
             self._check_interrupted()
             worker = system.make_worker(name, incarnation, self.now, offset_s)
-            self._hosts.append((worker, driver.add(worker, LOOPBACK)))
+            worker_host = driver.add(worker, LOOPBACK)
+            worker.relocate(worker_host.address)
+            self._hosts.append((worker, worker_host))
         self.client = system.make_client(incarnation, self.now, offset_s)
         self._client_host = driver.add(self.client, LOOPBACK, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
         driver.every(PROGRESS_WALL_S * self.clock.speedup, self._show_progress)

@@ -378,6 +378,10 @@ class Worker(Node):
             self._last_report = None
             self.events.append(RivalSeen(now, self.node_id) if seen else RivalGone(now, self.node_id))
 
+    def relocate(self, address: Address) -> None:
+        self.advertise = address
+        self._last_report = None
+
     def _tell_progress(self, now: float) -> None:
         """Tell each client that is owed tokens, once, that this worker lives."""
         owed = Counter([job.client for job in self._jobs.values()])

@@ -66,7 +66,10 @@ class Ledger:
         return True
 
     def acknowledge(self, high: int, missing: tuple[int, ...]) -> bool:
-        """Release every entry that a report with this highest number has counted in: all up to it but the missing ones. True if any was released."""
+        """Release every entry that a report with this highest number has counted in: all up to it but the missing ones. True if any was released. A number
+        that was never given out is a lie, and acknowledges nothing."""
+        if high >= self.next_number:
+            return False
         arrived = []
         for number in self.entries:  # in order: the cost does not grow with what was sent after `high`
             if number > high:
@@ -77,10 +80,10 @@ class Ledger:
             self.release(number)
         return bool(arrived)
 
-    def expire(self, before: float) -> int:
-        """Write off the entries sent before `before`; returns how many."""
+    def expire(self, before: float, most: int) -> int:
+        """Write off the entries sent before `before`, at most `most` of them; returns how many."""
         lost = 0
-        while self.entries:
+        while self.entries and lost < most:
             number, entry = next(iter(self.entries.items()))
             if entry.at >= before:
                 break

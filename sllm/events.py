@@ -149,6 +149,14 @@ class DisplacedByNamesake(NamedTuple):
     worker_id: str
 
 
+class TableFull(NamedTuple):
+    """A worker never heard of was refused: the coordinator has as many rows as it may have. Told once a minute."""
+
+    at: float
+    node_id: str
+    limit: int
+
+
 class HardwareUnknown(NamedTuple):
     """A worker reports hardware that the coordinator's catalogue does not have, so nothing can be placed on it. Told once for each name."""
 
@@ -289,6 +297,7 @@ Event = (
     | RivalGone
     | DisplacedByNamesake
     | HardwareUnknown
+    | TableFull
     | CoordinatorReady
     | ExpiryHeld
     | ExpiryResumed

@@ -1,6 +1,9 @@
 """The coordinator's table of workers, with the indexes that placement reads.
 
 A report updates its row and only those indexes whose content changed; no operation looks at every worker. An index holds READY workers only.
+
+A worker is proven once it has acknowledged a dispatch in its present life. One that has not may be anybody with a key: while others are proven it gets few
+dispatches at a time, and one at a time while there are others of whom nothing bad is known when a dispatch to it came to nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from math import ceil
 from sllm.catalog import Hardware
 from sllm.dispatch import Entry, Ledger
 from sllm.index import Bag, Levels
+from sllm.limits import NUMBER_MAX
 from sllm.messages import DRAINING, READY, STARTING, STOPPED, Address, Dispatch, LoadReport
 from sllm.node import new_tuple
 from sllm.timers import NEVER
@@ -22,6 +26,12 @@ LEFT = "LEFT"  # it said that it stopped: nobody is missing
 GONE = (DEAD, LEFT)  # listed for a while, and no part of the fleet any more
 NEW = ""
 STATES = (STARTING, READY, DRAINING, SUSPECT, DEAD, LEFT)
+
+DOUBTFUL, NEWCOMER, PROVEN = 0, 1, 2  # how far a worker is trusted: dispatches came to nothing and none was acknowledged; nothing is known; it works
+ALLOWANCES = (1, 4)  # dispatches in flight to a doubtful worker, and to a newcomer, while there are more trusted ones
+EXPIRED_MAX = 3  # dispatches in a row that came to nothing with no acknowledgement between them: then a worker is proven no longer
+WRITTEN_OFF_MAX = 1000  # dispatches at one report
+BAND = 1 << 40  # levels of `Kind.by_queued`, more than any queue: each trust has two bands, for those below their allowance and for the others
 
 CLIENTS_MAX = 64  # of one worker that are told when it is lost
 NO_CLIENTS: dict[str, tuple[Address, float]] = {}  # of a worker that was given nothing yet; shared, never filled
@@ -40,22 +50,23 @@ TRANSITIONS: dict[tuple[str, str], str] = {
 class Kind:
     """The workers of one hardware, and the indexes over those of them that can be given work."""
 
-    __slots__ = ("by_depth", "by_queued", "hardware", "members", "ready")
+    __slots__ = ("by_depth", "by_queued", "hardware", "members", "ready", "trusted")
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
         self.members = 0  # rows of the table, whatever their state
         self.ready: Bag[Row] = Bag()
         self.by_depth: Levels[Row] = Levels()  # requests running, waiting or in flight
-        self.by_queued: Levels[Row] = Levels()  # those of them that wait for a place
+        self.by_queued: Levels[Row] = Levels()  # those of them that wait for a place; workers not proven come after the others: `Row.level`
+        self.trusted = [0, 0, 0]  # READY workers by how far they are trusted
 
 
 class Row:
     """One worker as the coordinator knows it. Times are absolute seconds of the coordinator's clock."""
 
     __slots__ = (
-        "address", "clients", "depth", "displaced", "due", "heard_at", "hosted", "incarnation", "kind", "ledger", "lost", "queued", "report", "sequence",
-        "state", "warm", "worker_id",
+        "address", "clients", "counted_as", "depth", "displaced", "due", "expired", "heard_at", "hosted", "incarnation", "kind", "ledger", "level", "lost",
+        "proven", "queued", "report", "sequence", "state", "warm", "worker_id",
     )  # fmt: skip
 
     def __init__(self, worker_id: str, kind: Kind, report: LoadReport) -> None:
@@ -73,7 +84,11 @@ class Row:
         self.clients: dict[str, tuple[Address, float]] = NO_CLIENTS  # those sent here: where they are, and when the last request of each was
         self.displaced = 0  # the incarnation of an older life that reports under the same name and was told that it is refused
         self.depth = -1  # running + waiting + in flight, and where the row stands in `Kind.by_depth`; -1: nowhere
-        self.queued = -1  # `count_queued`, and where the row stands in `Kind.by_queued`; -1: nowhere
+        self.queued = -1  # `count_queued`; -1: it is in no index
+        self.level = -1  # where the row stands in `Kind.by_queued`; -1: nowhere
+        self.proven = False  # it has acknowledged a dispatch in this life
+        self.expired = 0  # dispatches that came to nothing since its last acknowledgement
+        self.counted_as = -1  # in `Kind.trusted`; -1: nowhere
         self.warm: tuple[str, ...] = ()  # models it is indexed under: on the GPU, loading, or about to load
         self.hosted: tuple[str, ...] = ()  # likewise in host memory
 
@@ -104,6 +119,25 @@ class Row:
         if short_bytes > 0:
             over = max(over, ceil(sent * short_bytes / ledger.kv_bytes))
         return over if over > 0 else 0
+
+    @property
+    def trust(self) -> int:
+        """How far it is trusted."""
+        return PROVEN if self.proven else DOUBTFUL if self.expired else NEWCOMER
+
+    @property
+    def has_allowance(self) -> bool:
+        """It may get another dispatch even while others are trusted more."""
+        return self.proven or len(self.ledger.entries) < ALLOWANCES[self.trust]
+
+    def find_level(self) -> int:
+        """Its place in `Kind.by_queued`, given `queued`. One whose own limit is met stands nowhere: nobody can be placed there."""
+        queued = self.queued
+        if queued >= self.report.queue_max:
+            return -1
+        if self.proven or queued < 0:
+            return queued
+        return queued + band_of(self.trust, self.has_allowance)
 
     def fits_now(self, kv_bytes: int) -> bool:
         """So much KV cache is free, as far as the coordinator knows."""
@@ -143,6 +177,11 @@ class Row:
         return None
 
 
+def band_of(trust: int, has_allowance: bool) -> int:
+    """Where a band of `Kind.by_queued` begins: the most trusted first."""
+    return (2 * (PROVEN - trust) + (0 if has_allowance or trust == PROVEN else 1)) * BAND
+
+
 def note_client(row: Row, client_id: str, addr: Address, now: float) -> None:
     """A client's request was placed on a worker: the client is to be told when the worker is lost. Of very many clients the latest are."""
     clients = row.clients
@@ -158,7 +197,7 @@ def note_client(row: Row, client_id: str, addr: Address, now: float) -> None:
 class Fleet:
     """Every worker heard of, and the indexes over those that can be given work. `models`: names to index; of others only their worker knows."""
 
-    __slots__ = ("_models", "hosted", "kinds", "rows", "states", "warm")
+    __slots__ = ("_models", "gone", "hosted", "kinds", "rows", "states", "warm")
 
     def __init__(self, models: Container[str]) -> None:
         self._models = models
@@ -167,6 +206,7 @@ class Fleet:
         self.warm: dict[str, Bag[Row]] = {}  # model -> READY workers that have it on the GPU or soon will
         self.hosted: dict[str, Bag[Row]] = {}  # model -> READY workers that have it in host memory
         self.states: Counter[str] = Counter()
+        self.gone: dict[str, Row] = {}  # rows that are no part of the fleet any more, in the order in which they went
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -176,10 +216,12 @@ class Fleet:
 
     # --- membership -----------------------------------------------------------------------------------------------------------------
 
-    def admit(self, worker_id: str, hardware: Hardware, report: LoadReport) -> Row:
-        """A row for a worker never heard of."""
+    def admit(self, worker_id: str, hardware: Hardware, report: LoadReport, epoch: int = 0) -> Row:
+        """A row for a worker never heard of, or forgotten since: then its dispatches are numbered on from those of this `epoch` that it has received."""
         row = self.rows[worker_id] = Row(worker_id, self._kind(hardware), report)
         row.kind.members += 1
+        if report.epoch == epoch and report.dispatch_high <= NUMBER_MAX // 2:
+            row.ledger.next_number = report.dispatch_high + 1
         return row
 
     def _kind(self, hardware: Hardware) -> Kind:
@@ -217,14 +259,17 @@ class Fleet:
             self.reindex(row)
         elif old == READY:
             self._withdraw(row)
+        self.gone.pop(row.worker_id, None)
         if new in GONE:
             row.ledger.clear()
+            self.gone[row.worker_id] = row
         return old, new
 
     def forget(self, row: Row) -> None:
         """Drop a dead worker, or one that left, from the table."""
         self.states[row.state] -= 1
         self._leave_kind(row.kind)
+        self.gone.pop(row.worker_id, None)
         del self.rows[row.worker_id]
 
     # --- reports --------------------------------------------------------------------------------------------------------------------
@@ -235,14 +280,16 @@ class Fleet:
         if incarnation != row.incarnation:
             row.incarnation = incarnation
             row.ledger.clear()
+            row.proven, row.expired = False, 0
             changed = True
         elif sequence != row.sequence + 1:
             row.lost += sequence - row.sequence - 1
         row.sequence = sequence
         row.heard_at = now
         row.report = report
-        if row.ledger.entries and report.epoch == epoch:
-            changed |= row.ledger.acknowledge(report.dispatch_high, report.dispatch_missing)
+        if row.ledger.entries and report.epoch == epoch and row.ledger.acknowledge(report.dispatch_high, report.dispatch_missing):
+            row.proven, row.expired = True, 0
+            changed = True
         if changed and row.state == READY:
             self.reindex(row)
 
@@ -258,18 +305,25 @@ class Fleet:
         made: Dispatch = new_tuple(Dispatch, (epoch, number))
         return made
 
-    def release(self, row: Row, number: int) -> bool:
-        """Work sent to a worker was given up."""
-        released = row.ledger.release(number)
-        if released and row.state == READY:
+    def give_up(self, row: Row, number: int) -> bool:
+        """A client waits no longer for work that it sent to a worker. True if the worker had not acknowledged that yet."""
+        given_up = row.ledger.release(number)
+        if given_up:
+            self._distrust(row, 1)
+        return given_up
+
+    def _distrust(self, row: Row, lost: int) -> None:
+        """So many dispatches came to nothing without a word of the worker."""
+        row.expired += lost
+        row.proven = row.proven and row.expired < EXPIRED_MAX
+        if row.state == READY:
             self.reindex(row)
-        return released
 
     def expire_dispatches(self, row: Row, before: float) -> int:
-        """Write off what was sent before `before` and never acknowledged."""
-        lost = row.ledger.expire(before)
-        if lost and row.state == READY:
-            self.reindex(row)
+        """Write off what was sent before `before` and never acknowledged. Of very much, some: the next report goes on, so that none costs a pause."""
+        lost = row.ledger.expire(before, WRITTEN_OFF_MAX)
+        if lost:
+            self._distrust(row, lost)
         return lost
 
     # --- indexes --------------------------------------------------------------------------------------------------------------------
@@ -285,12 +339,15 @@ class Fleet:
                 names.update(dict.fromkeys(entry.model for entry in loads.values()))
             warm = tuple(names)
         row.kind.ready.add(row)
+        if row.trust != row.counted_as:
+            self._count(row, row.trust)
         self._index_models(row, warm, hosted)
         self._place(row, row.count_depth(), row.count_queued())
 
     def _withdraw(self, row: Row) -> None:
         """Take a row out of every index."""
         row.kind.ready.remove(row)
+        self._count(row, -1)
         self._index_models(row, (), ())
         self._place(row, -1, -1)
 
@@ -322,6 +379,18 @@ class Fleet:
         if depth != row.depth:
             row.kind.by_depth.move(row, row.depth, depth)
             row.depth = depth
-        if queued != row.queued:
-            row.kind.by_queued.move(row, row.queued, queued)
-            row.queued = queued
+        row.queued = queued
+        level = row.find_level()
+        if level != row.level:
+            row.kind.by_queued.move(row, row.level, level)
+            row.level = level
+
+    @staticmethod
+    def _count(row: Row, trust: int) -> None:
+        """Count a row among those trusted so far; -1: nowhere."""
+        trusted = row.kind.trusted
+        if row.counted_as >= 0:
+            trusted[row.counted_as] -= 1
+        if trust >= 0:
+            trusted[trust] += 1
+        row.counted_as = trust

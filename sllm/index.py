@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
+from math import inf
 from random import Random
 from typing import Generic, Protocol, TypeVar
 
@@ -129,10 +130,11 @@ class Levels(Generic[R]):
             heappop(heap)
         return 0, Bag()
 
-    def rising(self) -> Iterator[R]:
-        """Everybody, level by level from the lowest. Whoever stops within the lowest pays for no other."""
+    def rising(self, begin: int = 0, end: float = inf) -> Iterator[R]:
+        """Everybody from level `begin` to below `end`, level by level from the lowest. Whoever stops within the lowest of all pays for no other."""
         low, bag = self.lowest()
-        yield from bag.rows
-        for level in sorted(self.bags):
-            if level > low:
+        if begin <= low < end:
+            yield from bag.rows
+        if low < end:
+            for level in sorted(level for level in self.bags if low < level and begin <= level < end):
                 yield from self.bags[level].rows

@@ -37,11 +37,11 @@ new_tuple: Callable[[type, tuple[Any, ...]], Any] = tuple.__new__
 
 
 class Rejected(Exception):
-    """A datagram that changes nothing but a counter; `reason` is the counter's label."""
+    """A datagram that changes nothing but a counter; its only argument is the counter's label."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    @property
+    def reason(self) -> str:
+        return str(self.args[0])
 
 
 Judge = Callable[[type, str, int, int, float, float], str]
@@ -49,12 +49,19 @@ Judge = Callable[[type, str, int, int, float, float], str]
 
 
 class Codec(Protocol):
-    """Bytes for an envelope, and back."""
+    """Bytes for an envelope, and back. `decode` and `read` are two forms of one thing; what derives from this class need not have a `read` of its own."""
 
     def encode(self, envelope: Enveloped[Message]) -> bytes: ...
 
     def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
         """Raises Rejected. `judge` is asked once the datagram is known to be authentic, before its body is looked at."""
+
+    def read(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope | str:
+        """The envelope, or why there is none. Under a flood most datagrams are refused, and to raise for each costs more than to say so."""
+        try:
+            return self.decode(data, judge, now)
+        except Rejected as rejection:
+            return rejection.reason
 
 
 class Node:
@@ -64,8 +71,8 @@ class Node:
     """
 
     __slots__ = (
-        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "life_timeout_s", "node_id", "on_refused", "outbox", "rejected", "wake_at",
-        "wall_offset_s",
+        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "last_refused", "life_timeout_s", "node_id", "on_refused", "outbox", "rejected",
+        "wake_at", "wall_offset_s",
     )  # fmt: skip
 
     def __init_subclass__(cls) -> None:
@@ -88,7 +95,8 @@ class Node:
         self.outbox: list[tuple[Enveloped[Any], Address]] = []
         self.events: list[Event] = []
         self.rejected: Counter[str] = Counter()
-        self.on_refused: Callable[[str, Address], None] | None = None  # is told the reason and the source of each datagram refused by `receive_datagram`
+        self.on_refused: Callable[[str, Address], None] | None = None  # is told the reason and the source of a datagram refused by `receive_datagram`
+        self.last_refused: tuple[str, Address] | None = None  # of several alike in a row, only the first is told. Set it to None to hear of them again
         self.handlers: dict[type, Handler] = {}
         self._sequences: defaultdict[type, int] = defaultdict(int)
         self._guard: defaultdict[type, Recent[str, list[Any]]] = defaultdict(Recent)
@@ -106,14 +114,16 @@ class Node:
     def receive_datagram(self, data: bytes | memoryview, addr: Address, now: float) -> None:
         """Hear bytes from the network. Whatever they are, nothing is raised: what is not accepted is counted in `rejected` by reason."""
         assert self.codec is not None, "a node without a codec hears envelopes only"
-        try:
-            envelope = self.codec.decode(data, self.judge, now)
-        except Rejected as rejection:
-            self.rejected[rejection.reason] += 1
-            if self.on_refused is not None:
-                self.on_refused(rejection.reason, addr)
+        envelope = self.codec.read(data, self.judge, now)
+        if not isinstance(envelope, str):
+            self.handlers[type(envelope[4])](envelope, addr, now)
             return
-        self.handlers[type(envelope[4])](envelope, addr, now)
+        self.rejected[envelope] += 1
+        refused = envelope, addr
+        if refused != self.last_refused:
+            self.last_refused = refused
+            if self.on_refused is not None:
+                self.on_refused(envelope, addr)
 
     def receive(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
         """Hear an authentic envelope."""
@@ -123,7 +133,7 @@ class Node:
         wall_now = now + self.wall_offset_s
         if handler is not None and abs(wall_now - wall_s) <= FRESH_WITHIN_S:  # the usual cases; `judge` finds the same in them
             if kind is LoadReport:
-                if incarnation <= (wall_now + FRESH_WITHIN_S) * 1e9:
+                if incarnation * 1e-9 <= wall_now + FRESH_WITHIN_S:
                     handler(envelope, addr, now)
                     return
                 known = None
@@ -149,12 +159,13 @@ class Node:
         if kind not in self.handlers:
             return "unexpected"
         wall_now = now + self.wall_offset_s
-        if not abs(wall_now - wall_s) <= FRESH_WITHIN_S:  # "not": a time that is no number is not fresh
+        if not -FRESH_WITHIN_S <= wall_now - wall_s <= FRESH_WITHIN_S:  # "not": a time that is no number is not fresh
             return self.refuse(kind, "stale_time", now)
-        if incarnation > (max(now, wall_now) + FRESH_WITHIN_S) * 1e9:  # it is the time of a start. Virtual time begins at 0, whatever wall clocks say
+        latest_s = (wall_now if wall_now > now else now) + FRESH_WITHIN_S  # virtual time begins at 0, whatever wall clocks say
+        if incarnation * 1e-9 > latest_s:  # it is the time of a start
             return self.refuse(kind, "future_incarnation", now)
-        if kind is LoadReport:  # reports are ordered by the fleet table, more strictly
-            return ""
+        if kind is LoadReport:
+            return self.judge_report(sender_id, incarnation, sequence, now)
         senders = self._guard[kind]
         known = senders.get(sender_id)
         if known is None or incarnation > known[0] or (now - known[3] >= self.life_timeout_s and self._is_over(known, incarnation, sequence, now)):
@@ -178,6 +189,11 @@ class Node:
         known[3] = now
         return ""
 
+    def judge_report(self, sender_id: str, incarnation: int, sequence: int, now: float) -> str:
+        """Why an authentic load report is refused before its body is looked at; "" if it is not. Reports are ordered by the fleet table, more strictly than
+        the guard would: a role that has one says here what the table knows already."""
+        return ""
+
     def _is_over(self, known: list[Any], incarnation: int, sequence: int, now: float) -> bool:
         """Whether a life that has been silent for the timeout makes way for a message that is older by its numbers. For one of another life: a clock was set
         back. For one of the same life: somebody else had spoken for it with too high a number; after such a silence whatever could be replayed is stale."""
@@ -195,6 +211,9 @@ class Node:
     def refuse(self, kind: type, reason: str, now: float) -> str:
         """A message of this kind is refused for a time in it: returns the reason. A role that keeps books of a kind enters it there too."""
         return reason
+
+    def relocate(self, address: Address) -> None:
+        """A driver says where this node is heard from now on."""
 
     def handle_timer(self, now: float) -> None:
         """Do what is due at `now`."""

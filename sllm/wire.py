@@ -280,40 +280,56 @@ class PickleCodec(Codec):
 
     def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
         """The envelope. Rejected, with the first of REASONS that holds, or with the judge's reason."""
+        found = self.read(data, judge, now)
+        if isinstance(found, str):
+            raise Rejected(found)
+        return found
+
+    def read(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope | str:
+        """The envelope, or the reason with which `decode` would raise."""
         if not _LEAST_BYTES <= len(data) <= DATAGRAM_MAX_BYTES:
-            raise Rejected("size")
+            return "size"
         data = bytes(data)
-        base, plan = self._routes.get(data[:_PREFIX_BYTES]) or self._route(data)
+        route = self._routes.get(data[:_PREFIX_BYTES])
+        if route is None:
+            if problem := self._problem_of_prefix(data):
+                return problem
+            route = self.keyring.base(data[6]), None
+        base, plan = route
         state = base.copy()
         state.update(data[:-TAG_BYTES])
         if not compare_digest(state.digest(), data[-TAG_BYTES:]):
-            raise Rejected("tag")
+            return "tag"
         if plan is None:
-            raise Rejected("type")
+            return "type"
         sender_size, incarnation, sequence, wall_s = _AFTER_PREFIX.unpack_from(data, _PREFIX_BYTES)
         if incarnation > NUMBER_MAX or sequence > NUMBER_MAX:
-            raise Rejected("number")
+            return "number"
         begin = HEADER.size + sender_size
         sender, body = data[HEADER.size : begin], data[begin:-TAG_BYTES]
         try:
             sender_id = sender.decode()
         except UnicodeDecodeError:
-            raise Rejected("sender") from None
+            return "sender"
         if not 0 < sender_size <= ID_MAX_BYTES or not sender_id.isprintable():
-            raise Rejected("sender")
+            return "sender"
         if judge is not None and (reason := judge(plan.message, sender_id, incarnation, sequence, wall_s, now)):
-            raise Rejected(reason)
-        if plan.message is not LoadReport:
-            message = self._open(plan, body)
-        else:
-            known, digest = self._reports.get(sender), hash(body)
-            if known is not None and known[0] == digest:  # a worker at rest says the same again: it was checked then
-                message = known[1]
-            else:
-                message = self._open(plan, body)
-                self._remember(sender, digest, message)
+            return reason
+        try:
+            message = self._open(plan, body) if plan.message is not LoadReport else self._open_report(plan, sender, body)
+        except Rejected as rejection:  # by a holder of the key: seldom
+            return rejection.reason
         envelope: Envelope = new_tuple(Envelope, (sender_id, incarnation, sequence, wall_s, message))
         return envelope
+
+    def _open_report(self, plan: _Plan, sender: bytes, body: bytes) -> Message:
+        """The report in an authentic body. A worker at rest says the same again: then it was checked before."""
+        known, digest = self._reports.get(sender), hash(body)
+        if known is not None and known[0] == digest:
+            return known[1]
+        message = self._open(plan, body)
+        self._remember(sender, digest, message)
+        return message
 
     def _open(self, plan: _Plan, body: bytes) -> Message:
         """The message in an authentic body."""
@@ -345,15 +361,13 @@ class PickleCodec(Codec):
             self._reports.clear()
         self._reports[sender] = digest, report
 
-    def _route(self, data: bytes) -> tuple[hashlib.blake2b, None]:
-        """Why the header's first bytes are not of a message that we know. A type we do not know is not said before its tag is checked."""
+    def _problem_of_prefix(self, data: bytes) -> str:
+        """Why the header's first bytes are not of a message that we know. "" for a type we do not know: that is not said before its tag is checked."""
         if not data.startswith(MAGIC):
-            raise Rejected("magic")
+            return "magic"
         if data[4] != PICKLE_VERSION:
-            raise Rejected("version")
-        if data[6] not in self.keyring.ids:
-            raise Rejected("key_id")
-        return self.keyring.base(data[6]), None
+            return "version"
+        return "" if data[6] in self.keyring.ids else "key_id"
 
     def _share(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """The models of one worker are those of many others: one object for all halves the memory of a table of reports. What is shared names nothing

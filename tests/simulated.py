@@ -68,7 +68,9 @@ class Fleet:
             def make(incarnation: int, now: float) -> Node:
                 engine = LlmEngine(catalog, catalog.get_hardware(own.hardware))
                 rng = stream(seed, f"{name}/{incarnation}")
-                return worker_kind(own, catalog, engine, COORDINATOR, rng, incarnation, node_id=name, codec=codec(), now=now)
+                return worker_kind(
+                    own, catalog, engine, COORDINATOR, rng, incarnation, node_id=name, codec=codec(), advertise=(name, 8000), now=now
+                )  # fmt: skip
 
             return make
 

@@ -73,7 +73,8 @@ def test_what_nobody_acknowledges_expires_by_age() -> None:
     ledger = Ledger()
     for at in (1.0, 2.0, 3.0):
         ledger.add(entry(at=at))
-    assert ledger.expire(2.5) == 2
+    assert ledger.expire(2.5, 1) == 1
+    assert ledger.expire(2.5, 10) == 1
     assert list(ledger.entries) == [3]
 
 

@@ -48,7 +48,8 @@ def check(fleet: Fleet) -> None:
         assert set(kind.ready.rows) == set(here)
         low = min((r.depth for r in here), default=None)
         assert lowest(kind.by_depth) == {r for r in here if r.depth == low}
-        assert [r.queued for r in kind.by_queued.rising()] == sorted(r.queued for r in here)
+        assert [r.level for r in kind.by_queued.rising()] == sorted(r.find_level() for r in here if r.queued < r.report.queue_max)
+        assert kind.trusted == [sum(r.trust == trust for r in here) for trust in range(3)]
     for state in set(fleet.states):
         assert fleet.states[state] == sum(r.state == state for r in fleet)
 
@@ -86,7 +87,7 @@ def test_the_indexes_are_what_a_scan_would_find(steps: list[tuple[str, int, obje
         elif what == "refit":
             fleet.refit(one, CATALOG.get_hardware("a5000-24g") if detail else H100)
         elif what == "release":
-            fleet.release(one, detail)  # type: ignore[arg-type]
+            fleet.give_up(one, detail)  # type: ignore[arg-type]
         elif what == "step":
             fleet.step(one, detail)  # type: ignore[arg-type]
         check(fleet)
@@ -100,7 +101,8 @@ def test_a_huge_number_in_a_report_costs_nothing() -> None:
         fleet.step(one, READY)
         check(fleet)
     (kind,) = fleet.kinds.values()
-    assert len(kind.by_depth.bags) == len(kind.by_queued.bags) == 3
+    assert len(kind.by_depth.bags) == 3
+    assert len(kind.by_queued.bags) == 1, "two of them let nobody wait any more"
     fleet.step(row(fleet, "c"), "STOPPED")
     assert {one.worker_id for one in lowest(kind.by_depth)} == {"a"}
 

@@ -18,14 +18,14 @@ from simulation import LiveRun, VirtualRun
 from sllm.errors import UsageError
 from sllm.events import CoordinatorReady, Event, InternalErrorCaught
 from sllm.messages import Address, Envelope, Enveloped, ReportAck
-from sllm.node import Judge, Node
+from sllm.node import Codec, Judge, Node
 from sllm.runtime import logs
 from sllm.runtime.clock import Clock
 from sllm.runtime.metrics import CoordinatorMetrics
 from sllm.runtime.udp import TIMER_PAUSE_WALL_S, UdpDriver
 
 
-class Codec:
+class EpochCodec(Codec):
     """Packs the epoch and the sequence; will not pack the epoch 13."""
 
     def encode(self, envelope: Enveloped[Any]) -> bytes:
@@ -43,7 +43,7 @@ class Brittle(Node):
     """Raises when it hears the epoch 7, and at each timer while `timer_breaks`."""
 
     def __init__(self, name: str = "brittle") -> None:
-        super().__init__(name, 1, codec=Codec(), wall_offset_s=100.0)
+        super().__init__(name, 1, codec=EpochCodec(), wall_offset_s=100.0)
         self.heard: list[int] = []
         self.timers = 0
         self.timer_breaks = False

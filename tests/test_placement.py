@@ -84,7 +84,7 @@ def placements(policy: str, count: int, workers: dict[str, dict[str, object]]) -
             talk.say(name, report(epoch=100, dispatch_high=10**6, **state), 1.0)  # whatever was sent has been counted in
         for row in node.fleet:
             for number in list(row.ledger.entries):
-                node.fleet.release(row, number)
+                node.fleet.give_up(row, number)
         talk.say("c", ask(f"r{i}"), 1.0)
         chosen[talk.heard(ScheduleResponse)[-1].worker_id] += 1
     return chosen

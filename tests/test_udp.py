@@ -21,7 +21,7 @@ from sllm.engine import LlmEngine
 from sllm.errors import UsageError
 from sllm.events import CoordinatorOverdue, CoordinatorReady, Event
 from sllm.messages import Address, Envelope, Enveloped, ReportAck
-from sllm.node import Judge, Node, Rejected
+from sllm.node import Codec, Judge, Node, Rejected
 from sllm.placement.registry import make_policy
 from sllm.runtime import sockets, udp
 from sllm.runtime.clock import STEP_MAX_S, Clock
@@ -31,7 +31,7 @@ from sllm.wire import PickleCodec
 from worker import Worker
 
 
-class TextCodec:
+class TextCodec(Codec):
     """Enough of a codec for nodes that only count: sender, incarnation and sequence as text."""
 
     def encode(self, envelope: Enveloped[Any]) -> bytes:

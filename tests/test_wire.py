@@ -171,14 +171,16 @@ def test_a_bad_datagram_changes_nothing_but_a_counter() -> None:
     before = (row.sequence, row.incarnation, row.heard_at, row.report, node.reports_accepted, len(node.outbox), len(node.events))
     forged = bytearray(good)
     forged[-1] ^= 1
-    for data in (bytes(forged), b"", b"x" * 9000, resign(good[:-20] + good[-16:])):
+    newer = CODEC.encode(envelope(report, 6, wall_s=2.0))
+    for data in (bytes(forged), b"", b"x" * 9000, resign(newer[:-20] + newer[-16:])):
         node.receive_datagram(data, ("10.0.0.66", 1), 3.0)
     node.receive_datagram(good, ("10.0.0.66", 1), 3.0)  # replayed
     node.receive_datagram(CODEC.encode(envelope(report, 99, wall_s=-40.0)), ("10.0.0.66", 1), 3.0)  # too old
     after = (row.sequence, row.incarnation, row.heard_at, row.report, node.reports_accepted, len(node.outbox), len(node.events))
     assert after == before
-    assert node.rejected == {"tag": 1, "size": 2, "opcode": 1, "stale_time": 1}
-    assert node.reports_rejected == {"replayed": 1, "stale_time": 1}, "the one refused for its time was known for a report"
+    node.receive_datagram(resign(good[:-20] + good[-16:]), ("10.0.0.66", 1), 3.0)  # its body is not even looked at
+    assert node.rejected == {"tag": 1, "size": 2, "opcode": 1, "stale_time": 1, "replayed": 2}
+    assert node.reports_rejected == {"replayed": 2, "stale_time": 1}, "the one refused for its time was known for a report"
     assert list(node.fleet.rows) == ["worker-2"]
 
 

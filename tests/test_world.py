@@ -17,7 +17,7 @@ from simulated import Fleet
 
 from sllm.events import CoordinatorReady, ExpiryResumed, RequestSent
 from sllm.messages import Address, Envelope, Enveloped, LoadReport, ReportAck, ScheduleRequest
-from sllm.node import Judge, Node, Rejected
+from sllm.node import Codec, Judge, Node, Rejected
 from sllm.runtime.keys import ephemeral_keyring
 from sllm.sim.faults import load_schedule
 from sllm.sim.feed import AHEAD
@@ -395,7 +395,7 @@ def test_changing_the_network_keeps_what_is_on_its_way() -> None:
 # --- one run per seed ---------------------------------------------------------------------------------------------------------------
 
 
-class Registry:
+class Registry(Codec):
     """Bytes for envelopes, and back, without a wire format: a number into a shared list, and a tag over it."""
 
     def __init__(self) -> None:

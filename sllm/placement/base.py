@@ -12,7 +12,7 @@ from random import Random
 from typing import ClassVar, NamedTuple, Protocol
 
 from sllm.catalog import Hardware, Model
-from sllm.fleet import Fleet, Kind, Row
+from sllm.fleet import DOUBTFUL, NEWCOMER, PROVEN, Fleet, Kind, Row, band_of
 from sllm.index import Bag, sample_all
 from sllm.messages import COLD_START, HIGH, LOW, SERVE
 
@@ -46,6 +46,8 @@ class Query(NamedTuple):
     kinds: tuple[Kind, ...]  # the hardware that can hold the request and has READY workers; never empty
     now: float
     rng: Random
+    trust: int = DOUBTFUL  # of the most trusted of those workers that was not excluded: the others get little (`sllm.fleet`) ...
+    again: bool = False  # ... and nothing of a request that has failed before
 
 
 class Placement(NamedTuple):
@@ -75,13 +77,21 @@ class FleetView:
         return self._queued_max.get(query.priority, self._queued_normal)
 
     def admits(self, row: Row, query: Query) -> bool:
-        """The worker's hardware can hold the request, its queue has room for one of this priority, and the worker was not excluded."""
+        """The worker's hardware can hold the request, its queue has room for one of this priority, the worker was not excluded, and is trusted with it."""
         return (
             row.queued < self.queued_max(query)
             and row.queued < row.report.queue_max
+            and (row.proven or self._trusts(row, query))
             and row.kind in query.kinds
             and row.worker_id not in query.exclude
         )  # fmt: skip
+
+    @staticmethod
+    def _trusts(row: Row, query: Query) -> bool:
+        """A worker that is not proven may be given the request. One that failed before goes to nobody who owes us a first acknowledgement."""
+        if query.again:
+            return row.trust >= query.trust and not row.ledger.entries
+        return row.trust >= query.trust or row.has_allowance
 
     def admitted(self, rows: Iterable[Row], query: Query) -> list[Row]:
         return [row for row in rows if self.admits(row, query)]
@@ -128,12 +138,15 @@ class FleetView:
         return min(filter(None, (self._shortest_queue(kind, query) for kind in query.kinds)), key=_queued, default=None)
 
     def _shortest_queue(self, kind: Kind, query: Query) -> Row | None:
-        """The first worker by queue that admits the request. Only excluded workers, and those whose own limit is below the fleet's, are passed over."""
-        for row in kind.by_queued.rising():
-            if row.queued >= self.queued_max(query):
-                return None
-            if self.admits(row, query):
-                return row
+        """The first worker by queue that admits the request; a less trusted one only when no other does. Only excluded workers are passed over."""
+        for trust in (PROVEN, NEWCOMER, DOUBTFUL):
+            for has_allowance in (True, False):
+                if trust < query.trust and (query.again or not has_allowance):
+                    continue
+                begin = band_of(trust, has_allowance)
+                for row in kind.by_queued.rising(begin, begin + self.queued_max(query)):
+                    if self.admits(row, query):
+                        return row
         return None
 
 

@@ -67,8 +67,10 @@ class RefusalLog:
         self._since = now
 
     def __call__(self, reason: str, source: Address) -> None:
+        if reason not in REFUSALS:
+            return
         key = source[0], reason
-        if key in self._told or reason not in REFUSALS or len(self._told) > SOURCES_MAX:
+        if key in self._told or len(self._told) > SOURCES_MAX:
             return
         self._told.add(key)
         fields: dict[str, object] = {"source": source[0], "reason": reason}

@@ -59,6 +59,7 @@ LINES: dict[type, Line] = {
     events.RivalSeen: Line(logging.ERROR, "two coordinators answer under one address: requests are placed by each on its own workers; stop one of them"),
     events.RivalGone: Line(logging.INFO, "one coordinator answers again"),
     events.HardwareUnknown: Line(logging.WARNING, "{worker_id} reports hardware {hardware!r}, which is not in the catalogue: it gets no requests"),
+    events.TableFull: Line(logging.ERROR, "the table of workers is full at {limit} rows, new workers are refused: raise WORKERS_MAX, or look who reports"),
     events.CoordinatorReady: Line(logging.INFO, "ready, with {workers} workers"),
     events.ExpiryHeld: Line(logging.WARNING, "degraded: {silent} of {known} workers silent; nobody is declared dead: {reason}"),
     events.ExpiryResumed: Line(logging.INFO, "no longer degraded: silent workers are declared dead again"),

@@ -290,6 +290,7 @@ class Service:
         part.tick()
         logs.flush()
         self._refusals.forget(self.clock.now)
+        part.node.last_refused = None
         if self.tamer is not None:
             self.tamer.tick(self.driver.received)
 

@@ -30,6 +30,22 @@ def literal_address(host: str, family: int) -> str | None:
     return host if family == socket.AF_INET else f"::ffff:{host}"
 
 
+def local_address(towards: Address) -> str:
+    """Our own address as `towards`, a literal one, would see it if nothing on the way translated it; "" if there is none that others could use. Nothing is
+    sent, and nothing waits."""
+    host, port = towards
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if literal_address(host, family) is None:
+        return ""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port or 1))
+            found: str = probe.getsockname()[0]
+    except (OSError, OverflowError):
+        return ""
+    return "" if "%" in found else found.removeprefix("::ffff:")  # a zone means something on this machine only
+
+
 def bound_socket(bind: Address, receive_buffer_bytes: int = 0, setting: str = "") -> socket.socket:
     """A non-blocking UDP socket on `bind`. `receive_buffer_bytes` 0: the system's default. UsageError names address, port and `setting`."""
     host, port = bind

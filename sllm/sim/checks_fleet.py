@@ -122,6 +122,8 @@ class InFlight(Checker):
             self.fail(f"{row.worker_id} is {row.state} and {'is' if row in row.kind.ready else 'is not'} among those who can be given work")
         if row.state == READY and (row.depth, row.queued) != (row.count_depth(), row.count_queued()):
             self.fail(f"{row.worker_id} stands at depth {row.depth} and {row.queued} queued instead of {row.count_depth()} and {row.count_queued()}")
+        if row.level != (row.find_level() if row.state == READY else -1) or row.counted_as != (row.trust if row.state == READY else -1):
+            self.fail(f"{row.worker_id} is {row.state}, trusted {row.trust}, counted as {row.counted_as}, and stands at level {row.level}")
         self.checked += 1
 
     def inspect(self) -> None:

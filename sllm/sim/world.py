@@ -468,6 +468,7 @@ class World:
         ghost.wall_steady, ghost.wall_lag_s = host.wall_steady, host.wall_lag_s
         ghost.refresh()
         self.hosts[ghost.name] = self._routes[ghost.address] = ghost
+        host.node.relocate(ghost.address)
         host.node, host.frozen, host.wake = None, False, INF
         self._tell("zombie", ghost)
         self.restart(host)
