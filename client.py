@@ -55,6 +55,7 @@ UNHEARD = ("silent", "lost")  # why a placement is given up although its worker 
 ASSUMED_INTERVAL_S = 1.0  # between the words of workers that report at every change
 ASKING, SENDING, SERVING, BACKING_OFF = "asking", "sending", "serving", "backing_off"
 OVERDUE_AFTER = 2.0  # first waits for an answer without a word from the coordinator, until its answer is overdue
+DOUBLINGS_MAX = 64  # of the first wait; any bound has long been met by then
 FINISHED_MAX = 100_000  # requests remembered after their end, to tell work done twice from a datagram sent twice
 
 
@@ -200,7 +201,7 @@ class Client(Node):
         wait_s = self._retry_initial_s
         if pending.tries:
             pending.retries += 1
-            wait_s = min(wait_s * 2.0**pending.tries, self.config.retry_max_s)
+            wait_s = min(wait_s * 2.0 ** min(pending.tries, DOUBLINGS_MAX), self.config.retry_max_s)
         pending.tries += 1
         self._set_timer(pending, now + wait_s * (0.75 + 0.5 * self._rng.random()))
 

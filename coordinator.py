@@ -358,7 +358,8 @@ class Coordinator(Node):
         row, action, eta_s, prefill_s, load_s, reason = placement
         request_id, model = request.request_id, self.catalog.models[request.model]
         kv_bytes = self._view.costs.kv_bytes(model, request.prompt_tokens + request.max_tokens)
-        entry = new_tuple(Entry, (request_id, request.model, prefill_s, load_s, kv_bytes, now))
+        service_s = self._view.costs.service_s(model, row.hardware, request.prompt_tokens, request.max_tokens, row.report.round_s)
+        entry = new_tuple(Entry, (request_id, request.model, prefill_s, load_s, kv_bytes, now, service_s))
         dispatch = self.fleet.dispatch(row, entry, self.incarnation)
         host, port = row.address
         fields = request_id, row.worker_id, host, port, action, eta_s, dispatch, reason

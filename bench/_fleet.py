@@ -20,7 +20,7 @@ def make_report(rng: Random, names: tuple[str, ...], sequence: int, held: tuple[
     """A report of a worker that is about half busy; `sequence` only makes one differ from the last."""
     running = rng.randrange(8)
     return LoadReport(
-        READY, "", 0, "h100-80g", 1000, 256, running, 0, 0, 0.01 * running, 0.0, running / 20, (40 + sequence % 7) << 30,
+        READY, "", 0, "h100-80g", 1000, 256, running, 0, 0, 0.01 * running, 0.0, running / 20, running << 30, 0.01, 1.0, (40 + sequence % 7) << 30,
         held, held[:running and 1], (), held, (), True, 0, 0, (), 1.0,
     )  # fmt: skip
 

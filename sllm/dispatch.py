@@ -7,6 +7,8 @@ includes, however many dispatches lie between two reports. An entry that no repo
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
+from math import inf
 from typing import NamedTuple
 
 from sllm.limits import MISSING_MAX
@@ -21,19 +23,27 @@ class Entry(NamedTuple):
     load_s: float  # of its own cold start, without the loads before it; 0.0: the model is there or on its way
     kv_bytes: int  # KV cache that the request may need in all
     at: float  # when it was sent
+    service_s: float  # estimate: from the begin of its prefill to its last token
 
 
 class Ledger:
-    """What was sent to one worker since its last word. `prefill_s` and `kv_bytes` are the sums over the entries, never negative."""
+    """What was sent to one worker since its last word.
 
-    __slots__ = ("entries", "kv_bytes", "loads", "next_number", "prefill_s")
+    The worker works on between two reports, which may be a minute apart. So entries end by estimate: those that are over hold no slot and no memory any more
+    (`live`, `kv_bytes`), and `begins_at`, when a request sent now would begin, is the end of a queue that time takes from.
+    """
+
+    __slots__ = ("_ended", "_ends", "begins_at", "entries", "kv_bytes", "live", "loads", "next_number")
 
     def __init__(self) -> None:
         self.next_number = 1
         self.entries: dict[int, Entry] = {}  # by number, so in order of time
         self.loads: dict[int, Entry] | None = None  # those entries that start a cold start; None: there are none
-        self.prefill_s = 0.0
-        self.kv_bytes = 0
+        self.live = 0  # entries that are not over yet
+        self.kv_bytes = 0  # of those
+        self.begins_at = 0.0  # absolute seconds
+        self._ends: list[tuple[float, int]] = []  # heap of (when an entry is over, its number); of released ones too
+        self._ended: set[int] = set()  # entries that are over
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -43,13 +53,38 @@ class Ledger:
         number = self.next_number
         self.next_number = number + 1
         self.entries[number] = entry
-        self.prefill_s += entry.prefill_s
+        self.live += 1
         self.kv_bytes += entry.kv_bytes
         if entry.load_s > 0.0:
             if self.loads is None:
                 self.loads = {}
             self.loads[number] = entry
+        begins_at = max(self.begins_at, entry.at)
+        heappush(self._ends, (begins_at + entry.load_s + entry.service_s, number))
+        self.begins_at = begins_at + entry.prefill_s
         return number
+
+    def settle(self, now: float) -> None:
+        """Count those out that are over by now."""
+        ends = self._ends
+        while ends and ends[0][0] <= now:
+            number = heappop(ends)[1]
+            entry = self.entries.get(number)
+            if entry is not None:
+                self._ended.add(number)
+                self.live -= 1
+                self.kv_bytes -= entry.kv_bytes
+
+    @property
+    def next_end_at(self) -> float:
+        """When `settle` has something to do next, absolute; infinite: nothing is live."""
+        return self._ends[0][0] if self.live else inf
+
+    def rebase(self, begins_at: float) -> None:
+        """A report says when a request would begin that is sent after all that the report has counted in; what is left here comes on top."""
+        for entry in self.entries.values():
+            begins_at = max(begins_at, entry.at) + entry.prefill_s
+        self.begins_at = begins_at
 
     def release(self, number: int) -> bool:
         """Take one entry out: acknowledged, refused or given up. False if it was not there."""
@@ -59,8 +94,11 @@ class Ledger:
         if not self.entries:
             self.clear()
             return True
-        self.prefill_s = max(0.0, self.prefill_s - entry.prefill_s)
-        self.kv_bytes -= entry.kv_bytes
+        if number in self._ended:
+            self._ended.remove(number)
+        else:
+            self.live -= 1
+            self.kv_bytes -= entry.kv_bytes
         if self.loads is not None:
             self.loads.pop(number, None)
         return True
@@ -94,9 +132,11 @@ class Ledger:
     def clear(self) -> None:
         """Forget every entry (the worker's life they were sent to is over); numbers go on growing."""
         self.entries.clear()
+        self._ends.clear()
+        self._ended.clear()
         self.loads = None
-        self.prefill_s = 0.0
-        self.kv_bytes = 0
+        self.live = self.kv_bytes = 0
+        self.begins_at = 0.0
 
     def loads_from(self, begin_at: float) -> list[tuple[str, float]]:
         """(model, when its load ends) of each cold start in flight, in order; the load path is taken until `begin_at`. Absolute seconds."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterator
-from math import ceil
+from math import ceil, inf
 
 from sllm.catalog import Hardware
 from sllm.dispatch import Entry, Ledger
@@ -33,6 +33,7 @@ EXPIRED_MAX = 3  # dispatches in a row that came to nothing with no acknowledgem
 WRITTEN_OFF_MAX = 1000  # dispatches at one report
 BAND = 1 << 40  # levels of `Kind.by_queued`, more than any queue: each trust has two bands, for those below their allowance and for the others
 
+REFRESH_S = 0.25  # figures of a row that is looked at are no older
 CLIENTS_MAX = 64  # of one worker that are told when it is lost
 NO_CLIENTS: dict[str, tuple[Address, float]] = {}  # of a worker that was given nothing yet; shared, never filled
 
@@ -65,8 +66,8 @@ class Row:
     """One worker as the coordinator knows it. Times are absolute seconds of the coordinator's clock."""
 
     __slots__ = (
-        "address", "clients", "counted_as", "depth", "displaced", "due", "expired", "heard_at", "hosted", "incarnation", "kind", "ledger", "level", "lost",
-        "proven", "queued", "report", "sequence", "state", "warm", "worker_id",
+        "address", "as_of", "clients", "counted_as", "depth", "displaced", "due", "expired", "heard_at", "hosted", "incarnation", "kind", "ledger", "level",
+        "lost", "proven", "queued", "report", "sequence", "stale_at", "state", "warm", "worker_id",
     )  # fmt: skip
 
     def __init__(self, worker_id: str, kind: Kind, report: LoadReport) -> None:
@@ -78,6 +79,8 @@ class Row:
         self.incarnation = -1  # of no life: every report that can come is of another one
         self.sequence = 0
         self.heard_at = 0.0
+        self.as_of = 0.0  # the time for which `depth` and `queued` hold
+        self.stale_at = inf  # when they should be worked out anew
         self.due = NEVER  # when to look whether it is silent: the coordinator's wheel
         self.lost = 0  # reports whose numbers were skipped
         self.ledger = Ledger()
@@ -101,9 +104,23 @@ class Row:
         """Dispatches in flight to it."""
         return len(self.ledger.entries)
 
+    @property
+    def _left(self) -> float:
+        """The part of those that ran at the last report that still runs: their ends lie evenly around the mean that the report gives."""
+        left_s = self.report.left_s
+        return max(0.0, 1.0 - (self.as_of - self.heard_at) / (2.0 * left_s)) if left_s > 0.0 else 1.0
+
     def count_depth(self) -> int:
-        """Requests that run or wait there, and those on their way."""
-        return self.report.running + self.report.waiting + len(self.ledger.entries)
+        """Requests that run or wait there, and those on their way, as far as they are not over by estimate."""
+        return ceil(self.report.running * self._left) + self._count_waiting() + self.ledger.live
+
+    def _count_waiting(self) -> int:
+        """Those that waited at the last report: they begin when the report said, and then run as long as others do."""
+        report = self.report
+        begun_s = self.as_of - self.heard_at - report.wait_s
+        if begun_s <= 0.0 or report.left_s <= 0.0 or not report.waiting:
+            return report.waiting
+        return ceil(report.waiting * max(0.0, 1.0 - begun_s / (2.0 * report.left_s)))
 
     def count_queued(self) -> int:
         """Requests that wait there for a slot or memory, and of those on their way the ones that will have to.
@@ -111,14 +128,17 @@ class Row:
         A request that waits for the end of a round, or for its model, does not count: it has a slot to go to.
         """
         report, ledger = self.report, self.ledger
-        sent = len(ledger.entries)
-        if report.blocked:
-            return report.blocked + sent  # nobody overtakes those who wait
-        over = report.running + report.waiting + sent - report.slots
-        short_bytes = ledger.kv_bytes - report.gpu_free_bytes
+        if report.blocked and self.as_of < self.heard_at + report.wait_s:
+            return report.blocked + ledger.live  # nobody overtakes those who wait
+        over = self.count_depth() - report.slots
+        short_bytes = ledger.kv_bytes - self._free_bytes()
         if short_bytes > 0:
-            over = max(over, ceil(sent * short_bytes / ledger.kv_bytes))
+            over = max(over, ceil(ledger.live * short_bytes / ledger.kv_bytes))
         return over if over > 0 else 0
+
+    def _free_bytes(self) -> int:
+        """KV cache that is free there but for what is on its way: what the report said, and what those gave up that are over by now."""
+        return self.report.gpu_free_bytes + int(self.report.kv_bytes * (1.0 - self._left))
 
     @property
     def trust(self) -> int:
@@ -141,7 +161,11 @@ class Row:
 
     def fits_now(self, kv_bytes: int) -> bool:
         """So much KV cache is free, as far as the coordinator knows."""
-        return kv_bytes <= self.report.gpu_free_bytes - self.ledger.kv_bytes
+        return kv_bytes <= self._free_bytes() - self.ledger.kv_bytes
+
+    def kv_used(self) -> float:
+        """Used part of its KV cache, as far as the coordinator knows."""
+        return self.report.kv_used * self._left
 
     @property
     def has_idle_model(self) -> bool:
@@ -150,9 +174,9 @@ class Row:
         return idle > len(self.ledger.loads or ())
 
     def wait_s(self, now: float) -> float:
-        """Seconds until a request placed now, for a model on its GPU, would begin: what it said, less the time since, plus what was sent since."""
-        reported = self.report.wait_s - (now - self.heard_at)
-        return (reported if reported > 0.0 else 0.0) + self.ledger.prefill_s
+        """Seconds until a request placed now, for a model on its GPU, would begin: after what the worker said, and what was sent since."""
+        at = max(self.heard_at + self.report.wait_s, self.ledger.begins_at)
+        return at - now if at > now else 0.0
 
     def load_queue_s(self, now: float) -> float:
         """Seconds until the load path is free: what it said, less the time since, and the cold starts sent since, one after the other."""
@@ -285,12 +309,14 @@ class Fleet:
         elif sequence != row.sequence + 1:
             row.lost += sequence - row.sequence - 1
         row.sequence = sequence
-        row.heard_at = now
+        row.heard_at = row.as_of = now
         row.report = report
         if row.ledger.entries and report.epoch == epoch and row.ledger.acknowledge(report.dispatch_high, report.dispatch_missing):
             row.proven, row.expired = True, 0
             changed = True
-        if changed and row.state == READY:
+        if row.ledger.entries:
+            row.ledger.rebase(now + report.wait_s)
+        if (changed or row.stale_at < inf) and row.state == READY:
             self.reindex(row)
 
     # --- dispatches -----------------------------------------------------------------------------------------------------------------
@@ -298,7 +324,9 @@ class Fleet:
     def dispatch(self, row: Row, entry: Entry, epoch: int) -> Dispatch:
         """Note work sent to a worker."""
         number = row.ledger.add(entry)
-        self._place(row, row.depth + 1, row.count_queued())
+        row.as_of = entry.at
+        row.ledger.settle(entry.at)
+        self._place(row, row.count_depth(), row.count_queued())
         if entry.load_s > 0.0 and entry.model not in row.warm:
             self._index(row, self.warm, row.warm, (*row.warm, entry.model))
             row.warm = (*row.warm, entry.model)
@@ -328,8 +356,15 @@ class Fleet:
 
     # --- indexes --------------------------------------------------------------------------------------------------------------------
 
+    def refresh(self, row: Row, now: float) -> None:
+        """What a READY row was said to have at its last report has gone on since: bring its figures up to date."""
+        row.as_of = now
+        row.ledger.settle(now)
+        self._place(row, row.count_depth(), row.count_queued())
+
     def reindex(self, row: Row) -> None:
         """Bring the indexes in line with the report and the ledger of a READY row."""
+        row.ledger.settle(row.as_of)
         report, loads = row.report, row.ledger.loads
         warm, hosted = report.gpu_models, report.host_models
         if report.loading or loads:
@@ -380,6 +415,7 @@ class Fleet:
             row.kind.by_depth.move(row, row.depth, depth)
             row.depth = depth
         row.queued = queued
+        row.stale_at = row.as_of + REFRESH_S if depth > 0 else inf
         level = row.find_level()
         if level != row.level:
             row.kind.by_queued.move(row, row.level, level)

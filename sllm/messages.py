@@ -79,6 +79,9 @@ class LoadReport(NamedTuple):
     wait_s: float  # until a request arriving now, for a model on the GPU, would begin its prefill
     load_queue_s: float  # until the load path is free
     kv_used: float  # 0..1 of the KV cache
+    kv_bytes: int  # of it: in use by those that run
+    round_s: float  # in which each of those that run gets a token, at today's pace; 0: nothing runs
+    left_s: float  # mean over those that run: until the last token, at that pace
     gpu_free_bytes: int  # neither in use nor wanted as KV cache by requests that wait
     gpu_models: tuple[str, ...]
     busy_models: tuple[str, ...]  # of gpu_models: those that cannot be evicted now

@@ -26,7 +26,7 @@ def configuration(**changes: Any) -> Config:
 def report(**changes: Any) -> LoadReport:
     """An idle worker with one model loaded."""
     idle = LoadReport(
-        READY, "", 8000, "h100-80g", 1000, 256, 0, 0, 0, 0.0, 0.0, 0.0, 50_000_000_000, (MODEL,), (), (), (MODEL,), (), True, 0, 0, (), 1.0
+        READY, "", 8000, "h100-80g", 1000, 256, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0.0, 0.0, 50_000_000_000, (MODEL,), (), (), (MODEL,), (), True, 0, 0, (), 1.0
     )  # fmt: skip
     return idle._replace(**changes)
 

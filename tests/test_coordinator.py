@@ -289,13 +289,13 @@ def test_in_flight_work_is_added_to_what_was_reported_until_a_report_has_counted
         talk.say("c", ask(f"r{i}"), 1.1)
     row = node.fleet.rows["a"]
     assert (row.pending, row.depth) == (3, 3)
-    assert row.ledger.prefill_s > 0
+    assert row.ledger.live == 3
     talk.say("a", report(running=2, epoch=100, dispatch_high=2), 1.5)
     assert (row.pending, row.depth) == (1, 3)
     talk.say("a", report(running=3, epoch=99, dispatch_high=9), 1.6)  # of another life of the coordinator
     assert row.pending == 1
     talk.say("a", report(running=2, epoch=100, dispatch_high=2), 5.0)  # the third never arrived
-    assert (row.pending, row.depth, row.ledger.prefill_s) == (0, 2, 0.0)
+    assert (row.pending, row.depth, row.ledger.live) == (0, 2, 0)
 
 
 def test_saturation_sheds_the_lowest_priority_first() -> None:
@@ -326,7 +326,7 @@ def test_a_restarted_worker_has_nothing_in_flight() -> None:
     talk.say("c", ask(), 1.1)
     talk.say("a", report(), 1.2, incarnation=2, sequence=1)
     row = node.fleet.rows["a"]
-    assert (row.pending, row.ledger.prefill_s, row.depth) == (0, 0.0, 0)
+    assert (row.pending, row.ledger.live, row.depth) == (0, 0, 0)
     talk.say("c", ask("r1"), 1.3)
     assert talk.heard(ScheduleResponse)[-1].dispatch.number == 2  # numbers go on growing
 
@@ -334,7 +334,7 @@ def test_a_restarted_worker_has_nothing_in_flight() -> None:
 def test_the_more_are_turned_away_the_later_they_are_told_to_come_back() -> None:
     """Ten a tick for each worker may come back after a tick; a thousand must not ask every second."""
     _, talk = coordinator(queue_threshold=1)
-    talk.say("a", report(waiting=5, blocked=5), 1.0)
+    talk.say("a", report(running=256, waiting=5, blocked=5), 1.0)
     waits = []
     for number in range(1000):
         talk.say("c", ask(f"r{number}"), 1.5)
@@ -344,12 +344,12 @@ def test_the_more_are_turned_away_the_later_they_are_told_to_come_back() -> None
     assert all(1.0 <= wait_s <= 2.0 for wait_s in waits[:10])
     assert all(10.0 <= wait_s <= 20.0 for wait_s in waits[99:101])
     assert all(30.0 <= wait_s <= 60.0 for wait_s in waits[300:]), "bounded"
-    talk.say("a", report(waiting=5, blocked=5), 2.0)
+    talk.say("a", report(running=256, waiting=5, blocked=5), 2.0)
     talk.run_to(2.0)
     talk.say("c", ask("again"), 2.1)
     (error,) = talk.heard(ScheduleError)
     assert error.retry_after_s >= 30.0, "the crowd of the last tick is not forgotten at once"
-    talk.say("a", report(waiting=5, blocked=5), 4.0)
+    talk.say("a", report(running=256, waiting=5, blocked=5), 4.0)
     talk.run_to(4.0)
     talk.say("c", ask("later"), 4.1)
     (error,) = talk.heard(ScheduleError)

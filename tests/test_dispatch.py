@@ -1,5 +1,7 @@
 """The ledger and the receipts: what a report has counted in is released, once, whatever was lost or came out of order."""
 
+from math import inf
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,18 +11,18 @@ from sllm.limits import MISSING_MAX
 
 
 def entry(prefill_s: float = 1.0, at: float = 0.0, model: str = "m", load_s: float = 0.0, kv_bytes: int = 10) -> Entry:
-    return Entry("r", model, prefill_s, load_s, kv_bytes, at)
+    return Entry("r", model, prefill_s, load_s, kv_bytes, at, 100.0)
 
 
 def test_numbers_grow_and_cost_adds_up() -> None:
     ledger = Ledger()
     assert [ledger.add(entry(2.0)) for _ in range(3)] == [1, 2, 3]
-    assert (ledger.prefill_s, ledger.kv_bytes) == (6.0, 30)
+    assert (ledger.begins_at, ledger.live, ledger.kv_bytes) == (6.0, 3, 30)
     assert ledger.release(2)
     assert not ledger.release(2)
-    assert (ledger.prefill_s, ledger.kv_bytes) == (4.0, 20)
+    assert (ledger.live, ledger.kv_bytes) == (2, 20)
     ledger.clear()
-    assert (len(ledger), ledger.prefill_s, ledger.kv_bytes, ledger.add(entry())) == (0, 0.0, 0, 4)
+    assert (len(ledger), ledger.begins_at, ledger.live, ledger.kv_bytes, ledger.add(entry())) == (0, 0.0, 0, 0, 4)
 
 
 @given(st.lists(st.integers(1, 400), max_size=400), st.integers(1, 400))
@@ -40,7 +42,7 @@ def test_a_report_releases_what_arrived_and_only_that(arrivals: list[int], sent:
         assert left >= lost
     assert len(receipts.missing) <= MISSING_MAX
     assert set(receipts.missing) <= lost
-    assert ledger.prefill_s == len(left)
+    assert ledger.live == len(left)
 
 
 def test_any_number_of_dispatches_between_two_reports_is_acknowledged() -> None:
@@ -87,3 +89,20 @@ def test_a_new_life_of_the_coordinator_starts_afresh_and_an_old_one_is_ignored()
     assert receipts.high == 2
     receipts.note(6, 1)
     assert receipts.missing == ()
+
+
+def test_what_was_sent_begins_in_turn_and_is_over_by_estimate_however_long_the_next_report_takes() -> None:
+    ledger = Ledger()
+    for i in range(100):
+        ledger.add(entry(0.1, at=float(i)))  # a tenth of a second of work each second
+    assert ledger.begins_at == 99.1, "the queue has been worked off all the time"
+    ledger.settle(50.0)
+    assert ledger.live == 100
+    ledger.settle(120.0)
+    assert (ledger.live, ledger.kv_bytes, len(ledger)) == (79, 790, 100)
+    ledger.acknowledge(50, ())
+    assert (ledger.live, ledger.kv_bytes, len(ledger)) == (50, 500, 50)
+    ledger.rebase(130.0)
+    assert ledger.begins_at == pytest.approx(135.0)
+    ledger.settle(1000.0)
+    assert (ledger.live, ledger.kv_bytes, ledger.next_end_at) == (0, 0, inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from random import Random
 
 import pytest
@@ -37,7 +38,7 @@ def check(fleet: Fleet) -> None:
         hosted = fleet.hosted.get(name)
         assert set(hosted.rows if hosted else ()) == {r for r in ready if name in r.report.host_models}
     for r in fleet:
-        assert r.depth == (r.report.running + r.report.waiting + r.pending if r.state == READY else -1)
+        assert r.depth == (r.count_depth() if r.state == READY else -1)
         assert r.queued == (r.count_queued() if r.state == READY else -1)
     assert sum(kind.members for kind in fleet.kinds.values()) == len(fleet)
     for kind in fleet.kinds.values():
@@ -83,7 +84,7 @@ def test_the_indexes_are_what_a_scan_would_find(steps: list[tuple[str, int, obje
             fleet.step(one, READY)
         elif what == "dispatch" and one.state == READY:
             name, load_s, kv_gb = detail  # type: ignore[misc]
-            fleet.dispatch(one, Entry("r", name, 1.0, load_s, kv_gb * 10**9, float(now)), EPOCH)
+            fleet.dispatch(one, Entry("r", name, 1.0, load_s, kv_gb * 10**9, float(now), 100.0), EPOCH)
         elif what == "refit":
             fleet.refit(one, CATALOG.get_hardware("a5000-24g") if detail else H100)
         elif what == "release":
@@ -144,8 +145,8 @@ def test_what_waits_for_the_end_of_a_round_does_not_make_later_dispatches_wait()
     fleet.step(one, READY)
     for i in range(250):
         assert one.queued == max(0, 16 + i - 256)
-        fleet.dispatch(one, Entry("r", NAMES[0], 0.01, 0.0, 1000, 0.0), EPOCH)
-    fleet.apply(one, 1, 2, report(running=15, waiting=9, blocked=9, epoch=EPOCH, dispatch_high=240), EPOCH, 1.0)
+        fleet.dispatch(one, Entry("r", NAMES[0], 0.01, 0.0, 1000, 0.0, 100.0), EPOCH)
+    fleet.apply(one, 1, 2, report(running=15, waiting=9, blocked=9, wait_s=5.0, epoch=EPOCH, dispatch_high=240), EPOCH, 1.0)
     assert one.queued == 9 + 10
 
 
@@ -155,7 +156,7 @@ def test_dispatches_that_memory_has_no_room_for_wait() -> None:
     fleet.apply(one, 1, 1, report(gpu_free_bytes=1000), EPOCH, 0.0)
     fleet.step(one, READY)
     for _ in range(4):
-        fleet.dispatch(one, Entry("r", NAMES[0], 0.01, 0.0, 400, 0.0), EPOCH)
+        fleet.dispatch(one, Entry("r", NAMES[0], 0.01, 0.0, 400, 0.0, 100.0), EPOCH)
     assert one.queued == 2  # 600 bytes of 1600 are missing: more than one of the four, less than three
     assert not one.fits_now(1)
 
@@ -166,12 +167,12 @@ def test_estimates_of_loads_are_what_a_queue_of_loads_takes() -> None:
     fleet.apply(one, 1, 1, report(gpu_models=(), load_queue_s=2.0, loading=((NAMES[3], 2.0),)), EPOCH, 0.0)
     fleet.step(one, READY)
     for name in NAMES[:3]:
-        fleet.dispatch(one, Entry("r", name, 0.1, 0.5, 0, 1.0), EPOCH)
+        fleet.dispatch(one, Entry("r", name, 0.1, 0.5, 0, 1.0, 100.0), EPOCH)
     assert one.load_left_s(NAMES[3], 1.5) == 0.5
     assert [one.load_left_s(name, 1.5) for name in NAMES[:3]] == [1.0, 1.5, 2.0]
     assert one.load_queue_s(1.5) == 2.0
     assert one.load_queue_s(9.0) == 0.0
-    assert one.wait_s(1.5) == pytest.approx(0.3)  # loads run beside what is served
+    assert one.wait_s(1.1) == pytest.approx(0.2)  # loads run beside what is served, and the queue is worked off meanwhile
 
 
 def test_a_sample_is_uniform_and_without_repeats() -> None:
@@ -207,3 +208,17 @@ def test_a_sample_of_several_bags_is_uniform_over_all_of_them() -> None:
             counts[one] += 1
     assert all(abs(count - 1200) < 145 for count in counts.values())  # 1200 expected, standard deviation 29: five of them
     assert set(sample_all(bags, 99, rng)) == set(rows)
+
+
+def test_what_a_worker_had_goes_on_between_its_reports() -> None:
+    fleet = Fleet(CATALOG.models)
+    one = row(fleet, "a")
+    fleet.apply(one, 1, 1, report(running=256, waiting=9, blocked=9, wait_s=2.0, left_s=5.0, round_s=0.02, kv_bytes=1000, gpu_free_bytes=0), EPOCH, 0.0)
+    fleet.step(one, READY)
+    assert (one.depth, one.queued, one.fits_now(500)) == (265, 9, False)
+    assert one.stale_at < 1.0
+    for now, depth, queued, fits in ((1.0, 231 + 9, 9, False), (5.0, 128 + 7, 0, True), (30.0, 0, 0, True)):
+        fleet.refresh(one, now)
+        assert (one.depth, one.queued, one.fits_now(500)) == (depth, queued, fits)
+        check(fleet)
+    assert one.stale_at == inf, "nothing is left to change"

@@ -122,7 +122,7 @@ def test_the_worker_tells_what_happened() -> None:
     made.observe(events.CoordinatorSilent(0.0, "w", 10.0))
     made.observe_response(0.2, 0.3, 2.0)
     made.collect(SimpleNamespace(rejected=Tally(), reports_sent=9, refused=2, state="DRAINING"))
-    made.collect_engine(EngineSnapshot(8, 1, 2, 1, 0.5, 0.0, 0.25, 10, ("a", "b"), ("a",), (("c", 1.0),), (), ("d",), False))
+    made.collect_engine(EngineSnapshot(8, 1, 2, 1, 0.5, 0.0, 0.25, 5, 0.01, 1.0, 10, ("a", "b"), ("a",), (("c", 1.0),), (), ("d",), False))
     found = read(made.render())
     assert found["sllm_worker_requests_total"] == {(("outcome", "admitted"),): 1.0, (("outcome", "refused"),): 2.0}
     assert found["sllm_worker_model_loads_total"] == {(("tier", "disk"),): 1.0}

@@ -35,7 +35,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 def report(names: tuple[str, ...], index: int, state: str = READY) -> LoadReport:
     running, waiting = index * 7 % 80, max(0, index * 7 % 80 - 64)
     return LoadReport(
-        state, "", 8000, "h100-80g", 1000, 64, running, waiting, waiting, 0.1 * (index % 13), 0.0, (index * 7 % 80) / 80, 1 << 30,
+        state, "", 8000, "h100-80g", 1000, 64, running, waiting, waiting, 0.1 * (index % 13), 0.0, (index * 7 % 80) / 80, 1 << 30, 0.01, 1.0, 1 << 30,
         (names[index % len(names)], names[(index + 1) % len(names)]), (), ((names[(index + 2) % len(names)], 1.0),) if index % 9 == 0 else (),
         (names[(index + 3) % len(names)],), (), True, 0, 0, (), 1.0,
     )  # fmt: skip

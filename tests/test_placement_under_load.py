@@ -29,6 +29,14 @@ def refused(fleet: Fleet, after_s: float) -> list[RequestRefused]:
     return [event for event in told(fleet, RequestRefused) if event.at >= after_s]
 
 
+def test_rare_reports_do_not_make_workers_look_full_that_have_long_gone_on() -> None:
+    """Five reports' worth of finished requests would fill every queue, push requests to cold starts and models off each other's GPUs."""
+    fleet, ttft_s = run(20.0, workers=5, models=8, rate_per_s=20.0, duration_s=120.0, report_interval_s=5.0)
+    assert ttft_s["p99"] is not None
+    assert ttft_s["p99"] < 1.0
+    assert not refused(fleet, 20.0)
+
+
 @pytest.mark.parametrize("report_interval_s", [1.0, 12.0])
 def test_hundreds_of_dispatches_between_two_reports_are_all_acknowledged(report_interval_s: float) -> None:
     """240 dispatches go to two workers between reports 12 s apart: none of them counts once it is in a report, so nobody waits longer than at 1 s."""

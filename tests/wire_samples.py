@@ -16,7 +16,8 @@ CODEC = PickleCodec(Keyring(1, {1: KEY}))
 
 SAMPLES: dict[type, Message] = {
     messages.LoadReport: messages.LoadReport(
-        messages.READY, "10.0.0.7", 8000, "h100-80g", 1000, 256, 3, 1, 1, 0.25, 0.0, 0.5, 5_000_000_000, ("llama-3.1-8b", "opt-6.7b"), ("opt-6.7b",),
+        messages.READY, "10.0.0.7", 8000, "h100-80g", 1000, 256, 3, 1, 1, 0.25, 0.0, 0.5, 4_000_000_000, 0.02, 1.5, 5_000_000_000,
+        ("llama-3.1-8b", "opt-6.7b"), ("opt-6.7b",),
         (("mistral-7b", 0.4),), ("llama-3.1-8b",), (), True, 1_764_000_000_000_000_000, 77, (70, 75), 1.0,
     ),
     messages.ReportAck: messages.ReportAck(1_764_000_000_000_000_000, 12),
@@ -54,7 +55,7 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("prompt_tokens", "output_tokens"), st.integers(0, limits.TOKENS_MAX)), "max_tokens": st.integers(1, limits.TOKENS_MAX),
     "slots": st.integers(1, limits.SLOTS_MAX),
     **dict.fromkeys(("queue_max", "running", "waiting", "blocked", "queue_depth", "requests"), st.integers(0, limits.SLOTS_MAX)),
-    **dict.fromkeys(("gpu_free_bytes", "epoch", "dispatch_high", "sequence", "incarnation"), COUNTS),
+    **dict.fromkeys(("kv_bytes", "gpu_free_bytes", "epoch", "dispatch_high", "sequence", "incarnation"), COUNTS),
 }  # fmt: skip
 
 

@@ -67,6 +67,9 @@ class EngineSnapshot(NamedTuple):
     wait_s: float  # estimate: until a request arriving now, for a model on the GPU, begins its prefill
     load_queue_s: float  # until the load path is free
     kv_used: float  # 0..1 of the memory that loaded and loading models leave
+    kv_bytes: int  # of that: in use by those that run
+    round_s: float  # in which each of those that run gets a token, at today's pace; 0: nothing runs
+    left_s: float  # mean over those that run: until the last token, at that pace
     gpu_free_bytes: int  # neither in use by weights and KV cache nor wanted as KV cache by requests that wait
     gpu: tuple[str, ...]  # loaded, sorted
     busy_models: tuple[str, ...]  # those of `gpu` that cannot be evicted now, sorted

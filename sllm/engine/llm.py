@@ -44,7 +44,8 @@ class LlmEngine(GpuResidency):
 
     __slots__ = (
         "_active", "_begin", "_boundary_at", "_busy_s", "_busy_since", "_first_s", "_fresh", "_fresh_tokens", "_growth_s",
-        "_idle_snapshot", "_prefill_tokens_max", "_round", "_rounds", "_running", "_slots", "_submitted_at", "_waiting", "_waiting_kv_bytes", "next_at",
+        "_idle_snapshot", "_last_rounds", "_prefill_tokens_max", "_round", "_rounds", "_running", "_slots",
+        "_submitted_at", "_waiting", "_waiting_kv_bytes", "next_at",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +64,7 @@ class LlmEngine(GpuResidency):
         self.next_at = inf  # when the next thing will happen by itself, absolute; infinite: nothing will
         self._waiting = 0
         self._waiting_kv_bytes = 0
+        self._last_rounds = 0  # sum over the running requests of the numbers of their last rounds
         self._running: list[tuple[int, int, Request]] = []  # heap of (number of the last round, seq, request)
         self._active: list[ModelState] = []  # with a batch
         self._fresh: list[Request] = []  # being prefilled in this round
@@ -126,6 +128,7 @@ class LlmEngine(GpuResidency):
         request.cancelled = True
         request.output_tokens -= last_round - ends  # what it will have yielded by then
         self._running[place] = ends, seq, request
+        self._last_rounds -= last_round - ends
         heapify(self._running)
         self._cut(now)
         self._touched()
@@ -223,18 +226,29 @@ class LlmEngine(GpuResidency):
         loading, load_queue_s = self._loading(now) if self._load is not None or self._load_queue else ((), 0.0)
         room_bytes = self._capacity_bytes - self._weights_bytes
         kv_used = self._kv_bytes / room_bytes if room_bytes > 0 else 1.0
+        round_s, left_s = self._pace(now)
         free_bytes = room_bytes - self._kv_bytes - self._waiting_kv_bytes
         gpu, busy = self.gpu_names()
         snapshot: EngineSnapshot = new_tuple(
             EngineSnapshot,
             (
-                self._slots, len(self._running), self._waiting, self._blocked(), self._wait_s(now), load_queue_s, kv_used, max(0, free_bytes),
+                self._slots, len(self._running), self._waiting, self._blocked(), self._wait_s(now), load_queue_s, kv_used, self._kv_bytes, round_s,
+                left_s, max(0, free_bytes),
                 gpu, busy, loading, *self._tiers.names(),
             ),
         )  # fmt: skip
         if not self._running and not self._waiting and not loading:
             self._idle_snapshot = snapshot
         return snapshot
+
+    def _pace(self, now: float) -> tuple[float, float]:
+        """(seconds in which each running request gets a token; mean seconds until their last tokens), as if nobody came any more."""
+        running = len(self._running)
+        if not running:
+            return 0.0, 0.0
+        round_s = self._decode_round_s()
+        done = self._round + (self._round_at(now)[0] - 1 if self._rounds else 0)
+        return round_s, max(0.0, self._last_rounds / running - done) * round_s
 
     def _blocked(self) -> int:
         """Requests of loaded models that the end of this round alone will not let in: slots or memory are wanting, or an older load waits for memory."""
@@ -338,6 +352,7 @@ class LlmEngine(GpuResidency):
 
     def _finish(self, request: Request, now: float) -> None:
         state = request.state
+        self._last_rounds -= self._round
         state.batch -= 1
         state.context_tokens -= request.prompt_tokens + request.output_tokens
         self._kv_bytes -= request.kv_bytes
@@ -379,7 +394,9 @@ class LlmEngine(GpuResidency):
             state.batch += 1
             state.context_tokens += request.prompt_tokens
             state.prefill_extra += request.prompt_tokens - 1
-            heappush(running, (self._round + request.output_tokens, request.seq, request))
+            last_round = self._round + request.output_tokens
+            self._last_rounds += last_round
+            heappush(running, (last_round, request.seq, request))
             self._notes.append(new_tuple(Started, (now, request.request_id)))
 
     def _fits(self, request: Request, now: float) -> bool:

@@ -16,11 +16,16 @@ from sllm.fleet import DOUBTFUL, NEWCOMER, PROVEN, Fleet, Kind, Row, band_of
 from sllm.index import Bag, sample_all
 from sllm.messages import COLD_START, HIGH, LOW, SERVE
 
+LOOKED_AT_AGAIN = 64  # workers, before a request is turned away
+
 
 class Costs(Protocol):
     """Seconds and bytes of the cost model, as the coordinator knows it."""
 
     def prefill_s(self, model: Model, hardware: Hardware, prompt_tokens: int) -> float: ...
+
+    def service_s(self, model: Model, hardware: Hardware, prompt_tokens: int, output_tokens: int, round_s: float) -> float:
+        """Seconds from the start of the prefill to the last token where a token takes `round_s`, or longer if it takes longer alone."""
 
     def load_s(self, model: Model, hardware: Hardware, tier: int) -> float: ...
 
@@ -78,6 +83,8 @@ class FleetView:
 
     def admits(self, row: Row, query: Query) -> bool:
         """The worker's hardware can hold the request, its queue has room for one of this priority, the worker was not excluded, and is trusted with it."""
+        if query.now >= row.stale_at:
+            self._fleet.refresh(row, query.now)
         return (
             row.queued < self.queued_max(query)
             and row.queued < row.report.queue_max
@@ -98,7 +105,7 @@ class FleetView:
 
     def is_crowded(self, row: Row, query: Query) -> bool:
         """The worker's KV cache is nearly full, or has no room for the request now: it would wait for others to finish."""
-        return row.report.kv_used > self._memory_threshold or not row.fits_now(query.kv_bytes)
+        return row.kv_used() > self._memory_threshold or not row.fits_now(query.kv_bytes)
 
     def warm(self, model: Model) -> Bag[Row]:
         """READY workers that have the model on the GPU, are loading it, or are about to."""
@@ -135,7 +142,11 @@ class FleetView:
         for row in self.sample(tries, query):
             if self.admits(row, query):
                 return row
-        return min(filter(None, (self._shortest_queue(kind, query) for kind in query.kinds)), key=_queued, default=None)
+        found = min(filter(None, (self._shortest_queue(kind, query) for kind in query.kinds)), key=_queued, default=None)
+        if found is not None:
+            return found
+        # The indexes may be behind: of those that looked full at their last report, some are looked at again.
+        return next((row for row in self.sample(LOOKED_AT_AGAIN, query) if self.admits(row, query)), None)
 
     def _shortest_queue(self, kind: Kind, query: Query) -> Row | None:
         """The first worker by queue that admits the request; a less trusted one only when no other does. Only excluded workers are passed over."""

@@ -14,12 +14,19 @@ class EngineCosts:
     def __init__(self) -> None:
         self._steps: dict[tuple[str, str], StepCost] = {}  # by names, which are hashed quicker than what they name
 
-    def prefill_s(self, model: Model, hardware: Hardware, prompt_tokens: int) -> float:
+    def _step(self, model: Model, hardware: Hardware) -> StepCost:
         names = model.name, hardware.name
         cost = self._steps.get(names)
         if cost is None:
             cost = self._steps[names] = step_cost(model, hardware)
-        return step_s(cost, prompt_tokens, prompt_tokens)
+        return cost
+
+    def prefill_s(self, model: Model, hardware: Hardware, prompt_tokens: int) -> float:
+        return step_s(self._step(model, hardware), prompt_tokens, prompt_tokens)
+
+    def service_s(self, model: Model, hardware: Hardware, prompt_tokens: int, output_tokens: int, round_s: float) -> float:
+        cost = self._step(model, hardware)
+        return step_s(cost, prompt_tokens, prompt_tokens) + (output_tokens - 1) * max(round_s, step_s(cost, 1, prompt_tokens))
 
     def load_s(self, model: Model, hardware: Hardware, tier: int) -> float:
         return load_s(model, hardware, tier)
@@ -46,6 +53,9 @@ class QueueCosts(EngineCosts):
         self._load_s = load_s
 
     def prefill_s(self, model: Model, hardware: Hardware, prompt_tokens: int) -> float:
+        return self._service_mean_s
+
+    def service_s(self, model: Model, hardware: Hardware, prompt_tokens: int, output_tokens: int, round_s: float) -> float:
         return self._service_mean_s
 
     def load_s(self, model: Model, hardware: Hardware, tier: int) -> float:

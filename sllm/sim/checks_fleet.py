@@ -112,12 +112,12 @@ class InFlight(Checker):
 
     def _look(self, node: Any, row: Any) -> None:
         ledger = row.ledger
-        entries = ledger.entries.values()
-        total = sum(entry.prefill_s for entry in entries)
-        if ledger.prefill_s < 0.0 or abs(ledger.prefill_s - total) > ROUNDING_S * max(1.0, total):
-            self.fail(f"{row.worker_id}: {len(ledger.entries)} dispatches in flight cost {total} s, the ledger says {ledger.prefill_s} s")
-        if ledger.kv_bytes != sum(entry.kv_bytes for entry in entries):
-            self.fail(f"{row.worker_id}: the ledger's {ledger.kv_bytes} bytes of KV cache are not the sum over its {len(ledger.entries)} entries")
+        ledger.settle(row.as_of)
+        if not 0 <= ledger.live <= len(ledger.entries):
+            self.fail(f"{row.worker_id}: {ledger.live} of {len(ledger.entries)} dispatches in flight are not over")
+        most = sum(entry.kv_bytes for entry in ledger.entries.values())
+        if not 0 <= ledger.kv_bytes <= most or (ledger.live == len(ledger.entries) and ledger.kv_bytes != most):
+            self.fail(f"{row.worker_id}: {ledger.kv_bytes} bytes of KV cache of {ledger.live} live entries, {most} of all {len(ledger.entries)}")
         if (row in row.kind.ready) != (row.state == READY):
             self.fail(f"{row.worker_id} is {row.state} and {'is' if row in row.kind.ready else 'is not'} among those who can be given work")
         if row.state == READY and (row.depth, row.queued) != (row.count_depth(), row.count_queued()):
