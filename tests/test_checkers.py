@@ -196,7 +196,7 @@ def leak_cost(patch: pytest.MonkeyPatch) -> None:
 def never_release(patch: pytest.MonkeyPatch) -> None:
     """In flight once, in flight for ever."""
     patch.setattr(Ledger, "acknowledge", lambda self, high, seen: False)
-    patch.setattr(Ledger, "expire", lambda self, before: 0)
+    patch.setattr(Ledger, "expire", lambda self, before, most: 0)
 
 
 class CountsTheFirstTokenOfAll(Client):
