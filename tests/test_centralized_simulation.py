@@ -251,7 +251,7 @@ def test_a_recording_names_its_models_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--loss", "1"], ["0 of 5 workers", "460 were lost", "(--loss 1)"]),
+        (["--loss", "1"], ["0 of 5 workers", "515 were lost", "(--loss 1)"]),
         (["--loss", "1", "--wire"], ["0 of 5 workers", "(--loss 1)"]),
         (["--loss", "0.95", "--report-interval", "20"], ["of 5 workers", "(--loss 0.95)"]),
         (["--latency-ms", "60000"], ["0 of 5 workers", "stale", "(--latency-ms 60000)"]),
