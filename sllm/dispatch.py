@@ -8,7 +8,6 @@ includes, however many dispatches lie between two reports. An entry that no repo
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from math import inf
 from typing import NamedTuple
 
 from sllm.limits import MISSING_MAX
@@ -26,6 +25,9 @@ class Entry(NamedTuple):
     service_s: float  # estimate: from the begin of its prefill to its last token
 
 
+NO_ENTRIES: dict[int, Entry] = {}  # of a ledger in which nothing is, as most are most of the time; shared, never filled
+
+
 class Ledger:
     """What was sent to one worker since its last word.
 
@@ -37,13 +39,13 @@ class Ledger:
 
     def __init__(self) -> None:
         self.next_number = 1
-        self.entries: dict[int, Entry] = {}  # by number, so in order of time
+        self.entries: dict[int, Entry] = NO_ENTRIES  # by number, so in order of time
         self.loads: dict[int, Entry] | None = None  # those entries that start a cold start; None: there are none
         self.live = 0  # entries that are not over yet
         self.kv_bytes = 0  # of those
         self.begins_at = 0.0  # absolute seconds
-        self._ends: list[tuple[float, int]] = []  # heap of (when an entry is over, its number); of released ones too
-        self._ended: set[int] = set()  # entries that are over
+        self._ends: list[tuple[float, int]] | None = None  # heap of (when an entry is over, its number), of released ones too; None: there is none
+        self._ended: set[int] | None = None  # entries that are over, likewise
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -52,6 +54,8 @@ class Ledger:
         """Note a dispatch; returns its number."""
         number = self.next_number
         self.next_number = number + 1
+        if self.entries is NO_ENTRIES:
+            self.entries = {}
         self.entries[number] = entry
         self.live += 1
         self.kv_bytes += entry.kv_bytes
@@ -60,6 +64,8 @@ class Ledger:
                 self.loads = {}
             self.loads[number] = entry
         begins_at = max(self.begins_at, entry.at)
+        if self._ends is None:
+            self._ends = []
         heappush(self._ends, (begins_at + entry.load_s + entry.service_s, number))
         self.begins_at = begins_at + entry.prefill_s
         return number
@@ -71,14 +77,11 @@ class Ledger:
             number = heappop(ends)[1]
             entry = self.entries.get(number)
             if entry is not None:
+                if self._ended is None:
+                    self._ended = set()
                 self._ended.add(number)
                 self.live -= 1
                 self.kv_bytes -= entry.kv_bytes
-
-    @property
-    def next_end_at(self) -> float:
-        """When `settle` has something to do next, absolute; infinite: nothing is live."""
-        return self._ends[0][0] if self.live else inf
 
     def rebase(self, begins_at: float) -> None:
         """A report says when a request would begin that is sent after all that the report has counted in; what is left here comes on top."""
@@ -94,7 +97,7 @@ class Ledger:
         if not self.entries:
             self.clear()
             return True
-        if number in self._ended:
+        if self._ended is not None and number in self._ended:
             self._ended.remove(number)
         else:
             self.live -= 1
@@ -131,10 +134,8 @@ class Ledger:
 
     def clear(self) -> None:
         """Forget every entry (the worker's life they were sent to is over); numbers go on growing."""
-        self.entries.clear()
-        self._ends.clear()
-        self._ended.clear()
-        self.loads = None
+        self.entries = NO_ENTRIES
+        self.loads = self._ends = self._ended = None
         self.live = self.kv_bytes = 0
         self.begins_at = 0.0
 

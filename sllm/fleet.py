@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterator
-from math import ceil, inf
+from math import ceil
 
 from sllm.catalog import Hardware
 from sllm.dispatch import Entry, Ledger
@@ -33,7 +33,7 @@ EXPIRED_MAX = 3  # dispatches in a row that came to nothing with no acknowledgem
 WRITTEN_OFF_MAX = 1000  # dispatches at one report
 BAND = 1 << 40  # levels of `Kind.by_queued`, more than any queue: each trust has two bands, for those below their allowance and for the others
 
-REFRESH_S = 0.25  # figures of a row that is looked at are no older
+REFRESH_S = 1.5  # figures of a row that is looked at are no older: with a report a second they are those of the report, and what was sent since
 CLIENTS_MAX = 64  # of one worker that are told when it is lost
 NO_CLIENTS: dict[str, tuple[Address, float]] = {}  # of a worker that was given nothing yet; shared, never filled
 
@@ -66,8 +66,8 @@ class Row:
     """One worker as the coordinator knows it. Times are absolute seconds of the coordinator's clock."""
 
     __slots__ = (
-        "address", "as_of", "clients", "counted_as", "depth", "displaced", "due", "expired", "heard_at", "hosted", "incarnation", "kind", "ledger", "level",
-        "lost", "proven", "queued", "report", "sequence", "stale_at", "state", "warm", "worker_id",
+        "address", "aged", "as_of", "clients", "counted_as", "depth", "displaced", "due", "expired", "heard_at", "hosted", "incarnation", "kind", "ledger",
+        "left", "level", "lost", "proven", "queued", "report", "sequence", "state", "warm", "worker_id",
     )  # fmt: skip
 
     def __init__(self, worker_id: str, kind: Kind, report: LoadReport) -> None:
@@ -80,7 +80,8 @@ class Row:
         self.sequence = 0
         self.heard_at = 0.0
         self.as_of = 0.0  # the time for which `depth` and `queued` hold
-        self.stale_at = inf  # when they should be worked out anew
+        self.aged = False  # they were worked out since the last report
+        self.left = 1.0  # part of those that ran at the last report that still runs: their ends lie evenly around the mean that the report gives
         self.due = NEVER  # when to look whether it is silent: the coordinator's wheel
         self.lost = 0  # reports whose numbers were skipped
         self.ledger = Ledger()
@@ -104,15 +105,22 @@ class Row:
         """Dispatches in flight to it."""
         return len(self.ledger.entries)
 
-    @property
-    def _left(self) -> float:
-        """The part of those that ran at the last report that still runs: their ends lie evenly around the mean that the report gives."""
+    def is_stale(self, now: float) -> bool:
+        """Its figures should be worked out anew before they are used."""
+        return now - self.as_of >= REFRESH_S and self.depth > 0
+
+    def age(self, now: float) -> None:
+        """Bring what is known of the worker's work up to `now`; the counts below then hold for that time."""
+        self.as_of = now
+        self.aged = True
+        self.ledger.settle(now)
         left_s = self.report.left_s
-        return max(0.0, 1.0 - (self.as_of - self.heard_at) / (2.0 * left_s)) if left_s > 0.0 else 1.0
+        if left_s > 0.0:
+            self.left = max(0.0, 1.0 - (now - self.heard_at) / (2.0 * left_s))
 
     def count_depth(self) -> int:
         """Requests that run or wait there, and those on their way, as far as they are not over by estimate."""
-        return ceil(self.report.running * self._left) + self._count_waiting() + self.ledger.live
+        return ceil(self.report.running * self.left) + self._count_waiting() + self.ledger.live
 
     def _count_waiting(self) -> int:
         """Those that waited at the last report: they begin when the report said, and then run as long as others do."""
@@ -138,7 +146,8 @@ class Row:
 
     def _free_bytes(self) -> int:
         """KV cache that is free there but for what is on its way: what the report said, and what those gave up that are over by now."""
-        return self.report.gpu_free_bytes + int(self.report.kv_bytes * (1.0 - self._left))
+        free_bytes = self.report.gpu_free_bytes
+        return free_bytes + int(self.report.kv_bytes * (1.0 - self.left)) if self.left < 1.0 else free_bytes
 
     @property
     def trust(self) -> int:
@@ -165,7 +174,7 @@ class Row:
 
     def kv_used(self) -> float:
         """Used part of its KV cache, as far as the coordinator knows."""
-        return self.report.kv_used * self._left
+        return self.report.kv_used * self.left
 
     @property
     def has_idle_model(self) -> bool:
@@ -310,13 +319,15 @@ class Fleet:
             row.lost += sequence - row.sequence - 1
         row.sequence = sequence
         row.heard_at = row.as_of = now
+        row.left = 1.0
         row.report = report
         if row.ledger.entries and report.epoch == epoch and row.ledger.acknowledge(report.dispatch_high, report.dispatch_missing):
             row.proven, row.expired = True, 0
             changed = True
         if row.ledger.entries:
             row.ledger.rebase(now + report.wait_s)
-        if (changed or row.stale_at < inf) and row.state == READY:
+        if (changed or row.aged) and row.state == READY:
+            row.aged = False
             self.reindex(row)
 
     # --- dispatches -----------------------------------------------------------------------------------------------------------------
@@ -324,8 +335,7 @@ class Fleet:
     def dispatch(self, row: Row, entry: Entry, epoch: int) -> Dispatch:
         """Note work sent to a worker."""
         number = row.ledger.add(entry)
-        row.as_of = entry.at
-        row.ledger.settle(entry.at)
+        row.age(entry.at)
         self._place(row, row.count_depth(), row.count_queued())
         if entry.load_s > 0.0 and entry.model not in row.warm:
             self._index(row, self.warm, row.warm, (*row.warm, entry.model))
@@ -358,8 +368,7 @@ class Fleet:
 
     def refresh(self, row: Row, now: float) -> None:
         """What a READY row was said to have at its last report has gone on since: bring its figures up to date."""
-        row.as_of = now
-        row.ledger.settle(now)
+        row.age(now)
         self._place(row, row.count_depth(), row.count_queued())
 
     def reindex(self, row: Row) -> None:
@@ -415,7 +424,6 @@ class Fleet:
             row.kind.by_depth.move(row, row.depth, depth)
             row.depth = depth
         row.queued = queued
-        row.stale_at = row.as_of + REFRESH_S if depth > 0 else inf
         level = row.find_level()
         if level != row.level:
             row.kind.by_queued.move(row, row.level, level)

@@ -21,6 +21,9 @@ class Named(Protocol):
 R = TypeVar("R", bound=Named)
 
 
+_PLACES: list[int] = []  # 0, 1, 2, ...: the same objects in all bags, of which a worker is in ten or so; bench/memory.py has what that is worth
+
+
 class Bag(Generic[R]):
     """A set of workers with O(1) add, remove and uniform sampling; its order depends only on what was done to it."""
 
@@ -38,7 +41,10 @@ class Bag(Generic[R]):
 
     def add(self, row: R) -> None:
         if row.worker_id not in self._place:
-            self._place[row.worker_id] = len(self.rows)
+            place = len(self.rows)
+            if place == len(_PLACES):
+                _PLACES.append(place)
+            self._place[row.worker_id] = _PLACES[place]
             self.rows.append(row)
 
     def remove(self, row: R) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
 from random import Random
 
 import pytest
@@ -216,9 +215,10 @@ def test_what_a_worker_had_goes_on_between_its_reports() -> None:
     fleet.apply(one, 1, 1, report(running=256, waiting=9, blocked=9, wait_s=2.0, left_s=5.0, round_s=0.02, kv_bytes=1000, gpu_free_bytes=0), EPOCH, 0.0)
     fleet.step(one, READY)
     assert (one.depth, one.queued, one.fits_now(500)) == (265, 9, False)
-    assert one.stale_at < 1.0
+    assert not one.is_stale(1.0)
+    assert one.is_stale(2.0)
     for now, depth, queued, fits in ((1.0, 231 + 9, 9, False), (5.0, 128 + 7, 0, True), (30.0, 0, 0, True)):
         fleet.refresh(one, now)
         assert (one.depth, one.queued, one.fits_now(500)) == (depth, queued, fits)
         check(fleet)
-    assert one.stale_at == inf, "nothing is left to change"
+    assert not one.is_stale(99.0), "nothing is left to change"

@@ -83,11 +83,12 @@ class FleetView:
 
     def admits(self, row: Row, query: Query) -> bool:
         """The worker's hardware can hold the request, its queue has room for one of this priority, the worker was not excluded, and is trusted with it."""
-        if query.now >= row.stale_at:
+        if row.is_stale(query.now):
             self._fleet.refresh(row, query.now)
+        queued = row.queued
         return (
-            row.queued < self.queued_max(query)
-            and row.queued < row.report.queue_max
+            queued < self.queued_max(query)
+            and queued < row.report.queue_max
             and (row.proven or self._trusts(row, query))
             and row.kind in query.kinds
             and row.worker_id not in query.exclude
