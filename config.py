@@ -122,6 +122,11 @@ class Config:
     latency_ms: float = setting(0.2, "LATENCY_MS", "one-way network latency in virtual time", unit="ms", low=0.0, high=60000.0, flag="--latency-ms", group="run")
     loss: float = setting(0.0, "LOSS", "part of the datagrams lost in virtual time", low=0.0, high=1.0, flag="--loss", group="run")
 
+    # --- what is measured -------------------------------------------------------------------------------------------------------------
+    slo_ttft_s: float = setting(2.0, "SLO_TTFT", "a first token that takes no longer is in time", unit="s", above=0.0, flag="--slo-ttft", group="run")
+    slo_tpot_s: float = setting(0.0, "SLO_TPOT", "further tokens that take no longer on average are in time; 0: they always are", unit="s", low=0.0, flag="--slo-tpot", group="run")
+    warmup_s: float = setting(0.0, "WARMUP", "requests that arrive in the first so many seconds are counted and left out of the statistics", unit="s", low=0.0, flag="--warmup", group="run")
+
     @property
     def life_timeout_s(self) -> float:
         """A sender that has been silent for so long may come back as a life with a lower number: its clock was set back."""

@@ -13,24 +13,27 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial, reduce
 from typing import Any, TextIO
 
 from client import Client
 from config import Config
 from coordinator import Coordinator
+from sllm import __version__
 from sllm.assemble import build_catalog, build_engine, build_workload, check_models_fit, count_trace_models, profile_names
-from sllm.cli import Options
+from sllm.cli import Options, settings_of
+from sllm.engine.base import EngineUsage
 from sllm.errors import UsageError
 from sllm.events import Event, InternalErrorCaught
 from sllm.messages import READY, Address
 from sllm.mix import hardware_of_workers
 from sllm.node import Codec, Node
 from sllm.placement.registry import broken_policies, make_policy
+from sllm.recorder import Recorder
 from sllm.report.outputs import Outputs
 from sllm.report.progress import Progress, Snapshot
-from sllm.results import Begun, FleetFigures, Invariants, Recorder, ReportFigures, RunInfo
+from sllm.results import Begun, FleetFigures, Invariants, ReportFigures, RunInfo, Slo, WorkerFigures, make_results
 from sllm.runtime.clock import Clock
 from sllm.runtime.keys import ephemeral_keyring
 from sllm.runtime.sockets import ensure_descriptors
@@ -42,6 +45,8 @@ from sllm.sim.inject import Injector
 from sllm.sim.network import Latency, Link, Network
 from sllm.sim.world import Interrupted, World
 from sllm.streams import stream
+from sllm.thresholds import judge, parse_thresholds
+from sllm.timeline import LOOKS_MAX, Look, UsageTimeline
 from sllm.wire import PickleCodec
 from sllm.workload import Request, Workload
 from sllm.workload.traces import BROKEN
@@ -52,6 +57,8 @@ DESCRIPTORS_BESIDES = 64  # files, the coordinator's and the client's sockets
 PROGRESS_WALL_S = 0.2
 SUBMIT_MAX = 1000  # requests that come in one go at most, in a live run
 LAST_REPORTS_WALL_S = 1.0  # on loopback a report that has not come by then was dropped
+LOOKS_BEGIN = LOOKS_MAX // 2  # looks at what is in use, in a run whose length is known
+FIRST_LOOK_S, LOOK_WORKER_S = 0.05, 1e-4  # else the first look comes after so long, and later in a large fleet
 LAG_TOLERATED = 0.1  # a sped-up clock waits out every stall of the machine: a few percent of them are usual
 START_STEP_S = 1.0  # of simulated time
 START_S, START_INTERVALS, START_LATENCIES = 60.0, 30.0, 4.0  # a fleet that is not up after so long in virtual time, all three together, never will be
@@ -134,9 +141,22 @@ class System:
     def in_flight(self) -> int:
         return sum(client.in_flight for client in self.clients)
 
-    def busy_s(self, now: float) -> list[float]:
-        """Seconds each worker was busy, all its lives together, where all go by one clock and none crashes."""
-        return [sum(node.engine.busy_s(now) for node in lives) for lives in self.workers.values()]
+    def usage(self, now: float) -> list[EngineUsage]:
+        """What each worker had in use since its start, all its lives together, where all go by one clock and none crashes."""
+        return [reduce(EngineUsage.plus, [node.engine.usage(now) for node in lives], EngineUsage()) for lives in self.workers.values()]
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait at the workers."""
+        return sum(lives[-1].engine.waiting for lives in self.workers.values() if lives)
+
+    def worker_figures(self, usages: Iterable[EngineUsage]) -> list[WorkerFigures]:
+        """What each worker is, and what it had in use."""
+        rows = []
+        for (name, lives), usage in zip(self.workers.items(), usages, strict=True):
+            engine = lives[-1].engine
+            rows.append(WorkerFigures(name, self._worker_configs[name].hardware, engine.slots, engine.memory_bytes, usage))
+        return rows
 
     def report_figures(self, copies: int = 0, lost: int | None = None) -> ReportFigures:
         """The books of the reports; `copies` the network made count as sent. `lost` is what it lost; None: nobody knows but by what was not heard."""
@@ -164,7 +184,11 @@ class Run(ABC):
         self.warnings += self.workload.warnings
         if "--zipf" in options.given and self.workload.trace is not None and self.workload.trace.format.exact:
             self.warnings.append("--zipf: has no effect: a recording says which model each request is for")
+        asked_s = self.workload.spec.duration_s
+        if asked_s and config.warmup_s >= asked_s:
+            raise UsageError(f"--warmup {config.warmup_s:.12g}: requests come for {asked_s:.12g} s, so none would be in the statistics (--duration)")
         self.recorder = Recorder()
+        self.slo = Slo(config.slo_ttft_s, config.slo_tpot_s or None)
         self.requests_csv = outputs.requests_csv if outputs else None
         self.recording = outputs.recording if outputs else None
         stream = progress_to or sys.stderr
@@ -177,8 +201,11 @@ class Run(ABC):
         self.began_s = 0.0  # of the run's clock: when requests began to come
         self.window_s = 0.0  # for how long they came
         self.ready_workers = 0  # just before they were sent home
-        self._busy_before: list[float] = []
-        self._busy_after: list[float] = []
+        self.timeline = UsageTimeline()
+        self._used_before: list[EngineUsage] = []  # when requests began to come, or the warm-up ended
+        self._used_after: list[EngineUsage] = []
+        self._measured_from_s = 0.0
+        self._looking = False
         self._started_wall = time.perf_counter()
 
     @property
@@ -203,9 +230,13 @@ class Run(ABC):
     @abstractmethod
     def checkers(self) -> Checkers: ...
 
-    def busy_s(self) -> list[float]:
-        """Seconds each worker was busy until now."""
-        return self.system.busy_s(self.now)
+    def usage(self) -> list[EngineUsage]:
+        """What each worker had in use until now."""
+        return self.system.usage(self.now)
+
+    @abstractmethod
+    def call_at(self, at: float, callback: Callable[[], None]) -> None:
+        """Call at that time of the run's clock."""
 
     def report_figures(self) -> ReportFigures:
         """The books of the reports."""
@@ -234,13 +265,39 @@ class Run(ABC):
     def begin(self) -> None:
         """The fleet is up: requests come from now on."""
         self.began_s = self.now
-        self._busy_before = self.busy_s()
+        self._measure()
+        duration_s = self.workload.spec.duration_s
+        self.timeline.begin(self._look(), duration_s / LOOKS_BEGIN if duration_s else max(FIRST_LOOK_S, len(self._used_before) * LOOK_WORKER_S))
+        self._looking = True
+        self.call_at(self.timeline.next_at, self._look_again)
+        if self.config.warmup_s:
+            self.call_at(self.began_s + self.config.warmup_s, self._measure)
+
+    def _measure(self) -> None:
+        """What is in use counts from now on, unless nothing comes any more."""
+        if not self._used_after:
+            self._measured_from_s = self.now
+            self._used_before = self.usage()
+
+    def _look(self) -> Look:
+        return Look(self.now, reduce(EngineUsage.plus, self.usage(), EngineUsage()), self.system.waiting)
+
+    def _look_again(self) -> None:
+        if self._looking:
+            self.timeline.add(self._look())
+            self.call_at(self.timeline.next_at, self._look_again)
+
+    def stop_looking(self) -> None:
+        """Nothing that is to be seen in use happens any more."""
+        if self._looking:
+            self._looking = False
+            self.timeline.add(self._look())
 
     def arrivals_ended(self) -> None:
-        """The last request has come; utilisation is measured up to here."""
-        if self._busy_before and not self._busy_after:
+        """The last request has come; what was in use is measured up to here."""
+        if self._used_before and not self._used_after:
             self.window_s = self.now - self.began_s
-            self._busy_after = self.busy_s()
+            self._used_after = self.usage()
 
     def close(self) -> None:
         """Close what was read, and leave the terminal as it was, whatever happened."""
@@ -250,9 +307,9 @@ class Run(ABC):
     def snapshot(self) -> Snapshot:
         """The state of the run, for progress."""
         states = self.system.coordinators[-1].fleet.states
-        phase = "starting" if not self._busy_before else "draining" if self._busy_after else ""
+        phase = "starting" if not self._used_before else "draining" if self._used_after else ""
         return Snapshot(
-            self.now - self.began_s if self._busy_before else 0.0, self.workload.spec.duration_s or 0.0,
+            self.now - self.began_s if self._used_before else 0.0, self.workload.spec.duration_s or 0.0,
             {name: count for name, count in states.items() if count}, self.recorder.glance(), phase,
             warning="this machine cannot keep up" if self.falls_behind else "",
         )  # fmt: skip
@@ -269,18 +326,29 @@ class Run(ABC):
         return f"only {self.system.ready:,} of {len(self.system.workers):,} workers were ready"
 
     @property
+    def clock_lag(self) -> float:
+        """By which part the run's clock fell behind the speed asked for."""
+        return 0.0
+
+    @property
     def falls_behind(self) -> bool:
         """The machine is too slow for the speed asked for."""
-        return False
+        return self.clock_lag > LAG_TOLERATED
 
     def begun(self) -> Begun:
         """What is known of the first tokens of requests in flight."""
-        goal_s, ended_s, in_time, undecided = self.recorder.ttft_slo_s, self.now, 0, 0
+        slo, ended_s, in_time, undecided = self.slo, self.now, 0, 0
+        since = self.began_s + self.config.warmup_s if self.config.warmup_s else 0.0
         for client in self.system.clients:
             for pending in client.unfinished():
+                if pending.arrival_s < since:
+                    continue
                 first_s = pending.first_tokens.get(pending.worker_id)
-                in_time += first_s is not None and first_s - pending.arrival_s <= goal_s
-                undecided += first_s is None and ended_s - pending.arrival_s < goal_s
+                if first_s is None:
+                    undecided += ended_s - pending.arrival_s < slo.ttft_s
+                elif first_s - pending.arrival_s <= slo.ttft_s:
+                    in_time += slo.tpot_s is None
+                    undecided += slo.tpot_s is not None
         return Begun(in_time, undecided)
 
     def put_in_flight(self) -> None:
@@ -291,23 +359,31 @@ class Run(ABC):
                     self.requests_csv.put_in_flight(pending, "interrupted")
 
     def results(self) -> dict[str, Any]:
-        """The results, schema 1."""
+        """The results, schema 2."""
         self.arrivals_ended()  # for a run that a violation stopped before the last arrival
+        self.stop_looking()
         config, window_s, asked_s = self.config, self.window_s, self.workload.spec.duration_s
-        busy_s = [after - before for after, before in zip(self._busy_after, self._busy_before, strict=True)]
+        used = [after - before for after, before in zip(self._used_after, self._used_before, strict=True)]
         engine_profile, loader = profile_names(config, map(self.system.catalog.get_hardware, self.system.hardware))
         info = RunInfo(
             self.mode, "centralized", config.workers, config.policy, config.seed, window_s if self.interrupted else asked_s or window_s, self.wall_s,
             self.workload.describe(), self.system.hardware, engine_profile, loader, asked_s, self.interrupted,
+            __version__, settings_of(config, self.options), self.clock_lag,
         )  # fmt: skip
-        return self.recorder.results(
+        measured_s = max(0.0, self.began_s + window_s - self._measured_from_s)
+        workers = self.system.worker_figures(used) if used else []
+        results = make_results(
+            self.recorder,
             info,
-            FleetFigures(self.ready_workers, busy_s, window_s),
+            FleetFigures(self.ready_workers, workers, measured_s, self.began_s, config.warmup_s, self.timeline),
             self.report_figures(),
             Invariants(self.checkers().checked, self.violations),
             self.system.in_flight,
             self.begun(),
+            self.slo,
         )
+        results["slo"]["thresholds"] = judge(parse_thresholds(self.options.fail_if), results)
+        return results
 
 
 class VirtualRun(Run):
@@ -344,8 +420,11 @@ class VirtualRun(Run):
         self._busy.begin()
         super().begin()
 
-    def busy_s(self) -> list[float]:
-        return [self._busy.busy_s(name) for name in self.system.workers]
+    def usage(self) -> list[EngineUsage]:
+        return [self._busy.usage(name) for name in self.system.workers]
+
+    def call_at(self, at: float, callback: Callable[[], None]) -> None:
+        self.world.call_at(at, callback)
 
     def report_figures(self) -> ReportFigures:
         """What is still on its way when the books close will not be heard any more: it is lost."""
@@ -429,6 +508,7 @@ class VirtualRun(Run):
         """After the last arrival and fault everything must finish; then the workers go home, so that no report is on its way when the books close."""
         self.world.run(max(self.world.now, faults_end_s))
         self._come_to_rest()
+        self.stop_looking()
         self.recorder.fleet.end()
         self.ready_workers = self.system.ready
         for name in self.system.workers:
@@ -465,8 +545,11 @@ class LiveRun(Run):
         return self.clock.now
 
     @property
-    def falls_behind(self) -> bool:
-        return self.clock.lag > LAG_TOLERATED
+    def clock_lag(self) -> float:
+        return self.clock.lag
+
+    def call_at(self, at: float, callback: Callable[[], None]) -> None:
+        self.driver.call_at(at, callback)
 
     def checkers(self) -> Checkers:
         return self._checkers
@@ -555,6 +638,7 @@ class LiveRun(Run):
 
     def _send_home(self) -> None:
         """Drain the workers; wait until their last reports have been heard, or cannot be expected any more."""
+        self.stop_looking()
         self.recorder.fleet.end()
         self.ready_workers = self.system.ready
         for worker, host in self._hosts:

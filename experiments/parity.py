@@ -161,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         policy=arguments.policy, seed=arguments.seed, speedup=arguments.speedup, models=8,
     )  # fmt: skip
     virtual = measure(VirtualRun(config, silent()))
-    print(f"virtual: {virtual.results['run']['wall_s']:.1f} s; live: about {(config.duration_s + 5.0) / config.speedup:.0f} s ...", file=sys.stderr, flush=True)
+    wall_s, live_s = virtual.results["wall"]["wall_s"], (config.duration_s + 5.0) / config.speedup
+    print(f"virtual: {wall_s:.1f} s; live: about {live_s:.0f} s ...", file=sys.stderr, flush=True)
     live = measure(LiveRun(config, silent(virtual=False)))
     others = list(spread(measure_luck, [(config, luck) for luck in range(1, LUCKS + 1)], cores()))
     lines = compare(live, virtual, config.report_interval_s, others)

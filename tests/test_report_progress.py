@@ -4,8 +4,8 @@ import re
 import pytest
 from report_samples import recorded
 
+from sllm.recorder import Glance
 from sllm.report.progress import LINE_EVERY_S, REDRAW_EVERY_S, Progress, Snapshot
-from sllm.results import Glance
 
 GLANCE = Glance(120, 100, 2, 1, 4, 0.212, 1.9)
 STATES = {"READY": 4, "SUSPECT": 1, "DEAD": 0}

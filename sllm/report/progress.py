@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import NamedTuple, TextIO
 
+from sllm.recorder import Glance
 from sllm.report.text import BOLD, RED, YELLOW, can_encode, columns_of, count, duration, is_terminal, paint, rate, span, to_ascii
-from sllm.results import Glance
 
 REDRAW_EVERY_S = 0.2  # wall time, on a terminal
 LINE_EVERY_S = 5.0  # wall time, elsewhere
