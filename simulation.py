@@ -1,60 +1,58 @@
 """A whole fleet in one process: the same roles, live over UDP on loopback or in virtual time, and what such a run measured.
 
-`System` makes the roles from a configuration and remembers every life of each, so that the books include those that crashed. A `Run` drives a
-system: start the fleet, let the workload come, wait for what is in flight, send the workers home, close the books.
+`system.System` makes the roles from a configuration and remembers every life of each. A `Run` drives a system: start the fleet, let the workload come, wait
+for what is in flight, send the workers home, close the books.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from typing import Any, TextIO
 
 from client import Client
 from config import Config
-from coordinator import Coordinator
 from sllm import __version__
-from sllm.assemble import build_catalog, build_engine, build_workload, check_models_fit, count_trace_models, profile_names
+from sllm.assemble import check_models_fit, profile_names
 from sllm.cli import Options, settings_of
 from sllm.engine.base import EngineUsage
 from sllm.errors import UsageError
-from sllm.events import Event, InternalErrorCaught
-from sllm.messages import READY, Address
-from sllm.mix import hardware_of_workers
-from sllm.node import Codec, Node
-from sllm.placement.registry import broken_policies, make_policy
+from sllm.events import CoordinatorReady, Event, InternalErrorCaught, RequestRefused, RequestRouted, WorkerStateChanged
+from sllm.messages import Address
+from sllm.node import Node
+from sllm.placement.registry import broken_policies
 from sllm.recorder import Recorder
 from sllm.report.outputs import Outputs
 from sllm.report.progress import Progress, Snapshot
-from sllm.results import Begun, FleetFigures, Invariants, ReportFigures, RunInfo, Slo, WorkerFigures, make_results
+from sllm.results import Begun, FleetFigures, Invariants, ReportFigures, RunInfo, Slo, make_results
+from sllm.runtime.bridge import Loop
 from sllm.runtime.clock import Clock
-from sllm.runtime.keys import ephemeral_keyring
+from sllm.runtime.coordinatorview import CoordinatorView
 from sllm.runtime.sockets import ensure_descriptors
 from sllm.runtime.udp import UdpDriver, UdpHost
+from sllm.runtime.watch import Pacer, Watch
 from sllm.sim.busy import BusyTime
 from sllm.sim.checkers import Checkers, InvariantViolation
 from sllm.sim.faults import load_schedule
 from sllm.sim.inject import Injector
 from sllm.sim.network import Latency, Link, Network
 from sllm.sim.world import Interrupted, World
-from sllm.streams import stream
 from sllm.thresholds import judge, parse_thresholds
 from sllm.timeline import LOOKS_MAX, Look, UsageTimeline
-from sllm.wire import PickleCodec
-from sllm.workload import Request, Workload
+from sllm.workload import Request
 from sllm.workload.traces import BROKEN
+from system import System
 from worker import Worker
 
 LOOPBACK: Address = ("127.0.0.1", 0)
 DESCRIPTORS_BESIDES = 64  # files, the coordinator's and the client's sockets
 PROGRESS_WALL_S = 0.2
+PACE_WALL_S = 0.05  # between two times at which simulated time is held back
 SUBMIT_MAX = 1000  # requests that come in one go at most, in a live run
 LAST_REPORTS_WALL_S = 1.0  # on loopback a report that has not come by then was dropped
 LOOKS_BEGIN = LOOKS_MAX // 2  # looks at what is in use, in a run whose length is known
@@ -66,105 +64,6 @@ START_WALL_S, START_REPORTS = 60.0, 3.0  # a live fleet that is not up after so 
 INSPECT_S = 5.0  # of a virtual run, between looks at some nodes and rows; what events tell is checked as it happens
 SETTLE_INTERVALS = 2.0  # from the last answer to the last look, beyond those after which a silent worker is suspect and a lost dispatch is written off
 RECEIVE_BUFFER_BYTES = 8 << 20  # asked for at the coordinator and the client: all of a fleet's reports may come at once
-
-
-class System:
-    """The roles of one fleet. Every random choice comes from a stream of the configuration's seed, named by role and life."""
-
-    def __init__(self, config: Config, *, wire: bool, stopwatch: Callable[[], float] | None = None) -> None:
-        self.config = config
-        self._trace_models = count_trace_models(config)
-        self.catalog = build_catalog(config, self._trace_models)
-        kinds = hardware_of_workers(config.hardware, config.workers)
-        configs = {kind: dataclasses.replace(config, hardware=kind) for kind in dict.fromkeys(kinds)}
-        self.hardware: Counter[str] = Counter(kinds)  # workers by hardware
-        self.coordinator_address: Address = ("coordinator", config.coordinator_port)
-        self.coordinators: list[Coordinator] = []  # every life
-        self.workers: dict[str, list[Worker]] = {f"worker-{i}": [] for i in range(config.workers)}
-        self._worker_configs = {name: configs[kind] for name, kind in zip(self.workers, kinds, strict=True)}
-        self.clients: list[Client] = []
-        self._stopwatch = stopwatch
-        self._keyring = ephemeral_keyring() if wire else None
-        make_policy(config.policy)  # a bad one is an error before anything starts
-        for worker_config in configs.values():
-            build_engine(worker_config, self.catalog, stream(config.seed, "check"))
-
-    def codec(self) -> Codec | None:
-        return PickleCodec(self._keyring) if self._keyring is not None else None
-
-    def make_coordinator(self, incarnation: int, now: float, wall_offset_s: float = 0.0) -> Coordinator:
-        life = len(self.coordinators) + 1
-        node = Coordinator(
-            self.config, self.catalog, make_policy(self.config.policy), stream(self.config.seed, f"coordinator/{life}"), incarnation,
-            codec=self.codec(), wall_offset_s=wall_offset_s, stopwatch=self._stopwatch, now=now,
-        )  # fmt: skip
-        self.coordinators.append(node)
-        return node
-
-    def make_worker(self, name: str, incarnation: int, now: float, wall_offset_s: float = 0.0) -> Worker:
-        lives = self.workers[name]
-        config = self._worker_configs[name]
-        seed, role = config.seed, f"{name}/{len(lives) + 1}"
-        engine = build_engine(config, self.catalog, stream(seed, f"{role}/service"))
-        node = Worker(
-            config, self.catalog, engine, self.coordinator_address, stream(seed, role), incarnation,
-            node_id=name, codec=self.codec(), wall_offset_s=wall_offset_s, now=now,
-        )  # fmt: skip
-        lives.append(node)
-        return node
-
-    def make_client(self, incarnation: int, now: float, wall_offset_s: float = 0.0) -> Client:
-        rng = stream(self.config.seed, f"client/{len(self.clients) + 1}")
-        node = Client(self.config, self.coordinator_address, rng, incarnation, codec=self.codec(), wall_offset_s=wall_offset_s, now=now)
-        self.clients.append(node)
-        return node
-
-    def workload(self) -> Workload:
-        """The requests of this run, from the configuration."""
-        return build_workload(self.config, self.catalog, self._trace_models)
-
-    @property
-    def all_workers(self) -> list[Worker]:
-        """Every life of every worker."""
-        return [node for lives in self.workers.values() for node in lives]
-
-    @property
-    def ready(self) -> int:
-        """Workers that the present coordinator would give work to."""
-        return self.coordinators[-1].fleet.states[READY]
-
-    @property
-    def started(self) -> bool:
-        return self.coordinators[-1].ready and self.ready == len(self.workers)
-
-    @property
-    def in_flight(self) -> int:
-        return sum(client.in_flight for client in self.clients)
-
-    def usage(self, now: float) -> list[EngineUsage]:
-        """What each worker had in use since its start, all its lives together, where all go by one clock and none crashes."""
-        return [reduce(EngineUsage.plus, [node.engine.usage(now) for node in lives], EngineUsage()) for lives in self.workers.values()]
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait at the workers."""
-        return sum(lives[-1].engine.waiting for lives in self.workers.values() if lives)
-
-    def worker_figures(self, usages: Iterable[EngineUsage]) -> list[WorkerFigures]:
-        """What each worker is, and what it had in use."""
-        rows = []
-        for (name, lives), usage in zip(self.workers.items(), usages, strict=True):
-            engine = lives[-1].engine
-            rows.append(WorkerFigures(name, self._worker_configs[name].hardware, engine.slots, engine.memory_bytes, usage))
-        return rows
-
-    def report_figures(self, copies: int = 0, lost: int | None = None) -> ReportFigures:
-        """The books of the reports; `copies` the network made count as sent. `lost` is what it lost; None: nobody knows but by what was not heard."""
-        rejected: Counter[str] = Counter()
-        for coordinator in self.coordinators:
-            rejected.update(coordinator.reports_rejected)
-        sent = sum(worker.reports_sent for worker in self.all_workers) + copies
-        return ReportFigures(sent, sum(c.reports_accepted for c in self.coordinators), rejected, lost)
 
 
 class Run(ABC):
@@ -196,6 +95,7 @@ class Run(ABC):
             stream or io.StringIO(), time.monotonic,
             virtual=options.virtual, quiet=options.quiet or stream is None, no_color=options.no_color, dumb=options.dumb_terminal,
         )  # fmt: skip
+        self.watch: Watch | None = None
         self.interrupted = False
         self._drawing = False  # in the middle of making the next request
         self.began_s = 0.0  # of the run's clock: when requests began to come
@@ -300,9 +200,23 @@ class Run(ABC):
             self._used_after = self.usage()
 
     def close(self) -> None:
-        """Close what was read, and leave the terminal as it was, whatever happened."""
+        """Close what was read and served, and leave the terminal as it was, whatever happened."""
+        if self.watch is not None:
+            self.watch.close()
+            self.watch = None
         self.workload.close()
         self.progress.close()
+
+    def _serve_page(self, loop: Loop, kernel_drops: Callable[[], int], later: Callable[[Callable[[], None]], Any], every: Callable[[float, Any], Any]) -> None:
+        """Serve the fleet's page if it was asked for, or if somebody watches a terminal, and say where."""
+        options = self.options
+        if not options.page and (options.no_page or options.quiet or not self.progress.is_live):
+            return
+        coordinators = self.system.coordinators
+        view = CoordinatorView(lambda: coordinators[-1], lambda: self.now, later, kernel_drops, time.time())
+        self.watch = Watch(loop, view, lambda: coordinators[-1], lambda: self.now)
+        every(1.0, view.tick)
+        self.progress.note(f"the fleet's page, while the run lasts: {self.watch.url}")
 
     def snapshot(self) -> Snapshot:
         """The state of the run, for progress."""
@@ -402,6 +316,7 @@ class VirtualRun(Run):
                 self.world.observe(handler, kind)
         self._checkers = Checkers.watch(self.world, inspect_every_s=INSPECT_S)
         self._busy = BusyTime(self.world)
+        self._pacer = Pacer(config.pace) if config.pace else None
         self._schedule = load_schedule(options.faults, config.seed) if options.faults else None
         self._exhausted = False
 
@@ -434,6 +349,7 @@ class VirtualRun(Run):
     def conduct(self) -> None:
         world, system = self.world, self.system
         world.add(system.make_coordinator(1, 0.0), system.coordinator_address, system.make_coordinator)
+        self._pace()
         try:
             for name in system.workers:
                 self._check_interrupted()
@@ -459,6 +375,23 @@ class VirtualRun(Run):
         except Exception as error:  # a bug of ours: the run is worth nothing from here on, and the seed shows it again
             where = f"internal error at {self.now:.6f} s with seed {self.config.seed}"
             self.violations.append(f"{where}: {type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
+
+    def _pace(self) -> None:
+        """Hold simulated time back, if that was asked for, and serve the page meanwhile."""
+        pacer, world = self._pacer, self.world
+        if pacer is None:
+            return
+        self._serve_page(pacer, lambda: 0, lambda step: step(), world.every)
+        if self.watch is not None:
+            observe = self.watch.observe
+            for kind in (RequestRouted, RequestRefused, WorkerStateChanged, CoordinatorReady):
+                world.observe(lambda node, event: observe(event), kind)
+
+        def hold() -> None:
+            pacer.hold(world.now, lambda: self.interrupted)
+            self._show_progress()
+
+        world.every(PACE_WALL_S * self.config.pace, hold)
 
     def _inject(self) -> float:
         """Schedule the faults; returns when the last of them ends."""
@@ -560,6 +493,8 @@ class LiveRun(Run):
             return
         self._checkers.see(node, event)
         self.recorder.observe(event)
+        if self.watch is not None:
+            self.watch.observe(event)
         if self.requests_csv is not None:
             self.requests_csv.observe(event)
 
@@ -603,6 +538,7 @@ class LiveRun(Run):
         self.client = system.make_client(incarnation, self.now, offset_s)
         self._client_host = driver.add(self.client, LOOPBACK, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
         driver.every(PROGRESS_WALL_S * self.clock.speedup, self._show_progress)
+        self._serve_page(driver, lambda: host.kernel_drops, lambda step: driver.call_at(self.now, step), driver.every)
         began = time.perf_counter()
         limit_s = START_WALL_S + START_REPORTS * self.config.report_interval_s / self.clock.speedup
         self._run_until(lambda: system.started or time.perf_counter() - began > limit_s)

@@ -24,9 +24,10 @@ if __package__ in (None, ""):  # run as a script: the project's modules are one 
 
 from config import Config
 from experiments.harness import ROOT, Simulation, configuration, cores, replace_section, silent, spread
-from simulation import LiveRun, Run, System, VirtualRun
+from simulation import LiveRun, Run, VirtualRun
 from sllm.events import RequestCompleted
 from sllm.messages import ACTIONS
+from system import System
 
 DOCUMENT = ROOT / "docs" / "validation.md"
 TOLERATED = 0.10

@@ -34,6 +34,8 @@ class Options:
     no_color: bool  # the user's wish, by the NO_COLOR convention
     dumb_terminal: bool
     given: frozenset[str] = frozenset()  # flags of the command line
+    page: bool = False  # asked for
+    no_page: bool = False  # refused
     fail_if: str = ""  # thresholds, separated by commas
     warnings: tuple[str, ...] = ()  # what the user should know before the run
 
@@ -74,6 +76,7 @@ OUTPUTS: tuple[tuple[str, str, str, str], ...] = (
 SWITCHES: tuple[tuple[str, str, str], ...] = (
     ("--virtual", "VIRTUAL", "simulate in virtual time instead of running live on loopback"),
     ("--wire", "WIRE", "in virtual time, send signed bytes instead of objects"),
+    ("--page", "PAGE", "serve the fleet's page on a free port of this machine; a live run watched on a terminal does so unless PAGE=0"),
     ("--quiet", "QUIET", "print no progress and no table"),
 )
 
@@ -134,6 +137,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], program: str, descrip
     for flag, env, _ in SWITCHES:
         values[_dest(flag)] = bool(getattr(arguments, _dest(flag))) or _switched_on(env, environ)
     given = frozenset(name for name, value in vars(arguments).items() if value is not None)
+    values["no_page"] = environ.get("PAGE", "").strip() == "0" and not values["page"]
     values |= {"no_color": bool(environ.get("NO_COLOR")), "dumb_terminal": environ.get("TERM") == "dumb"}
     config, options = dataclasses.replace(config, **overrides), Options(**values, given=_flags_of(given))
     if "workers" not in overrides and not environ.get("WORKERS", "").strip():
@@ -183,6 +187,8 @@ class Effect(NamedTuple):
 
 EFFECTS = (
     Effect(("--latency-ms", "--loss", "--wire", "--faults"), lambda config, options: not options.virtual, "goes with --virtual only"),
+    Effect(("--pace",), lambda config, options: not options.virtual, "goes with --virtual only; --speedup is for live runs"),
+    Effect(("--page",), lambda config, options: options.virtual and not config.pace, "in virtual time it goes with --pace, or there is nothing to watch"),
     Effect(("--speedup",), lambda config, options: options.virtual, "virtual time runs as fast as it can; --speedup is for live runs"),
     Effect(("--service", "--service-mean", "--service-load"), lambda config, options: config.engine != "queue", "goes with --engine queue only"),
     Effect(("--rate", "--arrivals", "--cv"), lambda config, options: bool(config.trace), "--trace brings its own arrivals: give one or the other"),
@@ -199,7 +205,7 @@ EFFECTS = (
     ),
 )  # fmt: skip
 """Each flag that can be without effect. What is so in the environment alone is passed over: its variables are shared by all roles and runs."""
-NEUTRAL = {"--loss": "loss", "--speedup": "speedup", "--keep-alive": "keep_alive_s", "--service-load": "service_load_s"}
+NEUTRAL = {"--loss": "loss", "--pace": "pace", "--speedup": "speedup", "--keep-alive": "keep_alive_s", "--service-load": "service_load_s"}
 """Flags whose default says that something is off: saying so is right in every run."""
 
 
@@ -228,7 +234,7 @@ def _is_neutral(flag: str, config: Config) -> bool:
 
 NOT_OF_A_RUN = frozenset({
     "DEPLOYMENT_MODE", "BIND_HOST", "COORDINATOR_HOST", "COORDINATOR_PORT", "WORKER_PORT", "ADVERTISE_HOST", "WORKER_ID", "CLUSTER_KEY_FILE", "HEALTH_PORT",
-    "HTTP_HOSTS", "LOG_LEVEL", "LOG_FORMAT",
+    "HTTP_HOSTS", "LOG_LEVEL", "LOG_FORMAT", "PACE",
 })  # fmt: skip
 """Variables of processes of their own: where they are and what they say. Nothing that a simulation measures depends on them."""
 _OPTIONS = {"--virtual": "VIRTUAL", "--wire": "WIRE", "--faults": "FAULTS", "--fail-if": "FAIL_IF"}  # those that the run and its verdict depend on

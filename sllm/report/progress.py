@@ -54,6 +54,11 @@ class Progress:
         self._last_line = ""
         self._closed = False
 
+    @property
+    def is_live(self) -> bool:
+        """Whether somebody watches a terminal."""
+        return self._live and not self._quiet
+
     def due(self) -> bool:
         """Whether it is time for another snapshot."""
         return not self._quiet and self._clock() >= self._next_at
