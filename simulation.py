@@ -13,6 +13,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
+from itertools import islice
 from typing import Any, TextIO
 
 from client import Client
@@ -52,6 +53,7 @@ from worker import Worker
 LOOPBACK: Address = ("127.0.0.1", 0)
 DESCRIPTORS_BESIDES = 64  # files, the coordinator's and the client's sockets
 PROGRESS_WALL_S = 0.2
+LOOKED_AT_MAX = 1000  # workers, for progress
 PACE_WALL_S = 0.05  # between two times at which simulated time is held back
 SUBMIT_MAX = 1000  # requests that come in one go at most, in a live run
 LAST_REPORTS_WALL_S = 1.0  # on loopback a report that has not come by then was dropped
@@ -219,13 +221,19 @@ class Run(ABC):
         self.progress.note(f"the fleet's page, while the run lasts: {self.watch.url}")
 
     def snapshot(self) -> Snapshot:
-        """The state of the run, for progress."""
-        states = self.system.coordinators[-1].fleet.states
+        """The state of the run, for progress. Slots and KV cache are as the coordinator has heard of them; of a large fleet some workers stand for all."""
+        fleet = self.system.coordinators[-1].fleet
+        step = len(fleet.rows) // LOOKED_AT_MAX + 1
+        reports = [row.report for row in islice(fleet.rows.values(), 0, None, step)]
+        slots = sum(report.slots for report in reports)
         phase = "starting" if not self._used_before else "draining" if self._used_after else ""
         return Snapshot(
             self.now - self.began_s if self._used_before else 0.0, self.workload.spec.duration_s or 0.0,
-            {name: count for name, count in states.items() if count}, self.recorder.glance(), phase,
-            warning="this machine cannot keep up" if self.falls_behind else "",
+            {name: count for name, count in fleet.states.items() if count}, self.recorder.glance(),
+            sum(report.running for report in reports) / slots if slots else None,
+            sum(report.kv_used for report in reports) / len(reports) if reports else None,
+            step * sum(report.waiting for report in reports) if reports else None,
+            phase, warning="this machine cannot keep up" if self.falls_behind else "",
         )  # fmt: skip
 
     def _show_progress(self) -> None:
