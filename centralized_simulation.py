@@ -4,15 +4,14 @@
     python3 centralized_simulation.py --workers 5                 30 seconds, live
     python3 centralized_simulation.py --workers 5 --virtual       the same roles in virtual time
 
-Exit status: 0 done, 1 an invariant was broken, 2 wrong usage or input, 3 an output could not be written, 130 after Ctrl-C and 143 after SIGTERM (what was
-measured is printed all the same).
+Exit status: 0 done, 1 an invariant was broken, 2 wrong usage or input, 3 an output could not be written, 4 a threshold of --fail-if was
+missed, 130 after Ctrl-C and 143 after SIGTERM (what was measured is printed all the same).
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -22,14 +21,16 @@ from typing import Any
 
 from config import describe_misspelt, misspelt
 from simulation import LiveRun, Run, VirtualRun
-from sllm.cli import RUN_VARIABLES, Options, flag_fields, input_files, parse
+from sllm.cli import RUN_VARIABLES, Options, input_files, parse, repeat_command
 from sllm.errors import OutputError, UsageError
+from sllm.report.files import is_stdout
 from sllm.report.html import render_html
 from sllm.report.json import to_json
 from sllm.report.outputs import HTML, JSON, Outputs
 from sllm.report.standard import BY_SIGNAL, complain, run_command, say
-from sllm.report.table import Details, print_table
+from sllm.report.table import print_table
 
+MISSED = 4  # exit status: a threshold that the user set
 PROGRAM = "centralized_simulation.py"
 DESCRIPTION = "Runs a coordinator, workers and a client: live over UDP on loopback, or with --virtual in simulated time. Nothing but --workers is ever needed."
 
@@ -94,14 +95,14 @@ def simulate(arguments: list[str], signals: Signals) -> int:
         conduct(run, signals)
         run.put_in_flight()
         results = run.results()
-        parameters = {field.metadata["flag"]: getattr(config, field.name) for field in flag_fields()}
-        command = shlex.join(["python3", PROGRAM, *arguments])
-        render = {JSON: partial(to_json, results), HTML: partial(render_html, results, run.recorder, command=command, parameters=parameters)}
+        render = {JSON: partial(to_json, results), HTML: partial(render_html, results, run.recorder, command=repeat_command(results, PROGRAM))}
         unwritten = deliver([partial(show, run, results, options), *outputs.finish(render)])
     if results["invariants"]["violations"]:
         return 1
     if unwritten:
         return OutputError.status
+    if any(threshold["missed"] for threshold in results["slo"]["thresholds"]):
+        return signals.status if run.interrupted else MISSED
     return signals.status if run.interrupted else 0
 
 
@@ -120,13 +121,18 @@ def conduct(run: Run, signals: Signals | None = None) -> None:
 
 
 def show(run: Run, results: dict[str, Any], options: Options) -> None:
-    """The closing table for people, and whatever else they must know. OutputError if the table could not be written."""
+    """The closing table for people, on stdout unless an output goes there, and whatever else they must know. OutputError if the table could not be written."""
     try:
         if not options.quiet:
-            say(partial(print_table, results, details=Details(run.recorder), no_color=options.no_color))
+            taken = any(map(is_stdout, options.outputs.values()))
+            say(partial(print_table, results, no_color=options.no_color), "stderr" if taken else "stdout")
     finally:
         for warning in run.warnings:
             complain(f"{PROGRAM}: warning: {warning}")
+        for threshold in results["slo"]["thresholds"]:
+            if threshold["missed"]:
+                value = threshold["value"]
+                complain(f"{PROGRAM}: --fail-if {threshold['fail_if']}: it is {'not known' if value is None else format(value, '.6g')}")
         for violation in results["invariants"]["violations"]:
             complain(f"{PROGRAM}: {violation}")
 

@@ -118,10 +118,16 @@ class Config:
     trace: str = setting("", "TRACE", "trace file to replay instead of synthetic arrivals", flag="--trace", group="run")
     model_map: str = setting("", "MODEL_MAP", "TOML file that says which model of the catalogue each model of the trace is; empty: by name, then by number of requests", flag="--model-map", group="run")
     speedup: float = setting(1.0, "SPEEDUP", "the run's clock runs so many times as fast as the wall clock (live runs)", above=0.0, high=10000.0, flag="--speedup", group="run")
+    pace: float = setting(0.0, "PACE", "simulated seconds in a second of wall time, for those who watch; 0: as fast as it can (virtual time)", low=0.0, high=1e6, flag="--pace", group="run")
     models: int = setting(0, "MODELS", "models of the catalogue that are asked for; 0: eight (in a simulation more, if its trace names more), or all of a catalogue file", low=0, high=100000, flag="--models", group="run")
     zipf: float = setting(1.1, "ZIPF", "exponent of model popularity; 0: all alike", low=0.0, high=10.0, flag="--zipf", group="run")
     latency_ms: float = setting(0.2, "LATENCY_MS", "one-way network latency in virtual time", unit="ms", low=0.0, high=60000.0, flag="--latency-ms", group="run")
     loss: float = setting(0.0, "LOSS", "part of the datagrams lost in virtual time", low=0.0, high=1.0, flag="--loss", group="run")
+
+    # --- what is measured -------------------------------------------------------------------------------------------------------------
+    slo_ttft_s: float = setting(2.0, "SLO_TTFT", "a first token that takes no longer is in time", unit="s", above=0.0, flag="--slo-ttft", group="run")
+    slo_tpot_s: float = setting(0.0, "SLO_TPOT", "further tokens that take no longer on average are in time; 0: they always are", unit="s", low=0.0, flag="--slo-tpot", group="run")
+    warmup_s: float = setting(0.0, "WARMUP", "requests that arrive in the first so many seconds are counted and left out of the statistics", unit="s", low=0.0, flag="--warmup", group="run")
 
     @property
     def life_timeout_s(self) -> float:

@@ -19,10 +19,11 @@ from config import Config
 from sllm.assemble import build_catalog, build_workload, count_trace_models
 from sllm.errors import UsageError
 from sllm.events import Event
+from sllm.figures import summarize
 from sllm.limits import id_problem
 from sllm.messages import Address
+from sllm.recorder import Recorder
 from sllm.report.csv import RequestsCsv
-from sllm.results import Recorder, summarize
 from sllm.runtime.bridge import Answer
 from sllm.runtime.http import Page
 from sllm.runtime.launch import launch
@@ -36,7 +37,7 @@ RECEIVE_BUFFER_BYTES = 4 << 20
 PROGRESS_S = 5.0
 UNRESOLVED_S = 60.0  # a coordinator's name that has had no address for so long is a wrong one: better an end than a Job that waits for ever
 # What a simulation does with these, a load generator cannot: it sees its own requests and no fleet. Rather one clear line than a wish ignored.
-REFUSED = ("RESULTS_JSON", "REPORT_HTML", "RECORD", "FAULTS", "VIRTUAL", "WIRE")
+REFUSED = ("RESULTS_JSON", "REPORT_HTML", "RECORD", "FAULTS", "VIRTUAL", "WIRE", "FAIL_IF")
 
 
 class ClientPart:

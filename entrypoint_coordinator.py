@@ -5,21 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from config import Config
 from coordinator import Coordinator
 from sllm.assemble import build_catalog
-from sllm.events import CoordinatorReady, Event
-from sllm.fleet import STATES
 from sllm.messages import Address
 from sllm.placement.registry import broken_policies, make_policy
-from sllm.runtime.bridge import Answer
-from sllm.runtime.fleetview import FleetPicture, History, Photographer, cells_of, page_of, summary_of
+from sllm.runtime.coordinatorview import CoordinatorView
 from sllm.runtime.launch import launch
 from sllm.runtime.memory import GarbageTamer
-from sllm.runtime.metrics import CoordinatorMetrics
 from sllm.runtime.page import fleet_page
 from sllm.runtime.service import Service
 from sllm.streams import stream
@@ -32,73 +27,19 @@ class CoordinatorPart:
 
     def __init__(self, service: Service, node: Coordinator) -> None:
         self.node = node
-        self.metrics = CoordinatorMetrics(service.started_wall_s)
         self.page = fleet_page()
         self._service = service
-        self._history = History()
-        self._ready_at = 0.0  # when the listening time was over
-        driver = service.driver
-        self._photographer = Photographer(
-            lambda: node.fleet, lambda: service.clock.now, lambda step: driver.call_at(service.clock.now, step)
+        clock, driver = service.clock, service.driver
+        self._view = view = CoordinatorView(
+            lambda: node, lambda: clock.now, lambda step: driver.call_at(clock.now, step), self._kernel_drops, service.started_wall_s
         )  # fmt: skip
+        self.metrics = view.metrics
+        self.ready, self.observe, self.tick = view.ready, view.observe, view.tick
+        self.collect, self.state, self.page_state = view.collect, view.state, view.page_state
 
-    def ready(self) -> tuple[bool, str]:
-        if not self.node.ready:
-            return False, "listening for reports after a start"
-        if self.node.rival:
-            return False, "workers say that another coordinator answers under this address: stop one of them"
-        if not self.node.fleet.rows:
-            return True, "ready, no worker has reported yet"
-        return True, f"ready, degraded: {self.node.degraded}" if self.node.degraded else "ready"
-
-    def observe(self, event: Event) -> None:
-        self._history.observe(event)
-        if type(event) is CoordinatorReady:
-            self._ready_at = event.at
-
-    def tick(self) -> None:
-        self._history.tick()
-
-    def collect(self, answer: Callable[[], None]) -> None:
-        def take(picture: FleetPicture) -> None:
-            states = {state: self.node.fleet.states[state] for state in STATES}
-            self.metrics.collect_fleet(states, picture.running, picture.waiting, picture.pending)
-            answer()
-
-        self._photographer.take(take)
-
-    def state(self, answer: Answer) -> None:
-        def take(picture: FleetPicture) -> None:
-            if picture.at < self._ready_at:  # of before we were ready: it may lack who was heard until then
-                self._photographer.latest = None
-                self._photographer.take(take)
-            else:
-                answer((picture, self._figures(picture)))
-
-        self._photographer.take(take)
-
-    def _figures(self, picture: FleetPicture) -> dict[str, Any]:
-        node, host = self.node, self._service.host
-        assert host is not None
-        history = self._history
-        return {
-            "policy": node.config.policy,
-            "degraded": node.degraded,
-            "summary": summary_of(picture),
-            "requests": {"routed": dict(history.routed), "refused": dict(history.refused)},
-            "reports": {"accepted": node.reports_accepted, "rejected": dict(node.reports_rejected)},
-            "datagrams": {"rejected": dict(node.rejected), "kernel_drops": host.kernel_drops},
-            "models": [
-                {"name": name, "gpu": gpu, "loading": loading, "host": in_host, "routed": history.by_model[name]}
-                for name, gpu, loading, in_host in picture.models
-            ],
-            "history": history.as_columns(),
-        }
-
-    def page_state(self, state: Any, query: Mapping[str, str]) -> dict[str, Any]:
-        picture, figures = state
-        grid = {"grid": cells_of(picture)} if query.get("view") == "page" else {}
-        return {**figures, **grid, **page_of(picture, query)}
+    def _kernel_drops(self) -> int:
+        assert self._service.host is not None
+        return self._service.host.kernel_drops
 
     def stop(self) -> None:
         """There is nothing to finish: the table comes back from the reports."""

@@ -1,57 +1,64 @@
 """A whole fleet in one process: the same roles, live over UDP on loopback or in virtual time, and what such a run measured.
 
-`System` makes the roles from a configuration and remembers every life of each, so that the books include those that crashed. A `Run` drives a
-system: start the fleet, let the workload come, wait for what is in flight, send the workers home, close the books.
+`system.System` makes the roles from a configuration and remembers every life of each. A `Run` drives a system: start the fleet, let the workload come, wait
+for what is in flight, send the workers home, close the books.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
+from itertools import islice
 from typing import Any, TextIO
 
 from client import Client
 from config import Config
-from coordinator import Coordinator
-from sllm.assemble import build_catalog, build_engine, build_workload, check_models_fit, count_trace_models, profile_names
-from sllm.cli import Options
+from sllm import __version__
+from sllm.assemble import check_models_fit, profile_names
+from sllm.cli import Options, settings_of
+from sllm.engine.base import EngineUsage
 from sllm.errors import UsageError
-from sllm.events import Event, InternalErrorCaught
-from sllm.messages import READY, Address
-from sllm.mix import hardware_of_workers
-from sllm.node import Codec, Node
-from sllm.placement.registry import broken_policies, make_policy
+from sllm.events import CoordinatorReady, Event, InternalErrorCaught, RequestRefused, RequestRouted, WorkerStateChanged
+from sllm.messages import Address
+from sllm.node import Node
+from sllm.placement.registry import broken_policies
+from sllm.recorder import Recorder
 from sllm.report.outputs import Outputs
 from sllm.report.progress import Progress, Snapshot
-from sllm.results import Begun, FleetFigures, Invariants, Recorder, ReportFigures, RunInfo
+from sllm.results import Begun, FleetFigures, Invariants, ReportFigures, RunInfo, Slo, make_results
+from sllm.runtime.bridge import Loop
 from sllm.runtime.clock import Clock
-from sllm.runtime.keys import ephemeral_keyring
+from sllm.runtime.coordinatorview import CoordinatorView
 from sllm.runtime.sockets import ensure_descriptors
 from sllm.runtime.udp import UdpDriver, UdpHost
+from sllm.runtime.watch import Pacer, Watch
 from sllm.sim.busy import BusyTime
 from sllm.sim.checkers import Checkers, InvariantViolation
 from sllm.sim.faults import load_schedule
 from sllm.sim.inject import Injector
 from sllm.sim.network import Latency, Link, Network
 from sllm.sim.world import Interrupted, World
-from sllm.streams import stream
-from sllm.wire import PickleCodec
-from sllm.workload import Request, Workload
+from sllm.thresholds import judge, parse_thresholds
+from sllm.timeline import LOOKS_MAX, Look, UsageTimeline
+from sllm.workload import Request
 from sllm.workload.traces import BROKEN
+from system import System
 from worker import Worker
 
 LOOPBACK: Address = ("127.0.0.1", 0)
 DESCRIPTORS_BESIDES = 64  # files, the coordinator's and the client's sockets
 PROGRESS_WALL_S = 0.2
+LOOKED_AT_MAX = 1000  # workers, for progress
+PACE_WALL_S = 0.05  # between two times at which simulated time is held back
 SUBMIT_MAX = 1000  # requests that come in one go at most, in a live run
 LAST_REPORTS_WALL_S = 1.0  # on loopback a report that has not come by then was dropped
+LOOKS_BEGIN = LOOKS_MAX // 2  # looks at what is in use, in a run whose length is known
+FIRST_LOOK_S, LOOK_WORKER_S = 0.05, 1e-4  # else the first look comes after so long, and later in a large fleet
 LAG_TOLERATED = 0.1  # a sped-up clock waits out every stall of the machine: a few percent of them are usual
 START_STEP_S = 1.0  # of simulated time
 START_S, START_INTERVALS, START_LATENCIES = 60.0, 30.0, 4.0  # a fleet that is not up after so long in virtual time, all three together, never will be
@@ -59,93 +66,6 @@ START_WALL_S, START_REPORTS = 60.0, 3.0  # a live fleet that is not up after so 
 INSPECT_S = 5.0  # of a virtual run, between looks at some nodes and rows; what events tell is checked as it happens
 SETTLE_INTERVALS = 2.0  # from the last answer to the last look, beyond those after which a silent worker is suspect and a lost dispatch is written off
 RECEIVE_BUFFER_BYTES = 8 << 20  # asked for at the coordinator and the client: all of a fleet's reports may come at once
-
-
-class System:
-    """The roles of one fleet. Every random choice comes from a stream of the configuration's seed, named by role and life."""
-
-    def __init__(self, config: Config, *, wire: bool, stopwatch: Callable[[], float] | None = None) -> None:
-        self.config = config
-        self._trace_models = count_trace_models(config)
-        self.catalog = build_catalog(config, self._trace_models)
-        kinds = hardware_of_workers(config.hardware, config.workers)
-        configs = {kind: dataclasses.replace(config, hardware=kind) for kind in dict.fromkeys(kinds)}
-        self.hardware: Counter[str] = Counter(kinds)  # workers by hardware
-        self.coordinator_address: Address = ("coordinator", config.coordinator_port)
-        self.coordinators: list[Coordinator] = []  # every life
-        self.workers: dict[str, list[Worker]] = {f"worker-{i}": [] for i in range(config.workers)}
-        self._worker_configs = {name: configs[kind] for name, kind in zip(self.workers, kinds, strict=True)}
-        self.clients: list[Client] = []
-        self._stopwatch = stopwatch
-        self._keyring = ephemeral_keyring() if wire else None
-        make_policy(config.policy)  # a bad one is an error before anything starts
-        for worker_config in configs.values():
-            build_engine(worker_config, self.catalog, stream(config.seed, "check"))
-
-    def codec(self) -> Codec | None:
-        return PickleCodec(self._keyring) if self._keyring is not None else None
-
-    def make_coordinator(self, incarnation: int, now: float, wall_offset_s: float = 0.0) -> Coordinator:
-        life = len(self.coordinators) + 1
-        node = Coordinator(
-            self.config, self.catalog, make_policy(self.config.policy), stream(self.config.seed, f"coordinator/{life}"), incarnation,
-            codec=self.codec(), wall_offset_s=wall_offset_s, stopwatch=self._stopwatch, now=now,
-        )  # fmt: skip
-        self.coordinators.append(node)
-        return node
-
-    def make_worker(self, name: str, incarnation: int, now: float, wall_offset_s: float = 0.0, advertise: Address = ("", 0)) -> Worker:
-        """The next life of a worker. `advertise` is where it is reached, which its reports say."""
-        lives = self.workers[name]
-        config = self._worker_configs[name]
-        seed, role = config.seed, f"{name}/{len(lives) + 1}"
-        engine = build_engine(config, self.catalog, stream(seed, f"{role}/service"))
-        node = Worker(
-            config, self.catalog, engine, self.coordinator_address, stream(seed, role), incarnation,
-            node_id=name, codec=self.codec(), wall_offset_s=wall_offset_s, advertise=advertise, now=now,
-        )  # fmt: skip
-        lives.append(node)
-        return node
-
-    def make_client(self, incarnation: int, now: float, wall_offset_s: float = 0.0) -> Client:
-        rng = stream(self.config.seed, f"client/{len(self.clients) + 1}")
-        node = Client(self.config, self.coordinator_address, rng, incarnation, codec=self.codec(), wall_offset_s=wall_offset_s, now=now)
-        self.clients.append(node)
-        return node
-
-    def workload(self) -> Workload:
-        """The requests of this run, from the configuration."""
-        return build_workload(self.config, self.catalog, self._trace_models)
-
-    @property
-    def all_workers(self) -> list[Worker]:
-        """Every life of every worker."""
-        return [node for lives in self.workers.values() for node in lives]
-
-    @property
-    def ready(self) -> int:
-        """Workers that the present coordinator would give work to."""
-        return self.coordinators[-1].fleet.states[READY]
-
-    @property
-    def started(self) -> bool:
-        return self.coordinators[-1].ready and self.ready == len(self.workers)
-
-    @property
-    def in_flight(self) -> int:
-        return sum(client.in_flight for client in self.clients)
-
-    def busy_s(self, now: float) -> list[float]:
-        """Seconds each worker was busy, all its lives together, where all go by one clock and none crashes."""
-        return [sum(node.engine.busy_s(now) for node in lives) for lives in self.workers.values()]
-
-    def report_figures(self, copies: int = 0, lost: int | None = None) -> ReportFigures:
-        """The books of the reports; `copies` the network made count as sent. `lost` is what it lost; None: nobody knows but by what was not heard."""
-        rejected: Counter[str] = Counter()
-        for coordinator in self.coordinators:
-            rejected.update(coordinator.reports_rejected)
-        sent = sum(worker.reports_sent for worker in self.all_workers) + copies
-        return ReportFigures(sent, sum(c.reports_accepted for c in self.coordinators), rejected, lost)
 
 
 class Run(ABC):
@@ -165,7 +85,11 @@ class Run(ABC):
         self.warnings += self.workload.warnings
         if "--zipf" in options.given and self.workload.trace is not None and self.workload.trace.format.exact:
             self.warnings.append("--zipf: has no effect: a recording says which model each request is for")
+        asked_s = self.workload.spec.duration_s
+        if asked_s and config.warmup_s >= asked_s:
+            raise UsageError(f"--warmup {config.warmup_s:.12g}: requests come for {asked_s:.12g} s, so none would be in the statistics (--duration)")
         self.recorder = Recorder()
+        self.slo = Slo(config.slo_ttft_s, config.slo_tpot_s or None)
         self.requests_csv = outputs.requests_csv if outputs else None
         self.recording = outputs.recording if outputs else None
         stream = progress_to or sys.stderr
@@ -173,13 +97,17 @@ class Run(ABC):
             stream or io.StringIO(), time.monotonic,
             virtual=options.virtual, quiet=options.quiet or stream is None, no_color=options.no_color, dumb=options.dumb_terminal,
         )  # fmt: skip
+        self.watch: Watch | None = None
         self.interrupted = False
         self._drawing = False  # in the middle of making the next request
         self.began_s = 0.0  # of the run's clock: when requests began to come
         self.window_s = 0.0  # for how long they came
         self.ready_workers = 0  # just before they were sent home
-        self._busy_before: list[float] = []
-        self._busy_after: list[float] = []
+        self.timeline = UsageTimeline()
+        self._used_before: list[EngineUsage] = []  # when requests began to come, or the warm-up ended
+        self._used_after: list[EngineUsage] = []
+        self._measured_from_s = 0.0
+        self._looking = False
         self._started_wall = time.perf_counter()
 
     @property
@@ -204,9 +132,13 @@ class Run(ABC):
     @abstractmethod
     def checkers(self) -> Checkers: ...
 
-    def busy_s(self) -> list[float]:
-        """Seconds each worker was busy until now."""
-        return self.system.busy_s(self.now)
+    def usage(self) -> list[EngineUsage]:
+        """What each worker had in use until now."""
+        return self.system.usage(self.now)
+
+    @abstractmethod
+    def call_at(self, at: float, callback: Callable[[], None]) -> None:
+        """Call at that time of the run's clock."""
 
     def report_figures(self) -> ReportFigures:
         """The books of the reports."""
@@ -235,27 +167,73 @@ class Run(ABC):
     def begin(self) -> None:
         """The fleet is up: requests come from now on."""
         self.began_s = self.now
-        self._busy_before = self.busy_s()
+        self._measure()
+        duration_s = self.workload.spec.duration_s
+        self.timeline.begin(self._look(), duration_s / LOOKS_BEGIN if duration_s else max(FIRST_LOOK_S, len(self._used_before) * LOOK_WORKER_S))
+        self._looking = True
+        self.call_at(self.timeline.next_at, self._look_again)
+        if self.config.warmup_s:
+            self.call_at(self.began_s + self.config.warmup_s, self._measure)
+
+    def _measure(self) -> None:
+        """What is in use counts from now on, unless nothing comes any more."""
+        if not self._used_after:
+            self._measured_from_s = self.now
+            self._used_before = self.usage()
+
+    def _look(self) -> Look:
+        return Look(self.now, reduce(EngineUsage.plus, self.usage(), EngineUsage()), self.system.waiting)
+
+    def _look_again(self) -> None:
+        if self._looking:
+            self.timeline.add(self._look())
+            self.call_at(self.timeline.next_at, self._look_again)
+
+    def stop_looking(self) -> None:
+        """Nothing that is to be seen in use happens any more."""
+        if self._looking:
+            self._looking = False
+            self.timeline.add(self._look())
 
     def arrivals_ended(self) -> None:
-        """The last request has come; utilisation is measured up to here."""
-        if self._busy_before and not self._busy_after:
+        """The last request has come; what was in use is measured up to here."""
+        if self._used_before and not self._used_after:
             self.window_s = self.now - self.began_s
-            self._busy_after = self.busy_s()
+            self._used_after = self.usage()
 
     def close(self) -> None:
-        """Close what was read, and leave the terminal as it was, whatever happened."""
+        """Close what was read and served, and leave the terminal as it was, whatever happened."""
+        if self.watch is not None:
+            self.watch.close()
+            self.watch = None
         self.workload.close()
         self.progress.close()
 
+    def _serve_page(self, loop: Loop, kernel_drops: Callable[[], int], later: Callable[[Callable[[], None]], Any], every: Callable[[float, Any], Any]) -> None:
+        """Serve the fleet's page if it was asked for, or if somebody watches a terminal, and say where."""
+        options = self.options
+        if not options.page and (options.no_page or options.quiet or not self.progress.is_live):
+            return
+        coordinators = self.system.coordinators
+        view = CoordinatorView(lambda: coordinators[-1], lambda: self.now, later, kernel_drops, time.time())
+        self.watch = Watch(loop, view, lambda: coordinators[-1], lambda: self.now)
+        every(1.0, view.tick)
+        self.progress.note(f"the fleet's page, while the run lasts: {self.watch.url}")
+
     def snapshot(self) -> Snapshot:
-        """The state of the run, for progress."""
-        states = self.system.coordinators[-1].fleet.states
-        phase = "starting" if not self._busy_before else "draining" if self._busy_after else ""
+        """The state of the run, for progress. Slots and KV cache are as the coordinator has heard of them; of a large fleet some workers stand for all."""
+        fleet = self.system.coordinators[-1].fleet
+        step = len(fleet.rows) // LOOKED_AT_MAX + 1
+        reports = [row.report for row in islice(fleet.rows.values(), 0, None, step)]
+        slots = sum(report.slots for report in reports)
+        phase = "starting" if not self._used_before else "draining" if self._used_after else ""
         return Snapshot(
-            self.now - self.began_s if self._busy_before else 0.0, self.workload.spec.duration_s or 0.0,
-            {name: count for name, count in states.items() if count}, self.recorder.glance(), phase,
-            warning="this machine cannot keep up" if self.falls_behind else "",
+            self.now - self.began_s if self._used_before else 0.0, self.workload.spec.duration_s or 0.0,
+            {name: count for name, count in fleet.states.items() if count}, self.recorder.glance(),
+            sum(report.running for report in reports) / slots if slots else None,
+            sum(report.kv_used for report in reports) / len(reports) if reports else None,
+            step * sum(report.waiting for report in reports) if reports else None,
+            phase, warning="this machine cannot keep up" if self.falls_behind else "",
         )  # fmt: skip
 
     def _show_progress(self) -> None:
@@ -270,18 +248,29 @@ class Run(ABC):
         return f"only {self.system.ready:,} of {len(self.system.workers):,} workers were ready"
 
     @property
+    def clock_lag(self) -> float:
+        """By which part the run's clock fell behind the speed asked for."""
+        return 0.0
+
+    @property
     def falls_behind(self) -> bool:
         """The machine is too slow for the speed asked for."""
-        return False
+        return self.clock_lag > LAG_TOLERATED
 
     def begun(self) -> Begun:
         """What is known of the first tokens of requests in flight."""
-        goal_s, ended_s, in_time, undecided = self.recorder.ttft_slo_s, self.now, 0, 0
+        slo, ended_s, in_time, undecided = self.slo, self.now, 0, 0
+        since = self.began_s + self.config.warmup_s if self.config.warmup_s else 0.0
         for client in self.system.clients:
             for pending in client.unfinished():
+                if pending.arrival_s < since:
+                    continue
                 first_s = pending.first_tokens.get(pending.worker_id)
-                in_time += first_s is not None and first_s - pending.arrival_s <= goal_s
-                undecided += first_s is None and ended_s - pending.arrival_s < goal_s
+                if first_s is None:
+                    undecided += ended_s - pending.arrival_s < slo.ttft_s
+                elif first_s - pending.arrival_s <= slo.ttft_s:
+                    in_time += slo.tpot_s is None
+                    undecided += slo.tpot_s is not None
         return Begun(in_time, undecided)
 
     def put_in_flight(self) -> None:
@@ -292,23 +281,31 @@ class Run(ABC):
                     self.requests_csv.put_in_flight(pending, "interrupted")
 
     def results(self) -> dict[str, Any]:
-        """The results, schema 1."""
+        """The results, schema 2."""
         self.arrivals_ended()  # for a run that a violation stopped before the last arrival
+        self.stop_looking()
         config, window_s, asked_s = self.config, self.window_s, self.workload.spec.duration_s
-        busy_s = [after - before for after, before in zip(self._busy_after, self._busy_before, strict=True)]
+        used = [after - before for after, before in zip(self._used_after, self._used_before, strict=True)]
         engine_profile, loader = profile_names(config, map(self.system.catalog.get_hardware, self.system.hardware))
         info = RunInfo(
             self.mode, "centralized", config.workers, config.policy, config.seed, window_s if self.interrupted else asked_s or window_s, self.wall_s,
             self.workload.describe(), self.system.hardware, engine_profile, loader, asked_s, self.interrupted,
+            __version__, settings_of(config, self.options), self.clock_lag,
         )  # fmt: skip
-        return self.recorder.results(
+        measured_s = max(0.0, self.began_s + window_s - self._measured_from_s)
+        workers = self.system.worker_figures(used) if used else []
+        results = make_results(
+            self.recorder,
             info,
-            FleetFigures(self.ready_workers, busy_s, window_s),
+            FleetFigures(self.ready_workers, workers, measured_s, self.began_s, config.warmup_s, self.timeline),
             self.report_figures(),
             Invariants(self.checkers().checked, self.violations),
             self.system.in_flight,
             self.begun(),
+            self.slo,
         )
+        results["slo"]["thresholds"] = judge(parse_thresholds(self.options.fail_if), results)
+        return results
 
 
 class VirtualRun(Run):
@@ -327,6 +324,7 @@ class VirtualRun(Run):
                 self.world.observe(handler, kind)
         self._checkers = Checkers.watch(self.world, inspect_every_s=INSPECT_S)
         self._busy = BusyTime(self.world)
+        self._pacer = Pacer(config.pace) if config.pace else None
         self._schedule = load_schedule(options.faults, config.seed) if options.faults else None
         self._exhausted = False
 
@@ -345,8 +343,11 @@ class VirtualRun(Run):
         self._busy.begin()
         super().begin()
 
-    def busy_s(self) -> list[float]:
-        return [self._busy.busy_s(name) for name in self.system.workers]
+    def usage(self) -> list[EngineUsage]:
+        return [self._busy.usage(name) for name in self.system.workers]
+
+    def call_at(self, at: float, callback: Callable[[], None]) -> None:
+        self.world.call_at(at, callback)
 
     def report_figures(self) -> ReportFigures:
         """What is still on its way when the books close will not be heard any more: it is lost."""
@@ -356,6 +357,7 @@ class VirtualRun(Run):
     def conduct(self) -> None:
         world, system = self.world, self.system
         world.add(system.make_coordinator(1, 0.0), system.coordinator_address, system.make_coordinator)
+        self._pace()
         try:
             for name in system.workers:
                 self._check_interrupted()
@@ -382,6 +384,23 @@ class VirtualRun(Run):
         except Exception as error:  # a bug of ours: the run is worth nothing from here on, and the seed shows it again
             where = f"internal error at {self.now:.6f} s with seed {self.config.seed}"
             self.violations.append(f"{where}: {type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
+
+    def _pace(self) -> None:
+        """Hold simulated time back, if that was asked for, and serve the page meanwhile."""
+        pacer, world = self._pacer, self.world
+        if pacer is None:
+            return
+        self._serve_page(pacer, lambda: 0, lambda step: step(), world.every)
+        if self.watch is not None:
+            observe = self.watch.observe
+            for kind in (RequestRouted, RequestRefused, WorkerStateChanged, CoordinatorReady):
+                world.observe(lambda node, event: observe(event), kind)
+
+        def hold() -> None:
+            pacer.hold(world.now, lambda: self.interrupted)
+            self._show_progress()
+
+        world.every(PACE_WALL_S * self.config.pace, hold)
 
     def _inject(self) -> float:
         """Schedule the faults; returns when the last of them ends."""
@@ -431,6 +450,7 @@ class VirtualRun(Run):
         """After the last arrival and fault everything must finish; then the workers go home, so that no report is on its way when the books close."""
         self.world.run(max(self.world.now, faults_end_s))
         self._come_to_rest()
+        self.stop_looking()
         self.recorder.fleet.end()
         self.ready_workers = self.system.ready
         for name in self.system.workers:
@@ -467,8 +487,11 @@ class LiveRun(Run):
         return self.clock.now
 
     @property
-    def falls_behind(self) -> bool:
-        return self.clock.lag > LAG_TOLERATED
+    def clock_lag(self) -> float:
+        return self.clock.lag
+
+    def call_at(self, at: float, callback: Callable[[], None]) -> None:
+        self.driver.call_at(at, callback)
 
     def checkers(self) -> Checkers:
         return self._checkers
@@ -479,6 +502,8 @@ class LiveRun(Run):
             return
         self._checkers.see(node, event)
         self.recorder.observe(event)
+        if self.watch is not None:
+            self.watch.observe(event)
         if self.requests_csv is not None:
             self.requests_csv.observe(event)
 
@@ -524,6 +549,7 @@ class LiveRun(Run):
         self.client = system.make_client(incarnation, self.now, offset_s)
         self._client_host = driver.add(self.client, LOOPBACK, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
         driver.every(PROGRESS_WALL_S * self.clock.speedup, self._show_progress)
+        self._serve_page(driver, lambda: host.kernel_drops, lambda step: driver.call_at(self.now, step), driver.every)
         began = time.perf_counter()
         limit_s = START_WALL_S + START_REPORTS * self.config.report_interval_s / self.clock.speedup
         self._run_until(lambda: system.started or time.perf_counter() - began > limit_s)
@@ -559,6 +585,7 @@ class LiveRun(Run):
 
     def _send_home(self) -> None:
         """Drain the workers; wait until their last reports have been heard, or cannot be expected any more."""
+        self.stop_looking()
         self.recorder.fleet.end()
         self.ready_workers = self.system.ready
         for worker, host in self._hosts:

@@ -33,7 +33,7 @@ def run(workers: int, rate: float, duration_s: float) -> tuple[float, int, float
     done = subprocess.run([sys.executable, "-c", MEASURED, *command], cwd=ROOT, capture_output=True, text=True, check=True)
     results = json.loads(done.stdout)
     assert not results["invariants"]["violations"], results["invariants"]["violations"]
-    wall_s, requests, mb = results["run"]["wall_s"], results["requests"]["completed"], int(done.stderr.split()[-1]) / 1024
+    wall_s, requests, mb = results["wall"]["wall_s"], results["requests"]["completed"], int(done.stderr.split()[-1]) / 1024
     print(f"  {workers:>6,} workers, {requests:>9,} requests: {wall_s:8.2f} s, {requests / wall_s:8,.0f} a second, {mb:6,.0f} MB", flush=True)
     return wall_s, requests, mb
 

@@ -67,7 +67,7 @@ def requests_per_s(flags: list[str]) -> tuple[int, float]:
         run.close()
     results = run.results()
     assert not results["invariants"]["violations"], results["invariants"]["violations"]
-    return results["requests"]["completed"], results["run"]["requests_per_wall_s"]
+    return results["requests"]["completed"], results["wall"]["requests_per_wall_s"]
 
 
 def main() -> int:

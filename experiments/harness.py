@@ -18,7 +18,7 @@ from sllm.fleet import SUSPECT
 from sllm.limits import REPORT_INTERVAL_MAX_S
 from sllm.messages import DRAINING, READY, STARTING
 from sllm.report.json import to_json
-from sllm.results import WALL_CLOCK_KEYS, ReportFigures
+from sllm.results import ReportFigures, without_wall
 from sllm.sim.faults import Schedule
 from sllm.sim.inject import Injector
 from sllm.sim.network import Latency, Link
@@ -147,10 +147,8 @@ class Simulation(VirtualRun):
 
 
 def fingerprint(results: dict[str, Any], *more: object) -> str:
-    """A short digest of everything in the results that the seed determines; equal for equal runs."""
-    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in results.items()}
-    for path in WALL_CLOCK_KEYS:
-        kept[path[0]] = None if len(path) == 1 else {key: value for key, value in kept[path[0]].items() if key != path[1]}
+    """A short digest of everything that was measured and that the seed determines; equal for equal runs, as objects or as bytes on the wire."""
+    kept = without_wall(results) | {"run": {key: value for key, value in results["run"].items() if key != "settings"}}
     return hashlib.blake2b((to_json(kept) + repr(more)).encode(), digest_size=8).hexdigest()
 
 

@@ -24,9 +24,10 @@ if __package__ in (None, ""):  # run as a script: the project's modules are one 
 
 from config import Config
 from experiments.harness import ROOT, Simulation, configuration, cores, replace_section, silent, spread
-from simulation import LiveRun, Run, System, VirtualRun
+from simulation import LiveRun, Run, VirtualRun
 from sllm.events import RequestCompleted
 from sllm.messages import ACTIONS
+from system import System
 
 DOCUMENT = ROOT / "docs" / "validation.md"
 TOLERATED = 0.10
@@ -161,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         policy=arguments.policy, seed=arguments.seed, speedup=arguments.speedup, models=8,
     )  # fmt: skip
     virtual = measure(VirtualRun(config, silent()))
-    print(f"virtual: {virtual.results['run']['wall_s']:.1f} s; live: about {(config.duration_s + 5.0) / config.speedup:.0f} s ...", file=sys.stderr, flush=True)
+    wall_s, live_s = virtual.results["wall"]["wall_s"], (config.duration_s + 5.0) / config.speedup
+    print(f"virtual: {wall_s:.1f} s; live: about {live_s:.0f} s ...", file=sys.stderr, flush=True)
     live = measure(LiveRun(config, silent(virtual=False)))
     others = list(spread(measure_luck, [(config, luck) for luck in range(1, LUCKS + 1)], cores()))
     lines = compare(live, virtual, config.report_interval_s, others)

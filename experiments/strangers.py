@@ -6,12 +6,12 @@ know what a worker does. Their reports go to the coordinator: the books of repor
 
 from __future__ import annotations
 
-from simulation import System
 from sllm.catalog import HARDWARE_NAMES
 from sllm.limits import TOKENS_MAX
 from sllm.messages import Address, InferenceRequest, LoadReport
 from sllm.sim.hostile import Babbler, Mouth
 from sllm.streams import stream
+from system import System
 
 ADDRESS: Address = ("strangers", 6000)
 NAMES = tuple(f"stranger-{number}" for number in range(8))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
@@ -15,6 +16,7 @@ from config import Config, parse_setting
 from sllm import __version__
 from sllm.errors import OutputError, UsageError
 from sllm.mix import parse_mix
+from sllm.thresholds import FIGURES, parse_thresholds
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Options:
     no_color: bool  # the user's wish, by the NO_COLOR convention
     dumb_terminal: bool
     given: frozenset[str] = frozenset()  # flags of the command line
+    page: bool = False  # asked for
+    no_page: bool = False  # refused
+    fail_if: str = ""  # thresholds, separated by commas
     warnings: tuple[str, ...] = ()  # what the user should know before the run
 
     @property
@@ -65,11 +70,13 @@ OUTPUTS: tuple[tuple[str, str, str, str], ...] = (
     ("--json", "RESULTS_JSON", "FILE|-", "write the results here; -: to stdout"),
     ("--requests-csv", "REQUESTS_CSV", "FILE|-", "write one row for each request here; -: to stdout"),
     ("--html", "REPORT_HTML", "FILE|-", "write a report with plots here; -: to stdout"),
+    ("--fail-if", "FAIL_IF", "FIGURE>LIMIT", "exit with status 4 if so, as in ttft_p99>2; may be given several times, or with commas"),
     ("--record", "RECORD", "FILE|-", "write the workload here, to be replayed exactly with --trace; -: to stdout"),
 )
 SWITCHES: tuple[tuple[str, str, str], ...] = (
     ("--virtual", "VIRTUAL", "simulate in virtual time instead of running live on loopback"),
     ("--wire", "WIRE", "in virtual time, send signed bytes instead of objects"),
+    ("--page", "PAGE", "serve the fleet's page on a free port of this machine; a live run watched on a terminal does so unless PAGE=0"),
     ("--quiet", "QUIET", "print no progress and no table"),
 )
 
@@ -84,8 +91,10 @@ def flag_fields() -> list[dataclasses.Field[Any]]:
 def build_parser(program: str, description: str) -> Parser:
     """The parser, with every flag's variable, unit and default in its help."""
     epilog = (
-        "Exit status: 0 done, 1 an invariant was broken, 2 wrong usage or input, 3 an output could not be written, 130 after Ctrl-C, 143 after SIGTERM. "
-        "A flag that has no effect in a run is refused or warned about; a variable that has none is not, since all processes of a fleet share them."
+        "Exit status: 0 done, 1 an invariant was broken, 2 wrong usage or input, 3 an output could not be written, 4 a threshold of --fail-if was missed, "
+        "130 after Ctrl-C, 143 after SIGTERM. "
+        "A flag that has no effect in a run is refused or warned about; a variable that has none is not, since all processes of a fleet share them. "
+        f"Figures for --fail-if: {', '.join(FIGURES)}."
     )
     parser = Parser(prog=program, description=description, allow_abbrev=False, epilog=epilog)
     parser.add_argument("--version", action="version", version=__version__)
@@ -101,7 +110,7 @@ def build_parser(program: str, description: str) -> Parser:
     for flag, env, meaning in SWITCHES:
         how.add_argument(flag, action="store_true", default=None, help=f"{meaning} [{env}=1]")
     for flag, env, metavar, meaning in OUTPUTS:
-        how.add_argument(flag, metavar=metavar, help=f"{meaning} [{env}]")
+        how.add_argument(flag, metavar=metavar, action="append" if flag == "--fail-if" else "store", help=f"{meaning} [{env}]")
     return parser
 
 
@@ -123,10 +132,12 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], program: str, descrip
     values: dict[str, Any] = {}
     for flag, env, *_ in OUTPUTS:
         given = getattr(arguments, _dest(flag))
-        values[_dest(flag)] = given if given is not None else environ.get(env, "").strip()
+        text = ",".join(given) if isinstance(given, list) else given
+        values[_dest(flag)] = text if text is not None else environ.get(env, "").strip()
     for flag, env, _ in SWITCHES:
         values[_dest(flag)] = bool(getattr(arguments, _dest(flag))) or _switched_on(env, environ)
     given = frozenset(name for name, value in vars(arguments).items() if value is not None)
+    values["no_page"] = environ.get("PAGE", "").strip() == "0" and not values["page"]
     values |= {"no_color": bool(environ.get("NO_COLOR")), "dumb_terminal": environ.get("TERM") == "dumb"}
     config, options = dataclasses.replace(config, **overrides), Options(**values, given=_flags_of(given))
     if "workers" not in overrides and not environ.get("WORKERS", "").strip():
@@ -176,6 +187,8 @@ class Effect(NamedTuple):
 
 EFFECTS = (
     Effect(("--latency-ms", "--loss", "--wire", "--faults"), lambda config, options: not options.virtual, "goes with --virtual only"),
+    Effect(("--pace",), lambda config, options: not options.virtual, "goes with --virtual only; --speedup is for live runs"),
+    Effect(("--page",), lambda config, options: options.virtual and not config.pace, "in virtual time it goes with --pace, or there is nothing to watch"),
     Effect(("--speedup",), lambda config, options: options.virtual, "virtual time runs as fast as it can; --speedup is for live runs"),
     Effect(("--service", "--service-mean", "--service-load"), lambda config, options: config.engine != "queue", "goes with --engine queue only"),
     Effect(("--rate", "--arrivals", "--cv"), lambda config, options: bool(config.trace), "--trace brings its own arrivals: give one or the other"),
@@ -192,7 +205,7 @@ EFFECTS = (
     ),
 )  # fmt: skip
 """Each flag that can be without effect. What is so in the environment alone is passed over: its variables are shared by all roles and runs."""
-NEUTRAL = {"--loss": "loss", "--speedup": "speedup", "--keep-alive": "keep_alive_s", "--service-load": "service_load_s"}
+NEUTRAL = {"--loss": "loss", "--pace": "pace", "--speedup": "speedup", "--keep-alive": "keep_alive_s", "--service-load": "service_load_s"}
 """Flags whose default says that something is off: saying so is right in every run."""
 
 
@@ -200,6 +213,7 @@ def check(config: Config, options: Options) -> list[str]:
     """Refuse combinations that make no sense (UsageError); returns a warning for each flag that has no effect."""
     if config.report_interval_s == 0.0 and not options.virtual:
         raise UsageError("--report-interval 0: goes with --virtual only")
+    parse_thresholds(options.fail_if, "--fail-if" if "--fail-if" in options.given else "FAIL_IF")
     warnings = []
     for flags, missing, why, refuse in EFFECTS:
         for flag in flags:
@@ -214,3 +228,43 @@ def check(config: Config, options: Options) -> list[str]:
 def _is_neutral(flag: str, config: Config) -> bool:
     name = NEUTRAL.get(flag)
     return name is not None and getattr(config, name) == Config.__dataclass_fields__[name].default
+
+
+# --- the command that repeats a run ---------------------------------------------------------------------------------------------------
+
+NOT_OF_A_RUN = frozenset({
+    "DEPLOYMENT_MODE", "BIND_HOST", "COORDINATOR_HOST", "COORDINATOR_PORT", "WORKER_PORT", "ADVERTISE_HOST", "WORKER_ID", "CLUSTER_KEY_FILE", "HEALTH_PORT",
+    "HTTP_HOSTS", "LOG_LEVEL", "LOG_FORMAT", "PACE",
+})  # fmt: skip
+"""Variables of processes of their own: where they are and what they say. Nothing that a simulation measures depends on them."""
+_OPTIONS = {"--virtual": "VIRTUAL", "--wire": "WIRE", "--faults": "FAULTS", "--fail-if": "FAIL_IF"}  # those that the run and its verdict depend on
+
+
+def settings_of(config: Config, options: Options) -> dict[str, Any]:
+    """Every setting that a run depends on, by variable, as it goes into the results."""
+    settings = {name: value for name, value in config.describe().items() if name not in NOT_OF_A_RUN}
+    return settings | {env: getattr(options, _dest(flag)) for flag, env in _OPTIONS.items()}
+
+
+def repeat_command(results: Mapping[str, Any], program: str = "centralized_simulation.py") -> str:
+    """The command that repeats the run of these results, from their settings alone. What is as it is by default, or without effect in that run, is left out."""
+    settings: Mapping[str, Any] = results["run"]["settings"]
+    fields = {field.metadata["env"]: field for field in dataclasses.fields(Config) if field.metadata["env"] in settings}
+    config = dataclasses.replace(Config(), **{field.name: settings[env] for env, field in fields.items()})
+    switches = {_dest(flag): settings.get(env, False if flag in ("--virtual", "--wire") else "") for flag, env in _OPTIONS.items()}
+    options = Options(**switches, json="", requests_csv="", html="", record="", quiet=False, no_color=False, dumb_terminal=False)
+    useless = {flag for effect in EFFECTS if effect.missing(config, options) for flag in effect.flags}
+    variables, arguments = [], []
+    for env, field in fields.items():
+        flag, value = field.metadata["flag"], settings[env]
+        if value == field.default or flag in useless:
+            continue
+        if flag:
+            arguments += [flag, str(value)]
+        else:
+            variables.append(f"{env}={value}")
+    for flag, env in _OPTIONS.items():
+        value = settings.get(env)
+        if value and flag not in useless:
+            arguments += [flag] if value is True else [flag, str(value)]
+    return shlex.join([*(["env", *variables] if variables else []), "python3", program, *arguments])

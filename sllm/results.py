@@ -1,48 +1,29 @@
-"""What a run measured: collected from the event stream, and the results of schema 1.
+"""The results of a run, schema 2: what its recorder heard and what its fleet says, as one tree of atoms, lists and dicts.
 
-A `Recorder` hears every event and keeps plain columns of numbers, about 70 bytes for each request, so that percentiles are exact and a million requests fit.
-
-Percentiles interpolate linearly between the two nearest order statistics: of n sorted values, percentile p lies at index (n - 1) * p / 100. That is the
-`inclusive` method of `statistics.quantiles` and the default of most tools. A figure of nothing (the TTFT of no requests) is null.
+Everything that depends on the machine is under `wall`; two virtual runs of one seed are equal in all else. The schema is only ever added to, so that a reader
+accepts keys that it does not know.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from math import fsum, isfinite
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
+from math import fsum
 from typing import Any, NamedTuple
 
-from sllm.events import (
-    DuplicateResponse,
-    Event,
-    ModelLoaded,
-    ModelLoadStarted,
-    RequestAdmitted,
-    RequestCompleted,
-    RequestFailed,
-    RequestRejected,
-    RequestRetried,
-    RequestRouted,
-    RequestSent,
-    WorkerStateChanged,
-)
-from sllm.messages import ACTIONS, COLD_START
+from sllm.engine.base import EngineUsage
+from sllm.figures import percentile, ratio, rounded, rounded_tree, summarize
+from sllm.messages import COLD_START
+from sllm.recorder import Recorder
+from sllm.series import Capacity, make_bins, series_section
+from sllm.timeline import UsageTimeline
 
-SCHEMA = 1
-TTFT_SLO_S = 2.0  # within this a first token counts as in time
-SIGNIFICANT_DIGITS = 9  # of a float in the results: a nanosecond in a second, and no noise of the last bits
-STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
-DISTRIBUTIONS = ("ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "stall_s", "decision_s")
-WALL_CLOCK_KEYS = (("run", "wall_s"), ("run", "requests_per_wall_s"), ("decision_s",))  # all else is the same for the same seed in virtual time
-_ACTION_INDEX = {action: index for index, action in enumerate(ACTIONS)}
-GLANCE_MAX = 4000  # requests that figures in passing are estimated from
-TIMELINE_MAX = 1024  # points of the fleet's states kept over time
-WINDOW_SLACK = 1e-9  # a busy second more than the clock had is rounding
-
-Number = int | float
-Statistics = dict[str, float | None]
+SCHEMA = 2
+TTFT_SLO_S = 2.0  # within this a first token counts as in time, unless said otherwise
+DISTRIBUTIONS = ("ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "stall_s")
+WALL = "wall"  # all else is the same for the same seed in virtual time
+ROUNDING_S = 1e-9  # an arrival is a difference of two times
 
 
 class RunInfo(NamedTuple):
@@ -61,14 +42,37 @@ class RunInfo(NamedTuple):
     loader: str | None = None  # likewise
     duration_asked_s: float | None = None  # what `duration_s` was to be; None: the whole of a trace
     interrupted: bool = False  # ended by a signal before everything had come to its end
+    version: str = ""
+    settings: Mapping[str, Any] = {}  # every setting in effect, by variable, exactly as it was given
+    clock_lag: float = 0.0  # by which part a live run's clock fell behind the speed asked for
+
+
+class Slo(NamedTuple):
+    """What a request is to attain."""
+
+    ttft_s: float = TTFT_SLO_S
+    tpot_s: float | None = None  # None: no matter how slowly tokens come
+
+
+class WorkerFigures(NamedTuple):
+    """One worker, all its lives together."""
+
+    worker_id: str
+    hardware: str
+    slots: int
+    memory_bytes: int  # for weights and KV cache; 0: no bound
+    usage: EngineUsage  # while it was measured
 
 
 class FleetFigures(NamedTuple):
     """What only the fleet knows, at the end of the run."""
 
     ready: int  # workers
-    busy_s: Sequence[float]  # for each worker: time with work running, all its lives together
-    elapsed_s: float  # of the run's clock, drain included
+    workers: Sequence[WorkerFigures]
+    measured_s: float  # from the end of the warm-up to the last arrival
+    began_s: float = 0.0  # of the run's clock: when requests began to come
+    warmup_s: float = 0.0  # from then on; what arrived in it is in no statistics
+    timeline: UsageTimeline | None = None
 
 
 class ReportFigures(NamedTuple):
@@ -86,335 +90,204 @@ class Invariants(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """Requests in flight at the end of a run, by their first token: it came in time, or its time is not over. All others are late."""
+    """Requests in flight at the end of a run that count, by what is known of their targets: met, or not to be told yet. All others are late."""
 
     in_time: int = 0
     undecided: int = 0
 
 
-class Glance(NamedTuple):
-    """Figures in passing, for progress. Percentiles are estimated from a sample spread evenly over the run."""
+class Selection:
+    """The completed requests that statistics are of: those that did not arrive in the warm-up."""
 
-    sent: int
-    completed: int
-    failed: int
-    rejected: int
-    cold_starts: int
-    ttft_p50_s: float | None
-    ttft_p99_s: float | None
+    def __init__(self, recorder: Recorder, fleet: FleetFigures) -> None:
+        self.from_s = fleet.began_s + fleet.warmup_s
+        self.whole = fleet.warmup_s == 0.0
+        since = self.from_s - ROUNDING_S
+        self.sent = len(recorder.sent_at) if self.whole else sum(at >= since for at in recorder.sent_at)
+        self._kept = [] if self.whole else [at - e2e_s >= since for at, e2e_s in zip(recorder.done_at, recorder.e2e_s, strict=True)]
 
-    @property
-    def ended(self) -> int:
-        return self.completed + self.failed + self.rejected
+    def of(self, column: Sequence[Any]) -> Sequence[Any]:
+        """The part of a column with one entry for each completed request."""
+        return column if self.whole else list(compress(column, self._kept))
 
-    @property
-    def in_flight(self) -> int:
-        return self.sent - self.ended
+    def of_stalls(self, recorder: Recorder) -> Sequence[float]:
+        return recorder.stall_s if self.whole else [value for value, place in zip(recorder.stall_s, recorder.stalled, strict=True) if self._kept[place]]
 
 
-def percentile(ordered: Sequence[float], percent: int) -> float | None:
-    """The percentile, by linear interpolation, of sorted values; None of no values. `percent` is a whole number from 0 to 100."""
-    if not ordered:
-        return None
-    index, part = divmod((len(ordered) - 1) * percent, 100)
-    if part == 0:
-        return ordered[index]
-    low, high = ordered[index], ordered[index + 1]
-    return low + (high - low) * (part / 100.0)
+def make_results(
+    recorder: Recorder,
+    run: RunInfo,
+    fleet: FleetFigures,
+    reports: ReportFigures,
+    invariants: Invariants = Invariants(),  # noqa: B008
+    in_flight: int | None = None,
+    begun: Begun = Begun(),  # noqa: B008
+    slo: Slo = Slo(),  # noqa: B008
+) -> dict[str, Any]:
+    """The results in the order of their keys.
 
-
-def summarize(values: Sequence[float]) -> Statistics:
-    """Mean, percentiles and maximum of values in any order, rounded; None for each if there are none."""
-    ordered = sorted(values)
-    summary: Statistics = {"mean": fsum(ordered) / len(ordered) if ordered else None}
-    for name in STATISTICS[1:-1]:
-        summary[name] = percentile(ordered, int(name[1:]))
-    summary["max"] = ordered[-1] if ordered else None
-    return {name: value if value is None else rounded(value) for name, value in summary.items()}
-
-
-def rounded(value: float) -> float:
-    """A float with the digits that go into the results."""
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return rounded(part / whole) if whole > 0 else None
-
-
-class StateTimeline:
-    """How many workers were in each state over time, in at most `TIMELINE_MAX` points: when there are more, the time step doubles."""
-
-    def __init__(self) -> None:
-        self.points: list[tuple[float, dict[str, int]]] = []  # (since, workers by state)
-        self.counts: Counter[str] = Counter()
-        self._states: dict[str, str] = {}
-        self._step_s = 0.01
-        self._ended = False
-
-    def end(self) -> None:
-        """What happens from now on is the end of the run itself, in which all workers go home: no part of what it was about."""
-        self._ended = True
-
-    def move(self, at: float, worker_id: str, state: str) -> None:
-        """A worker is in a state now. What it was in before is remembered here: a coordinator that restarts has forgotten it."""
-        old = self._states.get(worker_id)
-        if old == state or self._ended:
-            return
-        self._states[worker_id] = state
-        self.counts[state] += 1
-        if old is not None:
-            self.counts[old] -= 1
-        points = self.points
-        if points and int(points[-1][0] / self._step_s) == int(at / self._step_s):
-            points.pop()
-        points.append((at, {name: count for name, count in self.counts.items() if count}))
-        if len(points) > TIMELINE_MAX:
-            self._thin()
-
-    def _thin(self) -> None:
-        """Keep the last point of each step, twice as long as before until half are gone."""
-        while len(self.points) > TIMELINE_MAX // 2:
-            self._step_s *= 2.0
-            last = {int(point[0] / self._step_s): point for point in self.points}
-            self.points = list(last.values())
-
-
-class Recorder:
-    """Hears the events of a run and works out its results.
-
-    `handlers` maps each type of event it wants to what takes it, for drivers that dispatch by type themselves; `observe` takes any event.
-    Columns with one entry for each request sent: `sent_at`; for each completed: `done_at`, `ttft_s`, `e2e_s`, `tpot_s`, `queue_wait_s`, `served_by`;
-    for each placement: `routed_at`, `routed_action` (index into ACTIONS); for each measured placement: `decision_s`.
+    `in_flight` is what the clients count; without it, it is what was sent and did not end, and the books balance by definition. Counts (`requests`,
+    `actions`, `reasons`, `reports`, those of `models` and `workers`) and `series` are of the whole run; distributions, `slo`, `throughput` and what the
+    fleet had in use leave the warm-up out. docs/results.md says what each key means.
     """
-
-    def __init__(self, ttft_slo_s: float = TTFT_SLO_S) -> None:
-        self.ttft_slo_s = ttft_slo_s
-        self.sent_at = array("d")
-        self.done_at = array("d")
-        self.ttft_s = array("d")
-        self.e2e_s = array("d")
-        self.tpot_s = array("d")
-        self.queue_wait_s = array("d")
-        self.stall_s = array("d")  # of those whose stream broke off
-        self.served_by = array("l")  # index into worker_ids
-        self.given_up_at = array("d")  # when requests failed or were rejected
-        self.worker_ids: dict[str, int] = {}
-        self.routed_at = array("d")
-        self.routed_action = array("b")
-        self.decision_s = array("d")
-        self.completed_actions: Counter[str] = Counter()
-        self._routed = [0] * len(ACTIONS)
-        self.failed: Counter[str] = Counter()  # by reason
-        self.rejected: Counter[str] = Counter()  # by code
-        self.retried: Counter[str] = Counter()  # placements that came to nothing, by reason
-        self.duplicates = 0
-        self.output_tokens = 0
-        self.loads = 0
-        self.load_s = 0.0  # of all loads that were finished, together
-        self._loaded = 0
-        self.fleet = StateTimeline()
-        self._admitted = 0
-        self._missed = 0  # of those admitted: the model was not on the GPU
-        self._last_admitted: RequestAdmitted | None = None
-        self._loading: set[tuple[str, str]] = set()  # (worker, model)
-        self.handlers: dict[type, Callable[[object, Any], None]] = {
-            RequestSent: self._on_sent,
-            RequestCompleted: self._on_completed,
-            RequestFailed: self._on_failed,
-            RequestRejected: self._on_rejected,
-            RequestRetried: self._on_retried,
-            DuplicateResponse: self._on_duplicate,
-            RequestRouted: self._on_routed,
-            RequestAdmitted: self._on_admitted,
-            ModelLoadStarted: self._on_load_started,
-            ModelLoaded: self._on_loaded,
-            WorkerStateChanged: self._on_state_changed,
-        }
-
-    def observe(self, event: Event) -> None:
-        """Hear an event of any type; those that do not matter here cost a look-up."""
-        handler = self.handlers.get(type(event))
-        if handler is not None:
-            handler(None, event)
-
-    # --- events ---------------------------------------------------------------------------------------------------------------------
-
-    def _on_sent(self, node: object, event: RequestSent) -> None:
-        self.sent_at.append(event[0])
-
-    def _on_completed(self, node: object, event: RequestCompleted) -> None:
-        at, _, _, worker_id, action, _, ttft_s, e2e_s, tpot_s, queue_wait_s, _, _, output_tokens, _, _, stalled_s = event
-        self.done_at.append(at)
-        self.ttft_s.append(ttft_s)
-        self.e2e_s.append(e2e_s)
-        self.tpot_s.append(tpot_s)
-        self.queue_wait_s.append(queue_wait_s)
-        if stalled_s > 0.0:
-            self.stall_s.append(stalled_s)
-        self.output_tokens += output_tokens
-        self.completed_actions[action] += 1
-        index = self.worker_ids.get(worker_id)
-        if index is None:
-            index = self.worker_ids[worker_id] = len(self.worker_ids)
-        self.served_by.append(index)
-
-    def _on_failed(self, node: object, event: RequestFailed) -> None:
-        self.failed[event.reason] += 1
-        self.given_up_at.append(event.at)
-
-    def _on_rejected(self, node: object, event: RequestRejected) -> None:
-        self.rejected[event.code] += 1
-        self.given_up_at.append(event.at)
-
-    def _on_retried(self, node: object, event: RequestRetried) -> None:
-        self.retried[event.reason] += 1
-
-    def _on_duplicate(self, node: object, event: DuplicateResponse) -> None:
-        self.duplicates += 1
-
-    def _on_routed(self, node: object, event: RequestRouted) -> None:
-        at, _, _, _, action, _, decision_s = event
-        self.routed_at.append(at)
-        index = _ACTION_INDEX[action]
-        self.routed_action.append(index)
-        self._routed[index] += 1
-        if decision_s > 0.0:
-            self.decision_s.append(decision_s)
-
-    def _on_admitted(self, node: object, event: RequestAdmitted) -> None:
-        """A request that finds its model still loading misses the GPU, whoever the load was begun for."""
-        self._admitted += 1
-        self._last_admitted = event
-        if self._loading and (event[1], event[3]) in self._loading:
-            self._missed += 1
-
-    def _on_load_started(self, node: object, event: ModelLoadStarted) -> None:
-        """A load begun by a request follows its admission at once; a preload follows nothing."""
-        self._loading.add((event.worker_id, event.model))
-        self.loads += 1
-        last = self._last_admitted
-        if last is not None and (last.at, last.worker_id, last.model) == event:
-            self._missed += 1
-            self._last_admitted = None
-
-    def _on_loaded(self, node: object, event: ModelLoaded) -> None:
-        self._loading.discard((event.worker_id, event.model))
-        self.load_s += event.load_s
-        self._loaded += 1
-
-    def _on_state_changed(self, node: object, event: WorkerStateChanged) -> None:
-        self.fleet.move(event.at, event.worker_id, event.new)
-
-    # --- figures --------------------------------------------------------------------------------------------------------------------
-
-    @property
-    def actions(self) -> dict[str, int]:
-        """Placements by action, a request placed again counted again; where no coordinator was heard, those that completed requests ended up with."""
-        if any(self._routed):
-            return dict(zip(ACTIONS, self._routed, strict=True))
-        return {action: self.completed_actions[action] for action in ACTIONS}
-
-    @property
-    def mean_load_s(self) -> float | None:
-        """Of the loads that were finished; None if none was."""
-        return self.load_s / self._loaded if self._loaded else None
-
-    def glance(self) -> Glance:
-        """Figures so far; cheap however long the run is."""
-        count = len(self.ttft_s)
-        sample = sorted(self.ttft_s[:: count // GLANCE_MAX + 1])
-        return Glance(
-            len(self.sent_at), count, self.failed.total(), self.rejected.total(), self.actions[COLD_START], percentile(sample, 50), percentile(sample, 99)
-        )
-
-    def results(
-        self,
-        run: RunInfo,
-        fleet: FleetFigures,
-        reports: ReportFigures,
-        invariants: Invariants = Invariants(),  # noqa: B008
-        in_flight: int | None = None,
-        begun: Begun = Begun(),  # noqa: B008
-    ) -> dict[str, Any]:
-        """The results, schema 1, in the order of its keys.
-
-        `in_flight` is what the clients count; without it, it is what was sent and did not end, and the books balance by definition.
-        `slo.attainment` is the part of the requests sent whose first token came in time; one that failed or was rejected had none. Of those in flight it
-        counts the ones of which that is known, by `begun`.
-        `fleet.utilisation` is the mean over workers of busy time / elapsed time; `load_imbalance` the longest busy time / the mean one (1: even).
-        `cold_start_rate` is cold starts / placements; `model_hit_rate` the part of requests that found their model on the GPU when they came to the worker.
-        """
-        completed, failed, rejected = len(self.done_at), self.failed.total(), self.rejected.total()
-        sent = len(self.sent_at)
-        if in_flight is None:
-            in_flight = sent - completed - failed - rejected
-        in_time = sum(map(self.ttft_slo_s.__ge__, self.ttft_s))
-        return {
-            "schema": SCHEMA,
-            "run": _run_section(run, completed),
-            "requests": {
-                "sent": sent, "completed": completed, "failed": failed, "rejected": rejected, "in_flight": in_flight, "duplicates": self.duplicates,
-            },
-            "actions": self.actions,
-            **{name: summarize(getattr(self, name)) for name in DISTRIBUTIONS},
-            "slo": {"ttft_s": rounded(self.ttft_slo_s), "attainment": _ratio(in_time + begun.in_time, sent - begun.undecided)},
-            "fleet": self._fleet_section(fleet),
-            "reports": _reports_section(reports),
-            "invariants": {"checked": invariants.checked, "violations": list(invariants.violations)},
-        }  # fmt: skip
-
-    def _fleet_section(self, fleet: FleetFigures) -> dict[str, Any]:
-        busy_s, count = fsum(fleet.busy_s), len(fleet.busy_s)
-        utilisation = _ratio(busy_s, count * fleet.elapsed_s)
-        if utilisation is not None and 1.0 < utilisation <= 1.0 + WINDOW_SLACK:
-            utilisation = 1.0
-        actions = self.actions
-        placed = sum(actions.values())
-        if self._admitted:
-            hit_rate = _ratio(self._admitted - self._missed, self._admitted)
-        else:
-            hit_rate = _ratio(placed - actions[COLD_START], placed)
-        return {
-            "ready": fleet.ready,
-            "utilisation": utilisation,
-            "load_imbalance": _ratio(max(fleet.busy_s) * count, busy_s) if count else None,
-            "cold_start_rate": _ratio(actions[COLD_START], placed),
-            "model_hit_rate": hit_rate,
-        }
+    completed, failed, rejected = len(recorder.done_at), recorder.failed.total(), recorder.rejected.total()
+    sent = len(recorder.sent_at)
+    if in_flight is None:
+        in_flight = sent - completed - failed - rejected
+    chosen = Selection(recorder, fleet)
+    span_s = max(max(recorder.done_at, default=0.0) - chosen.from_s, fleet.measured_s)
+    return {
+        "schema": SCHEMA,
+        "run": _run_section(run, fleet),
+        WALL: {
+            "wall_s": rounded(run.wall_s), "requests_per_wall_s": ratio(completed, run.wall_s) or 0.0, "clock_lag": rounded(run.clock_lag),
+            "decision_s": summarize(recorder.decision_s),
+        },
+        "requests": {
+            "sent": sent, "completed": completed, "failed": failed, "rejected": rejected, "in_flight": in_flight, "duplicates": recorder.duplicates,
+        },
+        "actions": recorder.actions,
+        **{name: summarize(chosen.of(getattr(recorder, name))) for name in DISTRIBUTIONS[:-1]},
+        "stall_s": summarize(chosen.of_stalls(recorder)),
+        "slo": _slo_section(recorder, chosen, slo, begun, span_s),
+        "throughput": _throughput_section(recorder, chosen, span_s),
+        "fleet": _fleet_section(recorder, fleet),
+        "models": _model_rows(recorder, chosen),
+        "workers": _worker_rows(recorder, fleet),
+        "reasons": {name: dict(sorted(getattr(recorder, name).items())) for name in ("failed", "rejected", "retried")},
+        "series": series_section(recorder, make_bins(recorder, fleet.began_s, fleet.timeline), fleet.timeline, _capacity(fleet.workers)),
+        "reports": _reports_section(reports),
+        "invariants": {"checked": invariants.checked, "violations": list(invariants.violations)},
+    }  # fmt: skip
 
 
-def _run_section(run: RunInfo, completed: int) -> dict[str, Any]:
+def without_wall(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What does not depend on the machine: the same for two virtual runs of one seed."""
+    return {key: value for key, value in results.items() if key != WALL}
+
+
+def _run_section(run: RunInfo, fleet: FleetFigures) -> dict[str, Any]:
     return {
         "mode": run.mode,
         "architecture": run.architecture,
+        "version": run.version,
         "workers": run.workers,
         "hardware": dict(run.hardware),
         "policy": run.policy,
         "seed": run.seed,
         "duration_s": rounded(run.duration_s),
         "duration_asked_s": None if run.duration_asked_s is None else rounded(run.duration_asked_s),
+        "warmup_s": rounded(fleet.warmup_s),
         "interrupted": run.interrupted,
-        "wall_s": rounded(run.wall_s),
-        "requests_per_wall_s": _ratio(completed, run.wall_s) or 0.0,
-        "workload": _rounded_tree(run.workload),
+        "workload": rounded_tree(run.workload),
         "engine_profile": run.engine_profile,
         "loader": run.loader,
+        "settings": dict(run.settings),
     }
+
+
+def _slo_section(recorder: Recorder, chosen: Selection, slo: Slo, begun: Begun, span_s: float) -> dict[str, Any]:
+    """A request that failed or was rejected met no target; of those in flight the ones count of which that is known."""
+    if slo.tpot_s is None:
+        met = sum(map(slo.ttft_s.__ge__, chosen.of(recorder.ttft_s)))
+    else:
+        pairs = zip(chosen.of(recorder.ttft_s), chosen.of(recorder.tpot_s), strict=True)
+        met = sum(ttft_s <= slo.ttft_s and tpot_s <= slo.tpot_s for ttft_s, tpot_s in pairs)
+    return {
+        "ttft_s": rounded(slo.ttft_s),
+        "tpot_s": None if slo.tpot_s is None else rounded(slo.tpot_s),
+        "attainment": ratio(met + begun.in_time, chosen.sent - begun.undecided),
+        "goodput": ratio(met, span_s),
+    }
+
+
+def _throughput_section(recorder: Recorder, chosen: Selection, span_s: float) -> dict[str, Any]:
+    """What was completed a second, from the end of the warm-up to the last answer (or arrival)."""
+    return {
+        "over_s": rounded(span_s),
+        "requests_per_s": ratio(len(chosen.of(recorder.done_at)), span_s),
+        "prompt_tokens_per_s": ratio(sum(chosen.of(recorder.prompt_tokens)), span_s),
+        "output_tokens_per_s": ratio(sum(chosen.of(recorder.output_tokens)), span_s),
+        "output_tokens": sum(recorder.output_tokens),
+    }
+
+
+# --- the fleet ----------------------------------------------------------------------------------------------------------------------
+
+
+def _capacity(workers: Sequence[WorkerFigures]) -> Capacity:
+    return Capacity(len(workers), sum(one.slots for one in workers), sum(one.memory_bytes for one in workers))
+
+
+def _total(usages: Iterable[EngineUsage]) -> EngineUsage:
+    return EngineUsage(*map(fsum, zip(*usages, strict=True)))
+
+
+def _fleet_section(recorder: Recorder, fleet: FleetFigures) -> dict[str, Any]:
+    busy_s = [one.usage.busy_s for one in fleet.workers]
+    usage = _total([one.usage for one in fleet.workers]) if fleet.workers else EngineUsage()
+    utilisation, slot_occupancy, kv_occupancy = _capacity(fleet.workers).shares(usage, fleet.measured_s)
+    actions = recorder.actions
+    return {
+        "ready": fleet.ready,
+        "utilisation": utilisation,
+        "slot_occupancy": slot_occupancy,
+        "kv_occupancy": kv_occupancy,
+        "load_imbalance": ratio(max(busy_s) * len(busy_s), fsum(busy_s)) if busy_s else None,
+        "cold_start_rate": ratio(actions[COLD_START], sum(actions.values())),
+        "model_hit_rate": recorder.hit_rate,
+        "loads": recorder.loads,
+        "loads_by_tier": dict(sorted(recorder.loads_by_tier.items())),
+        "load_mean_s": None if recorder.mean_load_s is None else rounded(recorder.mean_load_s),
+    }
+
+
+def _model_rows(recorder: Recorder, chosen: Selection) -> list[dict[str, Any]]:
+    """A row for each model that was asked for, the one with the most requests first."""
+    of_model, ttft_s = chosen.of(recorder.of_model), chosen.of(recorder.ttft_s)
+    by_index: dict[int, list[float]] = defaultdict(list)
+    for index, value in zip(of_model, ttft_s, strict=True):
+        by_index[index].append(value)
+    completed: dict[int, int] = defaultdict(int)
+    tokens: dict[int, int] = defaultdict(int)
+    for index, count in zip(recorder.of_model, recorder.output_tokens, strict=True):
+        completed[index] += 1
+        tokens[index] += count
+    rows = []
+    for name, sent in sorted(recorder.sent_by_model.items(), key=lambda item: (-item[1], item[0])):
+        index = recorder.model_ids.get(name, -1)
+        ordered = sorted(by_index[index])
+        rows.append({
+            "model": name, "sent": sent, "completed": completed[index], "failed": recorder.failed_by_model[name],
+            "rejected": recorder.rejected_by_model[name], "cold_starts": recorder.cold_starts_by_model[name], "loads": recorder.loads_by_model[name],
+            "output_tokens": tokens[index], "ttft_p50_s": _rounded_or_none(percentile(ordered, 50)), "ttft_p99_s": _rounded_or_none(percentile(ordered, 99)),
+        })  # fmt: skip
+    return rows
+
+
+def _rounded_or_none(value: float | None) -> float | None:
+    return None if value is None else rounded(value)
+
+
+def _worker_rows(recorder: Recorder, fleet: FleetFigures) -> list[dict[str, Any]]:
+    """A row for each worker, in the order of the fleet."""
+    completed: dict[int, int] = defaultdict(int)
+    tokens: dict[int, int] = defaultdict(int)
+    for index, count in zip(recorder.served_by, recorder.output_tokens, strict=True):
+        completed[index] += 1
+        tokens[index] += count
+    rows = []
+    for one in fleet.workers:
+        index = recorder.worker_ids.get(one.worker_id, -1)
+        utilisation, slot_occupancy, kv_occupancy = _capacity([one]).shares(one.usage, fleet.measured_s)
+        rows.append({
+            "worker": one.worker_id, "hardware": one.hardware, "completed": completed[index], "output_tokens": tokens[index],
+            "loads": recorder.loads_by_worker[one.worker_id], "utilisation": utilisation, "slot_occupancy": slot_occupancy, "kv_occupancy": kv_occupancy,
+        })  # fmt: skip
+    return rows
 
 
 def _reports_section(reports: ReportFigures) -> dict[str, Any]:
     rejected = {reason: reports.rejected[reason] for reason in sorted(reports.rejected) if reports.rejected[reason]}
     lost = reports.lost if reports.lost is not None else reports.sent - reports.accepted - sum(rejected.values())
     return {"sent": reports.sent, "accepted": reports.accepted, "lost": lost, "rejected": rejected}
-
-
-def _rounded_tree(value: Any) -> Any:
-    """The same with every float rounded, tuples as lists."""
-    if isinstance(value, float):
-        return rounded(value) if isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _rounded_tree(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded_tree(item) for item in value]
-    return value

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
+from sllm.engine.base import EngineUsage
 from sllm.events import (
     DuplicateResponse,
     Event,
@@ -20,7 +21,8 @@ from sllm.events import (
     RequestSent,
     WorkerStateChanged,
 )
-from sllm.results import FleetFigures, Invariants, Recorder, ReportFigures, RunInfo
+from sllm.recorder import Recorder
+from sllm.results import FleetFigures, Invariants, ReportFigures, RunInfo, WorkerFigures, make_results
 
 RUN = RunInfo("virtual", "centralized", 4, "startup_time", 1, 60.0, 1.25, {"arrivals": "poisson", "rate_per_s": 1 / 3, "models": ["m0", "m1"]})
 REPORTS = ReportFigures(240, 236, {"replayed": 1, "bad_tag": 2})
@@ -75,5 +77,14 @@ def recorded(count: int = 2000, seed: int = 1, **options: Any) -> Recorder:
     return recorder
 
 
-def results_of(recorder: Recorder, violations: tuple[str, ...] = ()) -> dict[str, Any]:
-    return recorder.results(RUN, FleetFigures(4, [10.0, 20.0, 15.0, 15.0], 75.0), REPORTS, Invariants(12, violations))
+def fleet_of(*busy_s: float, measured_s: float = 75.0, **more: Any) -> FleetFigures:
+    """Workers of ten slots and 100 bytes, half of them for weights, that used two slots and five bytes of KV cache while they were busy."""
+    workers = [
+        WorkerFigures(f"worker-{index}", "h100-80g", 10, 100, EngineUsage(one_s, 2.0 * one_s, 5.0 * one_s, 50.0 * measured_s))
+        for index, one_s in enumerate(busy_s)
+    ]  # fmt: skip
+    return FleetFigures(4, workers, measured_s, **more)
+
+
+def results_of(recorder: Recorder, violations: tuple[str, ...] = (), run: RunInfo = RUN) -> dict[str, Any]:
+    return make_results(recorder, run, fleet_of(10.0, 20.0, 15.0, 15.0), REPORTS, Invariants(12, violations))

@@ -194,17 +194,22 @@ class Sampled(Simulation):
 
     def begin(self) -> None:
         super().begin()
-        self.sampled_s = dict.fromkeys(self.system.workers, 0.0)
+        self.sampled = {name: [0.0] * 4 for name in self.system.workers}
         self.world.every(self.STEP_S, self.sample)
 
     def sample(self) -> None:
-        for name in self.sampled_s if not self._busy_after else ():
+        for name, sums in self.sampled.items() if not self._used_after else ():
             node: Any = self.world.hosts[name].node
-            if node is not None and not node.drained and node.engine.snapshot(self.world.hosts[name].node_time(self.world.now)).running:
-                self.sampled_s[name] += self.STEP_S
+            if node is None or node.drained:
+                continue
+            seen = node.engine.snapshot(self.world.hosts[name].node_time(self.world.now))
+            room_bytes = node.engine.memory_bytes - node.engine._weights_bytes
+            found = (seen.running > 0, seen.running, seen.kv_used * room_bytes, node.engine._weights_bytes)
+            for place, value in enumerate(found):
+                sums[place] += self.STEP_S * value
 
 
-def test_utilisation_after_faults_is_what_a_look_at_every_moment_finds() -> None:
+def test_what_is_in_use_after_faults_is_what_a_look_at_every_moment_finds() -> None:
     options: dict[str, Any] = {"hosts": ["random:1:worker-*"], "stagger": 0.0}
     faults = [Fault(6.0 + 3 * i, "crash", 2.0, options, "test") for i in range(5)]
     faults += [Fault(5.0, "slow", 9.0, {**options, "factor": 3.0}, "test"), Fault(8.0, "clock_drift", 9.0, {**options, "rate": 1.5}, "test")]
@@ -213,6 +218,25 @@ def test_utilisation_after_faults_is_what_a_look_at_every_moment_finds() -> None
     run = Sampled(config, schedule=Schedule(tuple(faults), "test"))
     results = run.complete()
     assert results["invariants"]["violations"] == []
-    found = [after - before for after, before in zip(run._busy_after, run._busy_before, strict=True)]
-    assert found == pytest.approx(list(run.sampled_s.values()), abs=0.2)
+    for after, before, sampled in zip(run._used_after, run._used_before, run.sampled.values(), strict=True):
+        busy_s, slot_s, kv_byte_s, weights_byte_s = after - before
+        assert busy_s == pytest.approx(sampled[0], abs=0.2)
+        assert slot_s == pytest.approx(sampled[1], abs=0.05 * sampled[1] + 0.2)
+        assert kv_byte_s == pytest.approx(sampled[2], rel=0.05)
+        assert weights_byte_s == pytest.approx(sampled[3], rel=0.05)
     assert 0.5 < results["fleet"]["utilisation"] < 1.0
+
+
+def test_occupancy_without_faults_is_what_a_look_at_every_moment_finds() -> None:
+    run = Sampled(configuration(workers=3, duration_s=30.0, rate_per_s=6.0, slots=8))
+    results = run.complete()
+    sums = [sum(column) for column in zip(*run.sampled.values(), strict=True)]
+    capacity_s = 3 * 8 * results["run"]["duration_s"]
+    engine: Any = run.system.workers["worker-0"][0].engine
+    room_byte_s = 3 * engine.memory_bytes * run.window_s - sums[3]
+    assert results["fleet"]["slot_occupancy"] == pytest.approx(sums[1] / capacity_s, rel=0.02)
+    assert results["fleet"]["kv_occupancy"] == pytest.approx(sums[2] / room_byte_s, rel=0.02)
+    assert 0.0 < results["fleet"]["kv_occupancy"] < results["fleet"]["slot_occupancy"] < results["fleet"]["utilisation"]
+    series, bin_s = results["series"], results["series"]["bin_s"]
+    whole = [value for at_s, value in zip(series["at_s"], series["slot_occupancy"], strict=True) if at_s <= run.window_s and value is not None]
+    assert sum(whole) * bin_s * 24 == pytest.approx(sums[1], rel=0.05)

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from sllm.cli import repeat_command
 from sllm.report.json import validate_results
-from sllm.results import WALL_CLOCK_KEYS
+from sllm.results import without_wall
 
 ROOT = Path(__file__).parent.parent
 TRACE = ROOT.parent / "shared" / "traces" / "AzureLLMInferenceTrace_conv.csv"
@@ -46,15 +48,6 @@ def books_balance(content: dict[str, Any]) -> None:
     assert reports["sent"] == reports["accepted"] + reports["lost"] + sum(reports["rejected"].values())
 
 
-def without_wall_clock(content: dict[str, Any]) -> dict[str, Any]:
-    for section, *keys in WALL_CLOCK_KEYS:
-        if keys:
-            del content[section][keys[0]]
-        else:
-            del content[section]
-    return content
-
-
 def test_a_misspelt_variable_is_one_warning() -> None:
     done = run("--virtual", "--duration", "1", "--quiet", WORKER_TIMOUT="3", WORKER_SERVICE_HOST="10.0.0.1")
     assert done.stderr == "centralized_simulation.py: warning: ignored, as no variables of ours: WORKER_TIMOUT (is WORKER_TIMEOUT meant?)\n"
@@ -74,7 +67,7 @@ def test_a_live_run_completes_everything_and_says_so(tmp_path: Path) -> None:
     assert content["requests"]["completed"] == content["requests"]["sent"]
     assert content["reports"]["lost"] == 0
     assert content["invariants"]["checked"] > 0
-    assert content["decision_s"]["p50"] > 0
+    assert content["wall"]["decision_s"]["p50"] > 0
     for word in ("time to first token", "end to end", "cold start", "Reports"):
         assert word in done.stderr
     with rows.open(encoding="utf-8") as file:
@@ -112,15 +105,68 @@ def test_ctrl_c_still_prints_what_was_measured() -> None:
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_hash_seed() -> None:
     arguments = ("--virtual", "--workers", "6", "--duration", "200", "--rate", "5", "--loss", "0.02", "--quiet")
-    runs = [without_wall_clock(results(*arguments, PYTHONHASHSEED=str(seed))) for seed in (1, 2)]
+    runs = [without_wall(results(*arguments, PYTHONHASHSEED=str(seed))) for seed in (1, 2)]
     assert json.dumps(runs[0]) == json.dumps(runs[1])
-    other = without_wall_clock(results(*arguments, "--seed", "2"))
+    other = without_wall(results(*arguments, "--seed", "2"))
     assert other["ttft_s"] != runs[0]["ttft_s"]
+
+
+def test_two_runs_of_a_seed_are_the_same_bytes_but_for_what_is_of_this_machine() -> None:
+    arguments = ("--virtual", "--workers", "4", "--duration", "60", "--rate", "6", "--warmup", "10", "--quiet", "--json", "-")
+    texts = [run(*arguments, PYTHONHASHSEED=str(seed)).stdout for seed in (1, 2)]
+    wall = [text[text.index('  "wall": {') : text.index('  "requests": {')] for text in texts]
+    assert wall[0] != wall[1]
+    assert texts[0].replace(wall[0], "") == texts[1].replace(wall[1], "")
+
+
+def test_the_results_alone_are_enough_to_repeat_the_run(tmp_path: Path) -> None:
+    faults = tmp_path / "some faults.toml"
+    faults.write_text('[[fault]]\nat = 20.0\nkind = "crash"\nhosts = ["worker-1"]\nfor = 10.0\n')
+    first = results(
+        "--virtual", "--hardware", "h100-80g:2,a100-80g:2", "--rate", "3.3", "--faults", str(faults), "--arrivals", "gamma", "--cv", "3", "--duration", "50",
+        "--slo-tpot", "0.02", "--warmup", "7", "--fail-if", "failed>1000", "--fail-if", "attainment<0", "--quiet", "--json", "-",
+        SEED="7", POLICY="power_of_two:choices=3", SUSPECT_INTERVALS="4", SERVICE_MEAN="3",
+    )  # fmt: skip
+    command = shlex.split(repeat_command(first))
+    assert command[0] == "env"
+    assert {"SUSPECT_INTERVALS=4.0", "--virtual", "--faults", str(faults)} < set(command)
+    done = subprocess.run([*command, "--quiet", "--json", "-"], capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=100, check=True)
+    assert without_wall(json.loads(done.stdout)) == {**without_wall(first), "run": {**first["run"], "settings": json.loads(done.stdout)["run"]["settings"]}}
+    again, asked = json.loads(done.stdout)["run"]["settings"], first["run"]["settings"]
+    assert {name: (again[name], asked[name]) for name in asked if again[name] != asked[name]} == {"SERVICE_MEAN": (1.0, 3.0)}, "without effect, so left out"
+
+
+def test_a_threshold_that_is_missed_is_exit_status_4_and_says_so() -> None:
+    done = run("--virtual", "--fail-if", "ttft_p99>60", "--fail-if", "sent>0,completed<1", "--json", "-", expect=4)
+    assert "centralized_simulation.py: --fail-if sent>0: it is " in done.stderr
+    assert done.stderr.count("--fail-if") == 1
+    assert [one["missed"] for one in json.loads(done.stdout)["slo"]["thresholds"]] == [False, True, False]
+    assert "fail if ttft_p99>60: " in done.stderr
+    run("--virtual", "--quiet", FAIL_IF="ttft_p99>60")
+    run("--virtual", "--quiet", FAIL_IF="sent>0", expect=4)
+
+
+def test_the_table_goes_to_stdout_unless_an_output_does() -> None:
+    arguments = ("--virtual", "--duration", "5")
+    done = run(*arguments)
+    assert "time to first token" in done.stdout
+    assert done.stderr == ""
+    for output in ("-", "/dev/stdout"):
+        taken = run(*arguments, "--json", output)
+        assert json.loads(taken.stdout)["requests"]
+        assert "time to first token" in taken.stderr
+    quiet = run(*arguments, "--quiet")
+    assert quiet.stdout == quiet.stderr == ""
+
+
+def measured(content: dict[str, Any]) -> dict[str, Any]:
+    """All but the machine and the settings."""
+    return {key: value for key, value in without_wall(content).items() if key != "run"}
 
 
 def test_objects_and_signed_bytes_give_the_same_results() -> None:
     arguments = ("--virtual", "--workers", "4", "--duration", "100", "--rate", "4", "--loss", "0.05", "--quiet")
-    assert without_wall_clock(results(*arguments)) == without_wall_clock(results(*arguments, "--wire"))
+    assert measured(results(*arguments)) == measured(results(*arguments, "--wire"))
 
 
 @pytest.mark.parametrize("scenario", sorted((ROOT / "experiments" / "scenarios").glob("*.toml")), ids=lambda path: path.stem)
@@ -192,6 +238,10 @@ BAD: list[tuple[list[str], list[str]]] = [
     (["--workers", "5", "--hardware", "h100-80g:3,a5000-24g:3"], ["--hardware", "sum to 6", "5 workers"]),
     (["--hardware", "h100-80g:3,abacus:2"], ["abacus"]),
     (["--hardware", "h100-80g:3,a5000-24g"], ["--hardware", "a5000-24g"]),
+    (["--fail-if", "ttft_p99"], ["--fail-if", "ttft_p99>2"]),
+    (["--fail-if", "nothing>1"], ["--fail-if", "nothing", "ttft_p99", "attainment"]),
+    (["--warmup", "30"], ["--warmup 30", "30 s", "--duration"]),
+    (["--slo-ttft", "0"], ["--slo-ttft", "above 0"]),
     (["--hardware", "h100-80g:999999,a5000-24g:2"], ["--hardware", "at most"]),
 ]
 

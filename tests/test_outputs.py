@@ -67,12 +67,23 @@ def test_a_closed_stdout_is_said_where_it_is_wanted(flag: str) -> None:
     shell("--quiet", streams=">&-")
 
 
-@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full"])
-def test_a_table_that_cannot_be_written_is_status_3_and_the_rest_is_written(streams: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("streams", [">&-", ">/dev/full"])
+def test_a_table_that_stdout_does_not_take_is_status_3_and_the_rest_is_written(streams: str, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    assert shell("--json", str(path), streams=streams, expect=3).stdout == "", "nothing strays into stdout"
+    (line,) = shell("--json", str(path), streams=streams, expect=3).stderr.splitlines()
+    assert line.startswith("centralized_simulation.py: error: stdout: cannot write: ")
     assert validate_results(json.loads(path.read_text())) == []
     shell("--json", str(path), "--quiet", streams=streams)
+    assert shell(streams="| true").stderr == "", "nobody reads it, which is nobody's fault"
+
+
+@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full"])
+def test_a_table_that_cannot_be_written_is_status_3_and_the_rest_is_written(streams: str, tmp_path: Path) -> None:
+    """Results on stdout leave the table stderr."""
+    path = tmp_path / "rows.csv"
+    assert validate_results(json.loads(shell("--json", "-", "--requests-csv", str(path), streams=streams, expect=3).stdout)) == []
+    assert path.read_text().startswith("request_id,")
+    shell("--json", "-", "--quiet", streams=streams)
 
 
 def test_a_run_with_every_stream_closed_does_its_work(tmp_path: Path) -> None:

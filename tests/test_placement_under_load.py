@@ -8,7 +8,7 @@ import pytest
 from simulated import Fleet
 
 from sllm.events import Event, RequestCompleted, RequestRefused, RequestRetried, RequestSent
-from sllm.results import summarize
+from sllm.figures import summarize
 
 E = TypeVar("E", bound=Event)
 

@@ -4,11 +4,11 @@ from html.parser import HTMLParser
 import pytest
 from report_samples import events, recorded, results_of
 
+from sllm import series
 from sllm.events import RequestCompleted, WorkerStateChanged
-from sllm.report import series
+from sllm.recorder import Recorder
 from sllm.report.html import render_html
 from sllm.report.svg import Axis, nice_top
-from sllm.results import Recorder
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 

@@ -4,8 +4,8 @@ import re
 import pytest
 from report_samples import recorded
 
+from sllm.recorder import Glance
 from sllm.report.progress import LINE_EVERY_S, REDRAW_EVERY_S, Progress, Snapshot
-from sllm.results import Glance
 
 GLANCE = Glance(120, 100, 2, 1, 4, 0.212, 1.9)
 STATES = {"READY": 4, "SUSPECT": 1, "DEAD": 0}
@@ -64,7 +64,7 @@ class Terminal(io.StringIO):
 
 
 def snapshot(now_s=12.0, total_s=30.0, glance=GLANCE, **more):
-    return Snapshot(now_s, total_s, STATES, glance, **more)
+    return Snapshot(now_s, total_s, STATES, glance, **{"slots_used": 0.34, "kv_used": 0.95, "waiting": 7, **more})
 
 
 def test_a_terminal_is_redrawn_in_place_a_few_times_a_second():
@@ -76,12 +76,12 @@ def test_a_terminal_is_redrawn_in_place_a_few_times_a_second():
             if progress.due():
                 drawn += 1
                 progress.update(snapshot(now_s=clock.now - 100.0))
-                assert len(stream.screen) == 2
+                assert len(stream.screen) == 4
         assert drawn == pytest.approx(10.0 / REDRAW_EVERY_S, abs=2)
         assert re.search(r" 3[23] %  10 s of 30 s", stream.screen[0])
         assert "█" in stream.screen[0]
         assert "20 s left" in stream.screen[0]
-        assert stream.screen[1].startswith("100 done  17 in flight  3 failed or rejected")
+        assert stream.screen[1].startswith("requests 100 done  17 in flight  3 failed or rejected")
         assert not stream.cursor
     assert stream.screen == [""]
     assert stream.cursor
@@ -112,9 +112,25 @@ def test_lines_never_fill_the_terminal(columns, monkeypatch):
     Progress(stream, Clock(), virtual=True, no_color=True).update(snapshot(phase="draining", warning="the machine cannot keep up"))
     assert max(map(len, stream.screen)) < columns
     if columns == 200:
-        assert "workers: 4 ready, 1 suspect" in stream.screen[1]
-        assert "TTFT p50 212 ms, p99 1.90 s" in stream.screen[1]
+        assert "fleet    4 ready, 1 suspect  slots" in stream.screen[3]
+        assert "TTFT     p50 212 ms, p99 1.90 s  4 cold starts" in stream.screen[2]
         assert "draining" in stream.screen[0]
+
+
+def test_slots_and_kv_cache_are_bars_as_wide_as_there_is_room(monkeypatch):
+    for columns, cells in ((40, 5), (80, 8), (120, 14), (200, 24)):
+        monkeypatch.setattr("sllm.report.progress.columns_of", lambda stream, fallback, columns=columns: columns)
+        stream = Terminal()
+        Progress(stream, Clock(), virtual=False, no_color=True).update(Snapshot(12.0, 30.0, {"READY": 4}, GLANCE, 0.5, 0.001, 7))
+        if columns == 40:
+            shown = ["requests 100 done  17 in flight", "         3 failed or rejected", "TTFT     p50 212 ms, p99 1.90 s", "         4 cold starts"]
+            assert stream.screen[1:5] == shown
+            assert stream.screen[6:] == ["         KV ░░░░░ 0 %  7 waiting"]
+        fleet = next(line for line in stream.screen if line.startswith("fleet"))
+        assert f"fleet    4 ready  slots {'█' * round(cells / 2)}{'░' * (cells - round(cells / 2))} 50 %" in fleet
+        if columns > 40:
+            assert f"KV {'░' * cells} 0 %  7 waiting" in fleet
+        assert columns / 5 <= stream.screen[0].count("█") + stream.screen[0].count("░") <= columns / 3
 
 
 def test_elsewhere_a_plain_line_now_and_then_and_at_the_end():
@@ -128,7 +144,7 @@ def test_elsewhere_a_plain_line_now_and_then_and_at_the_end():
     assert len(lines) == int(12 / LINE_EVERY_S) + 1
     assert "\x1b" not in stream.getvalue()
     assert lines[0].startswith("16 % · 5 s of 30 s")
-    assert "10.0/s" in lines[1]
+    assert "10.0/s of 0/s offered" in lines[1]
     assert lines[-1].startswith("100 %")
 
 
@@ -139,7 +155,7 @@ def test_virtual_runs_show_wall_time_rates():
     clock.now += 2.0
     progress.update(snapshot(now_s=10.0, glance=Glance(30_100, 30_000, 0, 0, 0, 0.1, 0.2)), force=True)
     last = stream.getvalue().splitlines()[-1]
-    assert "15,000/s of wall time" in last
+    assert "3,000/s of 3,010/s offered · 15,000/s of wall time" in last
     assert "10 s of 30 s simulated" in last
     assert "4 s left" in last
 
@@ -150,7 +166,7 @@ def test_live_rates_are_of_the_runs_clock():
     for wall, run, done in ((0.0, 0.0, 0), (1.0, 60.0, 600)):
         clock.now = 100.0 + wall
         progress.update(Snapshot(run, 600.0, {}, Glance(done, done, 0, 0, 0, None, None)), force=True)
-    assert "10.0/s" in stream.getvalue()
+    assert "10.0/s of 10.0/s offered" in stream.getvalue()
     assert "9 s left" in stream.getvalue()
 
 
@@ -181,7 +197,7 @@ def test_a_note_stands_above_the_progress():
         progress.update(snapshot())
         progress.note("worker-3 is DEAD")
         assert stream.screen[0] == "worker-3 is DEAD"
-        assert len(stream.screen) == 3
+        assert len(stream.screen) == 5
     assert stream.screen == ["worker-3 is DEAD", ""]
     assert stream.cursor
 

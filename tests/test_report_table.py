@@ -3,9 +3,9 @@ import io
 import pytest
 from report_samples import recorded, results_of
 
-from sllm.report.table import Details, print_table, render_table
+from sllm.recorder import Recorder
+from sllm.report.table import print_table, render_table
 from sllm.report.text import count, duration, percent, rate, span
-from sllm.results import Recorder
 
 
 class Terminal(io.StringIO):
@@ -38,7 +38,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_figure_is_lost(width):
     recorder = recorded()
     results = results_of(recorder, ("conservation: " + "a long story " * 20,))
     results["run"] |= {"interrupted": True, "duration_asked_s": 3600.0}
-    text = render_table(results, details=Details(recorder), width=width)
+    text = render_table(results, width=width)
     assert "interrupted:" in text
     assert max(map(len, text.splitlines())) <= width
     for figure in ("2,000 sent", "19 × SATURATED", "1 rejected: replayed", "time to first token", "p99", "max", "1 violation"):
@@ -49,7 +49,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_figure_is_lost(width):
 def test_figures_of_the_table_are_those_of_the_results():
     recorder = recorded()
     results = results_of(recorder)
-    text = render_table(results, details=Details(recorder))
+    text = render_table(results)
     row = next(line for line in text.splitlines() if line.startswith("time to first token"))
     assert row.split("token")[1].split("  ") != []
     for name in ("mean", "p50", "p90", "p95", "p99", "max"):
@@ -67,7 +67,7 @@ def test_an_empty_run_has_a_table():
 def test_a_stream_that_only_takes_ascii_gets_ascii():
     stream = ascii_stream()
     recorder = recorded()
-    print_table(results_of(recorder), stream, details=Details(recorder))
+    print_table(results_of(recorder), stream)
     text = stream.buffer.getvalue().decode("ascii")
     assert "19.7 us" in text
     assert "x SATURATED" in text

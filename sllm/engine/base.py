@@ -88,6 +88,22 @@ class EngineCounts(NamedTuple):
     cold_starts: tuple[int, int, int, int]  # loads finished, by the tier they came from
 
 
+class EngineUsage(NamedTuple):
+    """How much of an engine was in use since its start: integrals over time, so that the difference of two divided by the time between them is a mean."""
+
+    busy_s: float = 0.0  # `Engine.busy_s`
+    slot_s: float = 0.0  # slots taken, times seconds
+    kv_byte_s: float = 0.0  # bytes reserved as KV cache, times seconds
+    weights_byte_s: float = 0.0  # bytes of loaded and loading models, times seconds
+
+    def __sub__(self, other: EngineUsage) -> EngineUsage:
+        return EngineUsage(*(after - before for after, before in zip(self, other, strict=True)))
+
+    def plus(self, other: EngineUsage, factor: float = 1.0) -> EngineUsage:
+        """The sum of this and `factor` times the other."""
+        return EngineUsage(*(one + factor * more for one, more in zip(self, other, strict=True)))
+
+
 class Engine(Protocol):
     """What a worker needs of an engine. Times are absolute, in seconds, and never go back."""
 
@@ -126,6 +142,25 @@ class Engine(Protocol):
 
         What runs is taken to run on to `now`, but no further than to its next end: what comes then is known only when the engine is let run.
         """
+        ...
+
+    def usage(self, now: float) -> EngineUsage:
+        """What was in use since the start. A question like `busy_s`: it changes nothing, and what runs is taken to run on."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """Requests it serves at once, at most."""
+        ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """What weights and KV cache share; 0 where memory has no bound."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot, memory, the end of a round or their model."""
         ...
 
     def counts(self) -> EngineCounts: ...

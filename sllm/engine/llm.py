@@ -24,7 +24,7 @@ from math import ceil, inf, sqrt
 
 from sllm.catalog import Catalog, Hardware
 from sllm.cost import load_s
-from sllm.engine.base import EngineSnapshot, Finished, FirstTokenOut, Notification, RequestTooLarge, Started
+from sllm.engine.base import EngineSnapshot, EngineUsage, Finished, FirstTokenOut, Notification, RequestTooLarge, Started
 from sllm.engine.residency import ABSENT, LOADED, GpuResidency, ModelState, Request, head_seq
 from sllm.node import new_tuple
 
@@ -44,8 +44,8 @@ class LlmEngine(GpuResidency):
 
     __slots__ = (
         "_active", "_begin", "_boundary_at", "_busy_s", "_busy_since", "_first_s", "_fresh", "_fresh_tokens", "_growth_s",
-        "_idle_snapshot", "_last_rounds", "_prefill_tokens_max", "_round", "_rounds", "_running", "_slots",
-        "_submitted_at", "_waiting", "_waiting_kv_bytes", "next_at",
+        "_idle_snapshot", "_kv_byte_s", "_last_rounds", "_prefill_tokens_max", "_round", "_rounds", "_running", "_slot_s", "_submitted_at",
+        "_waiting_kv_bytes", "next_at", "slots", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -58,11 +58,11 @@ class LlmEngine(GpuResidency):
         prefill_tokens_max: int = PREFILL_TOKENS_MAX,
     ) -> None:
         super().__init__(catalog, hardware, keep_alive_s)
-        self._slots = slots or hardware.slots
+        self.slots = slots or hardware.slots
         self._prefill_tokens_max = prefill_tokens_max
         self._submitted_at = -inf  # the last time
         self.next_at = inf  # when the next thing will happen by itself, absolute; infinite: nothing will
-        self._waiting = 0
+        self.waiting = 0
         self._waiting_kv_bytes = 0
         self._last_rounds = 0  # sum over the running requests of the numbers of their last rounds
         self._running: list[tuple[int, int, Request]] = []  # heap of (number of the last round, seq, request)
@@ -77,6 +77,8 @@ class LlmEngine(GpuResidency):
         self._boundary_at = inf  # its end; without a segment: when to look for work
         self._busy_s = 0.0
         self._busy_since = inf
+        self._slot_s = 0.0  # of the segments that are over
+        self._kv_byte_s = 0.0  # likewise
         self._idle_snapshot: EngineSnapshot | None = None
 
     # --- in -------------------------------------------------------------------------------------------------------------------------
@@ -98,7 +100,7 @@ class LlmEngine(GpuResidency):
             room_bytes = self._capacity_bytes - state.size_bytes - others_bytes
             raise RequestTooLarge(f"{request_id}: {kv_bytes} bytes of KV cache, {room_bytes} bytes of GPU memory beside {model}")
         self._seq += 1
-        self._waiting += 1
+        self.waiting += 1
         self._waiting_kv_bytes += kv_bytes
         self._idle_snapshot = None
         state.queue.append(Request(request_id, state, prompt_tokens, output_tokens, kv_bytes, self._seq))
@@ -106,7 +108,7 @@ class LlmEngine(GpuResidency):
             self._no_longer_idle(model)
             self._ready[model] = state
             nobody_older_waits_for_memory = self._hold_seq == self._blocked_seq  # both infinite
-            if not self._rounds or (nobody_older_waits_for_memory and len(self._running) < self._slots):
+            if not self._rounds or (nobody_older_waits_for_memory and len(self._running) < self.slots):
                 self._cut(now)
         elif state.stage == ABSENT:
             self._queue_load(state)
@@ -138,7 +140,7 @@ class LlmEngine(GpuResidency):
         """Take a request that waits out of its queue."""
         state = request.state
         state.queue.remove(request)
-        self._waiting -= 1
+        self.waiting -= 1
         self._waiting_kv_bytes -= request.kv_bytes
         if request.seq == self._blocked_seq:
             self._blocked_seq = inf
@@ -217,6 +219,16 @@ class LlmEngine(GpuResidency):
             return self._busy_s
         return self._busy_s + min(now, self._boundary_at) - self._busy_since
 
+    def usage(self, now: float) -> EngineUsage:
+        """See `Engine.usage`. Batch and KV cache change at the ends of segments only."""
+        segment_s = max(0.0, min(now, self._boundary_at) - self._begin) if self._rounds else 0.0
+        return EngineUsage(
+            self.busy_s(now),
+            self._slot_s + len(self._running) * segment_s,
+            self._kv_byte_s + self._kv_bytes * segment_s,
+            self._weights_byte_s + self._weights_bytes * max(0.0, now - self._weighed_at),
+        )
+
     def snapshot(self, now: float) -> EngineSnapshot:
         """What a load report needs; cheap, and cached while the engine is idle."""
         if self.next_at <= now:
@@ -232,12 +244,12 @@ class LlmEngine(GpuResidency):
         snapshot: EngineSnapshot = new_tuple(
             EngineSnapshot,
             (
-                self._slots, len(self._running), self._waiting, self._blocked(), self._wait_s(now), load_queue_s, kv_used, self._kv_bytes, round_s,
+                self.slots, len(self._running), self.waiting, self._blocked(), self._wait_s(now), load_queue_s, kv_used, self._kv_bytes, round_s,
                 left_s, max(0, free_bytes),
                 gpu, busy, loading, *self._tiers.names(),
             ),
         )  # fmt: skip
-        if not self._running and not self._waiting and not loading:
+        if not self._running and not self.waiting and not loading:
             self._idle_snapshot = snapshot
         return snapshot
 
@@ -252,7 +264,7 @@ class LlmEngine(GpuResidency):
 
     def _blocked(self) -> int:
         """Requests of loaded models that the end of this round alone will not let in: slots or memory are wanting, or an older load waits for memory."""
-        if self._hold_seq == self._blocked_seq and len(self._running) < self._slots:  # both infinite: nobody waits for memory
+        if self._hold_seq == self._blocked_seq and len(self._running) < self.slots:  # both infinite: nobody waits for memory
             return 0
         return sum(len(state.queue) for state in self._ready.values())
 
@@ -330,6 +342,9 @@ class LlmEngine(GpuResidency):
         """The rounds of the segment are over: tell what they yielded, admit who fits, begin the next segment."""
         rounds = self._rounds
         if rounds:
+            segment_s = now - self._begin
+            self._slot_s += len(self._running) * segment_s
+            self._kv_byte_s += self._kv_bytes * segment_s
             self._round = round_ = self._round + rounds
             for state in self._active:
                 state.context_tokens += rounds * state.batch
@@ -372,7 +387,7 @@ class LlmEngine(GpuResidency):
         while ready:
             state = next(iter(ready.values())) if len(ready) == 1 else min(ready.values(), key=head_seq)
             request = state.queue[0]
-            if request.seq > self._hold_seq or len(running) >= self._slots:
+            if request.seq > self._hold_seq or len(running) >= self.slots:
                 return
             if self._fresh and self._fresh_tokens + request.prompt_tokens > self._prefill_tokens_max:
                 return
@@ -386,7 +401,7 @@ class LlmEngine(GpuResidency):
                 self._active.append(state)
             if not running:
                 self._busy_since = now
-            self._waiting -= 1
+            self.waiting -= 1
             self._waiting_kv_bytes -= request.kv_bytes
             self._kv_bytes += request.kv_bytes
             self._fresh.append(request)
@@ -448,7 +463,7 @@ class LlmEngine(GpuResidency):
             rounds = min(queued, ceil(queued_tokens / self._prefill_tokens_max))
             wait_s += rounds * self._decode_round_s()
         running = len(self._running)
-        missing_slots = running + queued + 1 - self._slots
+        missing_slots = running + queued + 1 - self.slots
         missing_bytes = self._kv_bytes + queued_kv_bytes - (self._capacity_bytes - self._weights_bytes)
         missing_bytes += self._kv_bytes // running if running else 0
         if self._hold_seq < inf:

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from sllm.catalog import DISK
-from sllm.engine.base import EngineCounts, EngineSnapshot, Evicted, Finished, FirstTokenOut, Loaded, Notification, Started
+from sllm.engine.base import EngineCounts, EngineSnapshot, EngineUsage, Evicted, Finished, FirstTokenOut, Loaded, Notification, Started
 from sllm.errors import UsageError
 
 SERVICES = ("deterministic", "exponential", "hyperexponential")
@@ -86,7 +86,7 @@ class QueueEngine:
         load_s: float = 0.0,
     ) -> None:
         self.service = Service(service, mean_s)
-        self._slots = slots
+        self.slots = slots
         self._rng = rng
         self._load_s = load_s
         self._keep_alive_s = inf if keep_alive_s is None else keep_alive_s
@@ -177,14 +177,14 @@ class QueueEngine:
             running=running,
             waiting=waiting + self._held_count,
             blocked=waiting,
-            wait_s=0.0 if running < self._slots else (waiting + 1) * self.service.mean_s / self._slots,
+            wait_s=0.0 if running < self.slots else (waiting + 1) * self.service.mean_s / self.slots,
             load_queue_s=loading[-1][1] if loading else 0.0,
-            kv_used=running / self._slots,
+            kv_used=running / self.slots,
             kv_bytes=0,
             round_s=0.0,
             left_s=self.service.mean_s if running else 0.0,
             gpu_free_bytes=GPU_FREE_BYTES,
-            slots=self._slots,
+            slots=self.slots,
             gpu=gpu,
             busy_models=tuple(name for name in gpu if self._uses.get(name)),
             loading=loading,
@@ -196,8 +196,21 @@ class QueueEngine:
     def busy_s(self, now: float) -> float:
         """Seconds of service so far, over all slots, divided by their number; see `Engine.busy_s`."""
         if not self._running:
-            return self._busy_slot_s / self._slots
-        return (self._busy_slot_s + len(self._running) * (min(now, self._running[0][0]) - self._busy_until)) / self._slots
+            return self._busy_slot_s / self.slots
+        return (self._busy_slot_s + len(self._running) * (min(now, self._running[0][0]) - self._busy_until)) / self.slots
+
+    def usage(self, now: float) -> EngineUsage:
+        """See `Engine.usage`; there is no memory to be used."""
+        busy_s = self.busy_s(now)
+        return EngineUsage(busy_s, busy_s * self.slots)
+
+    @property
+    def memory_bytes(self) -> int:
+        return 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting) + self._held_count
 
     def counts(self) -> EngineCounts:
         """Loads, evictions and cold starts since the start."""
@@ -232,7 +245,7 @@ class QueueEngine:
         model = request.model
         self._uses[model] = self._uses.get(model, 0) + 1
         self._idle.pop(model, None)
-        if len(self._running) < self._slots:
+        if len(self._running) < self.slots:
             self._start(request, now)
         else:
             heappush(self._waiting, (request.seq, request))
@@ -255,7 +268,7 @@ class QueueEngine:
 
     def _leave(self, request: _Request, now: float) -> None:
         """A request is gone: the next one takes its slot, if it had one."""
-        if self._waiting and len(self._running) < self._slots:
+        if self._waiting and len(self._running) < self.slots:
             self._start(heappop(self._waiting)[1], now)
         self._uses[request.model] -= 1
         if self._always is None and not self._uses[request.model]:

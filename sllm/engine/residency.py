@@ -117,7 +117,7 @@ class GpuResidency:
     __slots__ = (
         "_blocked_seq", "_capacity_bytes", "_catalog", "_cold_starts", "_evictions", "_gpu_names", "_hardware", "_hold_seq", "_idle",
         "_keep_alive_s", "_kv_bytes", "_load", "_load_end", "_load_queue", "_load_s", "_load_tier", "_loads_started", "_notes",
-        "_pinned_bytes", "_ready", "_seq", "_states", "_tiers", "_weights_bytes",
+        "_pinned_bytes", "_ready", "_seq", "_states", "_tiers", "_weighed_at", "_weights_byte_s", "_weights_bytes",
     )  # fmt: skip
 
     def __init__(self, catalog: Catalog, hardware: Hardware, keep_alive_s: float | None) -> None:
@@ -126,6 +126,8 @@ class GpuResidency:
         self._keep_alive_s = keep_alive_s or inf
         self._capacity_bytes = hardware.usable_gpu_bytes
         self._weights_bytes = 0  # of loaded and loading models
+        self._weights_byte_s = 0.0  # those bytes times the seconds they were there, up to `_weighed_at`
+        self._weighed_at = 0.0
         self._pinned_bytes = 0
         self._kv_bytes = 0  # reserved by running requests
         self._tiers = LocalTiers(catalog, hardware)
@@ -186,7 +188,7 @@ class GpuResidency:
         self._load_queue.popleft()
         self._hold_seq = inf
         state.stage = LOADING
-        self._weights_bytes += state.size_bytes
+        self._weigh(state.size_bytes, now)
         self._load = state
         self._load_tier = self._tiers.tier_of(state.name)
         self._load_s = load_s(state.model, self._hardware, self._load_tier)
@@ -210,6 +212,17 @@ class GpuResidency:
             self._becomes_idle(state, now)
         self._start_load(now)
         self._memory_changed(now)
+
+    def _weigh(self, more_bytes: int, now: float) -> None:
+        """So many bytes of weights come, or go."""
+        self._weights_byte_s += self._weights_bytes * (now - self._weighed_at)
+        self._weighed_at = now
+        self._weights_bytes += more_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """GPU memory for weights and KV cache."""
+        return self._capacity_bytes
 
     # --- evictions ------------------------------------------------------------------------------------------------------------------
 
@@ -251,7 +264,7 @@ class GpuResidency:
     def _evict(self, state: ModelState, now: float) -> None:
         self._idle.pop(state.name, None)
         self._ready.pop(state.name, None)
-        self._weights_bytes -= state.size_bytes
+        self._weigh(-state.size_bytes, now)
         self._evictions += 1
         self._gpu_names = None
         state.stage = ABSENT

@@ -167,13 +167,17 @@ def check_distinct(outputs: Mapping[str, str], inputs: Mapping[str, str]) -> Non
         seen[identity] = flag, path
 
 
+def is_stdout(path: str) -> bool:
+    """Whether the path is one of the names of stdout."""
+    return path == STDOUT or (bool(path) and os.path.abspath(path) in _STDOUT_NAMES)
+
+
 def _identity(path: str) -> object:
     """The same for all paths of one file, which need not exist yet; None for a device."""
-    is_stdout = path == STDOUT or os.path.abspath(path) in _STDOUT_NAMES
     try:
-        found = os.fstat(1) if is_stdout else os.stat(path)
+        found = os.fstat(1) if is_stdout(path) else os.stat(path)
     except (OSError, ValueError):
-        return STDOUT if is_stdout else os.path.realpath(path.replace("\0", ""))
+        return STDOUT if is_stdout(path) else os.path.realpath(path.replace("\0", ""))
     if stat.S_ISCHR(found.st_mode):
-        return STDOUT if is_stdout else None
+        return STDOUT if is_stdout(path) else None
     return found.st_dev, found.st_ino

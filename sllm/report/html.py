@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from sllm import series
+from sllm.figures import STATISTICS
 from sllm.messages import ACTIONS
-from sllm.report import series
+from sllm.recorder import Recorder
 from sllm.report.style import STYLE
 from sllm.report.svg import Axis, Bars, Line, Plot, nice_top
-from sllm.report.table import ROWS, cut_short
+from sllm.report.table import cut_short, distributions
 from sllm.report.text import count, duration, percent, rate, span
-from sllm.results import STATISTICS, Recorder
 
 ACTION_NAMES = dict(zip(ACTIONS, ("serve", "cold start", "migrate"), strict=True))
 STATE_COLOURS = {"READY": 3, "STARTING": 1, "DRAINING": 5, "SUSPECT": 2, "DEAD": 4, "LEFT": 6}
@@ -47,9 +48,9 @@ def render_html(results: Mapping[str, Any], recorder: Recorder, *, command: str 
 
 
 def _subtitle(results: Mapping[str, Any]) -> str:
-    run = results["run"]
-    speed = f"{rate(run['requests_per_wall_s']).removesuffix('/s')} requests/s"
-    return f"{run['architecture']}, seed {run['seed']}; arrivals for {span(run['duration_s'])}, run in {duration(run['wall_s'])} of wall time ({speed})"
+    run, wall = results["run"], results["wall"]
+    speed = f"{rate(wall['requests_per_wall_s']).removesuffix('/s')} requests/s"
+    return f"{run['architecture']}, seed {run['seed']}; arrivals for {span(run['duration_s'])}, run in {duration(wall['wall_s'])} of wall time ({speed})"
 
 
 def _violations(invariants: Mapping[str, Any]) -> str:
@@ -204,9 +205,8 @@ def _states_plot(recorder: Recorder, bins: series.Bins, time: Axis) -> Plot | No
 def _latency_table(results: Mapping[str, Any]) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in STATISTICS)
     rows = "".join(
-        f'<tr><th scope="row">{label}</th>' + "".join(f"<td>{escape(duration(results[key][name]))}</td>" for name in STATISTICS) + "</tr>\n"
-        for key, label in ROWS
-        if results[key]["max"] is not None
+        f'<tr><th scope="row">{label}</th>' + "".join(f"<td>{escape(duration(values[name]))}</td>" for name in STATISTICS) + "</tr>\n"
+        for label, values in distributions(results)
     )
     return f'<div class="wide"><h2>Latencies</h2><table><thead><tr><td></td>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>\n'
 
@@ -214,7 +214,7 @@ def _latency_table(results: Mapping[str, Any]) -> str:
 def _figures_tables(results: Mapping[str, Any], recorder: Recorder) -> str:
     requests, actions, fleet, reports = (results[name] for name in ("requests", "actions", "fleet", "reports"))
     imbalance = fleet["load_imbalance"]
-    reasons = [(f"{kind}: {reason}", f"{number:,}") for kind in ("failed", "rejected", "retried") for reason, number in sorted(getattr(recorder, kind).items())]
+    reasons = [(f"{kind}: {reason}", f"{number:,}") for kind in ("failed", "rejected", "retried") for reason, number in results["reasons"][kind].items()]
     groups = (
         ("Requests", [*((name.replace("_", " "), f"{value:,}") for name, value in requests.items()), *reasons]),
         (
@@ -223,8 +223,8 @@ def _figures_tables(results: Mapping[str, Any], recorder: Recorder) -> str:
                 *((ACTION_NAMES[name], f"{value:,}") for name, value in actions.items()),
                 ("cold start rate", percent(fleet["cold_start_rate"])),
                 ("model hit rate", percent(fleet["model_hit_rate"])),
-                ("model loads", f"{recorder.loads:,}"),
-                ("mean load", duration(recorder.mean_load_s)),
+                ("model loads", f"{fleet['loads']:,}"),
+                ("mean load", duration(fleet["load_mean_s"])),
             ],
         ),
         (

@@ -6,33 +6,47 @@ import json
 from math import isfinite
 from typing import Any
 
-from sllm.results import DISTRIBUTIONS, SCHEMA, STATISTICS
+from sllm.figures import STATISTICS
+from sllm.results import DISTRIBUTIONS, SCHEMA, WALL
 
 KEYS: dict[str, tuple[str, ...]] = {
     "run": (
-        "mode", "architecture", "workers", "hardware", "policy", "seed", "duration_s", "duration_asked_s", "interrupted", "wall_s", "requests_per_wall_s",
-        "workload", "engine_profile", "loader",
+        "mode", "architecture", "version", "workers", "hardware", "policy", "seed", "duration_s", "duration_asked_s", "warmup_s", "interrupted", "workload",
+        "engine_profile", "loader", "settings",
     ),
+    WALL: ("wall_s", "requests_per_wall_s", "clock_lag", "decision_s"),
     "requests": ("sent", "completed", "failed", "rejected", "in_flight", "duplicates"),
     "actions": ("serve", "cold_start", "migrate"),
     **dict.fromkeys(DISTRIBUTIONS, STATISTICS),
-    "slo": ("ttft_s", "attainment"),
-    "fleet": ("ready", "utilisation", "load_imbalance", "cold_start_rate", "model_hit_rate"),
+    "slo": ("ttft_s", "tpot_s", "attainment", "goodput"),
+    "throughput": ("over_s", "requests_per_s", "prompt_tokens_per_s", "output_tokens_per_s", "output_tokens"),
+    "fleet": (
+        "ready", "utilisation", "slot_occupancy", "kv_occupancy", "load_imbalance", "cold_start_rate", "model_hit_rate", "loads", "loads_by_tier",
+        "load_mean_s",
+    ),
+    "reasons": ("failed", "rejected", "retried"),
+    "series": ("bin_s", "at_s"),
     "reports": ("sent", "accepted", "lost", "rejected"),
     "invariants": ("checked", "violations"),
 }  # fmt: skip
-NOT_OF_ALL = ("stall_s", "decision_s")  # distributions that not every completed request has a part in
-TOP_KEYS = ("schema", *KEYS)
+ROWS = ("models", "workers")  # sections that are lists of objects
+TOP_KEYS = ("schema", *list(KEYS)[:-4], *ROWS, *list(KEYS)[-4:])
+NOT_OF_ALL = ("stall_s",)  # distributions that not every completed request has a part in
 TEXTS = {("run", "mode"), ("run", "architecture"), ("run", "policy")}
+TEXTS_OR_EMPTY = {("run", "version")}
 TEXTS_OR_NULL = {("run", "engine_profile"), ("run", "loader")}
 COUNTS = {
-    ("run", "workers"), ("run", "seed"), ("fleet", "ready"), ("invariants", "checked"),
+    ("run", "workers"), ("run", "seed"), ("fleet", "ready"), ("fleet", "loads"), ("invariants", "checked"), ("throughput", "output_tokens"),
     *(("requests", key) for key in KEYS["requests"]), *(("actions", key) for key in KEYS["actions"]), *(("reports", key) for key in KEYS["reports"][:3]),
 }  # fmt: skip
-COUNTS_BY_NAME = {("run", "hardware"), ("reports", "rejected")}
-FRACTIONS = {("slo", "attainment"), ("fleet", "utilisation"), ("fleet", "cold_start_rate"), ("fleet", "model_hit_rate")}
-MAPPINGS = {("run", "workload"), *COUNTS_BY_NAME}
-REQUIRED = {("run", "duration_s"), ("run", "wall_s"), ("run", "requests_per_wall_s"), ("slo", "ttft_s")}  # numbers that are never null
+COUNTS_BY_NAME = {("run", "hardware"), ("reports", "rejected"), ("fleet", "loads_by_tier"), *(("reasons", key) for key in KEYS["reasons"])}
+FRACTIONS = {
+    ("slo", "attainment"), *(("fleet", key) for key in ("utilisation", "slot_occupancy", "kv_occupancy", "cold_start_rate", "model_hit_rate")),
+}  # fmt: skip
+MAPPINGS = {("run", "workload"), ("run", "settings"), *COUNTS_BY_NAME}
+LISTS = {("series", "at_s")}
+DISTRIBUTED = {(WALL, "decision_s")}  # distributions inside a section
+REQUIRED = {("run", "duration_s"), ("run", "warmup_s"), (WALL, "wall_s"), (WALL, "requests_per_wall_s"), (WALL, "clock_lag"), ("slo", "ttft_s")}  # never null
 TOLERANCE = 1e-6  # relative; figures are rounded
 
 
@@ -42,12 +56,14 @@ def to_json(results: dict[str, Any]) -> str:
 
 
 def validate_results(results: Any) -> list[str]:
-    """Everything that is wrong with results of schema 1, one line each; empty: nothing is."""
+    """Everything that is wrong with results of schema 2, one line each; empty: nothing is. Keys that it does not know are passed
+    over: a later version may have added them."""
     if not isinstance(results, dict):
         return ["the results are not an object"]
     wrong = _check_keys("results", results, TOP_KEYS)
     if results.get("schema") != SCHEMA:
         wrong.append(f"schema: {results.get('schema')!r} is not {SCHEMA}")
+    wrong += [f"{name}: is not a list of objects" for name in ROWS if name in results and not _is_rows(results[name])]
     for section, keys in KEYS.items():
         content = results.get(section)
         if not isinstance(content, dict):
@@ -62,18 +78,27 @@ def validate_results(results: Any) -> list[str]:
 
 
 def _check_keys(where: str, content: dict[str, Any], keys: tuple[str, ...]) -> list[str]:
-    missing = [key for key in keys if key not in content]
-    unknown = [key for key in content if key not in keys]
-    wrong = [f"{where}: {key!r} is missing" for key in missing] + [f"{where}: {key!r} is not of the schema" for key in unknown]
-    if not wrong and tuple(content) != keys:
+    wrong = [f"{where}: {key!r} is missing" for key in keys if key not in content]
+    known = [key for key in content if key in keys]
+    if not wrong and known != list(keys):
         wrong.append(f"{where}: the keys are out of order: {', '.join(content)}")
     return wrong
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
 def _check_value(section: str, key: str, value: Any) -> list[str]:
     path, where = (section, key), f"{section}.{key}: {value!r}"
     if path in TEXTS or (path in TEXTS_OR_NULL and value is not None):
         return [] if isinstance(value, str) and value else [f"{where} is not a text"]
+    if path in TEXTS_OR_EMPTY:
+        return [] if isinstance(value, str) else [f"{where} is not a text"]
+    if path in LISTS:
+        return [] if isinstance(value, list) else [f"{where} is not a list"]
+    if path in DISTRIBUTED:
+        return _check_keys(f"{section}.{key}", value, STATISTICS) if isinstance(value, dict) else [f"{where} is not an object"]
     if path in COUNTS:
         return [] if _is_count(value) else [f"{where} is not a whole number of at least 0"]
     if path in MAPPINGS:

@@ -23,18 +23,18 @@ def complain(text: str) -> None:
         _silence(sys.stderr)
 
 
-def say(write: Callable[[TextIO], object]) -> None:
-    """Write to stderr what the user asked for. OutputError if it cannot be written; a pipe that nobody reads is no error."""
-    stream = sys.stderr
+def say(write: Callable[[TextIO], object], where: str = "stderr") -> None:
+    """Write to stdout or stderr what the user asked for. OutputError if it cannot be written; a pipe that nobody reads is no error."""
+    stream: TextIO | None = getattr(sys, where)
     if stream is None:
-        raise OutputError("stderr: cannot write: it is closed")
+        raise OutputError(f"{where}: cannot write: it is closed")
     try:
         write(stream)
         stream.flush()
     except (OSError, ValueError) as error:
         _silence(stream)
         if not isinstance(error, BrokenPipeError):
-            raise OutputError(f"stderr: cannot write: {getattr(error, 'strerror', None) or error}") from None
+            raise OutputError(f"{where}: cannot write: {getattr(error, 'strerror', None) or error}") from None
 
 
 def occupy_closed_descriptors() -> None:

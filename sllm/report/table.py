@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from textwrap import wrap
 from typing import Any, TextIO
 
+from sllm.figures import STATISTICS
 from sllm.report.text import BOLD, DIM, GREEN, RED, YELLOW, can_encode, columns_of, count, duration, is_terminal, paint, percent, rate, span, to_ascii
-from sllm.results import STATISTICS, Recorder
 
 WIDTH_MAX = 100
 LABEL_WIDTH = 11
@@ -24,32 +24,19 @@ MODELS_SHOWN = 5  # of a trace, those with the most requests
 VIOLATIONS_SHOWN = 10
 
 
-class Details:
-    """What the table says beyond the results: why requests failed, what loads took."""
-
-    def __init__(self, recorder: Recorder | None = None) -> None:
-        self.failed: Mapping[str, int] = recorder.failed if recorder else {}
-        self.rejected: Mapping[str, int] = recorder.rejected if recorder else {}
-        self.retried: Mapping[str, int] = recorder.retried if recorder else {}
-        self.loads = recorder.loads if recorder else 0
-        self.mean_load_s = recorder.mean_load_s if recorder else None
-        self.output_tokens = recorder.output_tokens if recorder else 0
-
-
-def print_table(results: Mapping[str, Any], stream: TextIO, *, details: Details | None = None, no_color: bool = False) -> None:
+def print_table(results: Mapping[str, Any], stream: TextIO, *, no_color: bool = False) -> None:
     """Write the table to a stream, in what it can show. `no_color` is the user's wish; without a terminal there are none anyway."""
     colour = is_terminal(stream) and not no_color
     width = min(WIDTH_MAX, columns_of(stream)) if is_terminal(stream) else WIDTH_MAX
-    text = render_table(results, details=details, colour=colour, width=width)
+    text = render_table(results, colour=colour, width=width)
     stream.write(text if can_encode(stream) else to_ascii(text))
     stream.flush()
 
 
-def render_table(results: Mapping[str, Any], *, details: Details | None = None, colour: bool = False, width: int = WIDTH_MAX) -> str:
+def render_table(results: Mapping[str, Any], *, colour: bool = False, width: int = WIDTH_MAX) -> str:
     """The table as text, no line of it longer than `width` columns."""
-    details = details or Details()
     head = [*_run(results), *_models(results["run"]["workload"])]
-    lines = [*head, "", *_requests(results, details), "", *_times(results, width), *_fleet(results), *_invariants(results)]
+    lines = [*head, "", *_requests(results), "", *_times(results, width), *_slo(results), *_fleet(results), *_invariants(results)]
     painter = _Painter(colour, width)
     return "".join(line + "\n" for entry in lines for line in painter.lines(entry))
 
@@ -90,16 +77,18 @@ def _plain(*parts: str) -> list[tuple[str, str | None]]:
 
 
 def _run(results: Mapping[str, Any]) -> list[_Line | str]:
-    run = results["run"]
+    run, wall = results["run"], results["wall"]
     clock = "simulated" if run["mode"] == "virtual" else "of the run's clock"
     fleet = f"{count(run['workers'], 'worker')} of {' and '.join(_kinds(run))}" if run["hardware"] else count(run["workers"], "worker")
     what = f"{run['architecture']} · {run['mode']} · {fleet} · {run['policy']} · seed {run['seed']}"
-    speed = _plain(f"wall time {_wall(run['wall_s'])}: {rate(run['requests_per_wall_s']).removesuffix('/s')} requests/s")
+    speed = _plain(f"wall time {_wall(wall['wall_s'])}: {rate(wall['requests_per_wall_s']).removesuffix('/s')} requests/s")
     costs = [f"engine {run['engine_profile']}", f"loader {run['loader']}"] if run["engine_profile"] else []
     lines: list[_Line | str] = [_Line("Run", _plain(what))]
     if costs:
         lines.append(_Line("", _plain(*costs)))
     lines.append(_Line("", [*_plain(f"arrivals for {span(run['duration_s'])} {clock}"), *speed]))
+    if run["warmup_s"]:
+        lines.append(_Line("", _plain(f"warm-up: what came in the first {duration(run['warmup_s'])} is counted, and left out of times, rates and parts")))
     return [*lines, _Line("", [(cut_short(run), YELLOW)])] if run["interrupted"] else lines
 
 
@@ -131,8 +120,8 @@ def _wall(value: float) -> str:
     return span(value) if value >= 120 else duration(value)
 
 
-def _requests(results: Mapping[str, Any], details: Details) -> list[_Line | str]:
-    requests, actions, fleet = results["requests"], results["actions"], results["fleet"]
+def _requests(results: Mapping[str, Any]) -> list[_Line | str]:
+    requests, actions, fleet, through = results["requests"], results["actions"], results["fleet"], results["throughput"]
     all_done = requests["sent"] == requests["completed"] > 0
     lines: list[_Line | str] = [
         _Line(
@@ -143,20 +132,31 @@ def _requests(results: Mapping[str, Any], details: Details) -> list[_Line | str]
                 *((f"{requests[key]:,} {key}", RED if requests[key] else None) for key in ("failed", "rejected")),
                 (f"{requests['in_flight']:,} in flight", YELLOW if requests["in_flight"] else None),
                 (count(requests["duplicates"], "duplicate") if requests["duplicates"] else "", YELLOW),
-                (f"{details.output_tokens:,} tokens out" if details.output_tokens else "", None),
             ],
         )
     ]
-    for label, reasons in (("failed", details.failed), ("rejected", details.rejected), ("retried", details.retried)):
+    for label, reasons in results["reasons"].items():
         frequent = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
         more = len(frequent) - REASONS_SHOWN
         if frequent:
             shown = _plain(f"{label}:", *(f"{number:,} × {reason}" for reason, number in frequent[:REASONS_SHOWN]))
             lines.append(_Line("", [*shown, (f"and {more} other reasons" if more > 0 else "", DIM)]))
+    if through["requests_per_s"]:
+        tokens = [f"{rate(through[f'{kind}_tokens_per_s'])} {words}" for kind, words in (("prompt", "tokens in"), ("output", "tokens out"))]
+        lines.append(_Line("Throughput", _plain(f"{rate(through['requests_per_s'])} completed", *tokens, f"over {duration(through['over_s'])}")))
     served = _plain(f"{actions['serve']:,} serve", count(actions["cold_start"], "cold start"), count(actions["migrate"], "migration"))
     rates = _plain(f"cold start rate {percent(fleet['cold_start_rate'])}", f"model hit rate {percent(fleet['model_hit_rate'])}")
-    loads = _plain(f"{count(details.loads, 'load')}, mean {duration(details.mean_load_s)}") if details.loads else []
-    return [*lines, _Line("Actions", [*served, *rates, *loads])]
+    lines.append(_Line("Actions", [*served, *rates]))
+    if fleet["loads"]:
+        tiers = [f"{number:,} from {tier}" for tier, number in fleet["loads_by_tier"].items()]
+        lines.append(_Line("Loads", _plain(f"{count(fleet['loads'], 'load')}, mean {duration(fleet['load_mean_s'])}", *tiers)))
+    return lines
+
+
+def distributions(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float | None]]]:
+    """What there are times of, with the words for it."""
+    found = [(label, results["wall"][key] if key == "decision_s" else results[key]) for key, label in ROWS]
+    return [(label, values) for label, values in found if values["max"] is not None]
 
 
 def _times(results: Mapping[str, Any], width: int) -> list[_Line | str]:
@@ -168,24 +168,39 @@ def _times(results: Mapping[str, Any], width: int) -> list[_Line | str]:
     while labels + 9 * len(columns) > width and len(columns) > 2:
         columns.pop(0)
     lines: list[_Line | str] = [" " * labels + "".join(f"{name:>9}" for name in columns)]
-    for key, label in ROWS:
-        values = results[key]
-        if values["max"] is not None:
-            lines.append(f"{label:<{labels}}" + "".join(f"{duration(values[name]):>9}" for name in columns))
+    for label, values in distributions(results):
+        lines.append(f"{label:<{labels}}" + "".join(f"{duration(values[name]):>9}" for name in columns))
+    return [*lines, ""]
+
+
+def targets(slo: Mapping[str, Any]) -> str:
+    """What a request is to attain, in words."""
+    more = f", further ones {duration(slo['tpot_s'])} each" if slo["tpot_s"] is not None else ""
+    return f"first token within {duration(slo['ttft_s'])}{more}"
+
+
+def _slo(results: Mapping[str, Any]) -> list[_Line | str]:
     slo = results["slo"]
-    attained = f"first token within {duration(slo['ttft_s'])}: {percent(slo['attainment'])} of requests"
-    return [*lines, "", _Line("SLO", _plain(attained))]
+    if slo["attainment"] is None:
+        return []
+    lines: list[_Line | str] = [_Line("SLO", _plain(f"{targets(slo)}: {percent(slo['attainment'])} of requests", f"goodput {rate(slo['goodput'] or 0.0)}"))]
+    for one in slo.get("thresholds", ()):
+        value = "not known" if one["value"] is None else f"{one['value']:.6g}"
+        lines.append(_Line("", [(f"fail if {one['fail_if']}: {value}, {'missed' if one['missed'] else 'held'}", RED if one["missed"] else GREEN)]))
+    return lines
 
 
 def _fleet(results: Mapping[str, Any]) -> list[_Line | str]:
     fleet, reports, run = results["fleet"], results["reports"], results["run"]
     imbalance = fleet["load_imbalance"]
     ready = (f"{fleet['ready']:,} of {count(run['workers'], 'worker')} ready", YELLOW if fleet["ready"] < run["workers"] else None)
-    busy = _plain(f"{percent(fleet['utilisation'])} busy", f"the busiest {imbalance:.2f} × the mean" if imbalance is not None else "")
+    parts = (("slot_occupancy", "of the slots in use"), ("kv_occupancy", "of the KV cache in use"), ("utilisation", "of the time with any request"))
+    used = _plain(*(f"{percent(fleet[key])} {words}" for key, words in parts if fleet[key] is not None))
+    uneven = _plain(f"the busiest {imbalance:.2f} × the mean" if imbalance is not None else "")
     heard = _plain(f"{reports['sent']:,} sent", f"{reports['accepted']:,} accepted")
     lost = (f"{reports['lost']:,} lost", YELLOW if reports["lost"] else None)
     rejected = [(f"{number:,} rejected: {reason.replace('_', ' ')}", YELLOW) for reason, number in reports["rejected"].items()]
-    return [_Line("Fleet", [ready, *busy]), _Line("Reports", [*heard, lost, *(rejected or _plain("0 rejected"))])]
+    return [_Line("Fleet", [ready, *used, *uneven]), _Line("Reports", [*heard, lost, *(rejected or _plain("0 rejected"))])]
 
 
 def _invariants(results: Mapping[str, Any]) -> list[_Line | str]:

@@ -7,12 +7,17 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
-
-from sllm.runtime.udp import UdpDriver
+from typing import Any, Protocol
 
 Answer = Callable[[Any], None]
 Work = Callable[[Answer], None]  # runs in the loop and gives its answer, at once or some rounds later; the answer must be immutable
+
+
+class Loop(Protocol):
+    """What calls back when a descriptor can be read."""
+
+    def add_reader(self, descriptor: int, callback: Callable[[], None]) -> Any: ...
+    def remove_reader(self, descriptor: int) -> Any: ...
 
 
 class LoopSilent(Exception):
@@ -39,7 +44,7 @@ class _Question:
 class Bridge:
     """Lets HTTP threads ask the loop. Made, and closed, by the loop's thread."""
 
-    def __init__(self, driver: UdpDriver) -> None:
+    def __init__(self, driver: Loop) -> None:
         self._driver = driver
         self._questions: deque[_Question] = deque()
         self._asked: set[_Question] = set()  # a question that waits for an answer; those that ask bound their number

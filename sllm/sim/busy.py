@@ -1,9 +1,10 @@
-"""How long hosts were busy, in seconds of the world, whatever befell them."""
+"""How long hosts were busy and what of them was in use, in seconds of the world, whatever befell them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from sllm.engine.base import EngineUsage
 from sllm.events import WorkerDrained
 from sllm.node import Node
 from sllm.sim.host import Host
@@ -12,7 +13,7 @@ from sllm.sim.world import World
 
 
 class BusyTime:
-    """Seconds since `begin` in which the engine of a host had work, all lives together. It looks when a life ends, when a clock changes and when asked.
+    """What the engine of a host had in use since `begin`, all lives together. It looks when a life ends, when a clock changes and when asked.
 
     A life counts until it crashes, has drained, or another takes its place. A frozen host counts to the end of what its engine was about when it froze;
     what it makes up for when it thaws counts then. Nobody is busy for longer than there was time.
@@ -21,8 +22,8 @@ class BusyTime:
     def __init__(self, world: World) -> None:
         self._world = world
         self._began_s = world.now
-        self._busy_s: dict[str, float] = {}  # by host, up to the last look
-        self._seen_s: dict[Node, float] = {}  # what the engine of each life said then, by its own clock
+        self._used: dict[str, EngineUsage] = {}  # by host, up to the last look
+        self._seen: dict[Node, EngineUsage] = {}  # what the engine of each life said then, by its own clock
         self._drained: set[Node] = set()
         world.lifecycle.append(self._on_life)
         world.observe(self._on_drained, WorkerDrained)
@@ -31,13 +32,17 @@ class BusyTime:
         """Count from now on."""
         for host in self._world.hosts.values():
             self._look(host.name, host)
-        self._busy_s.clear()
+        self._used.clear()
         self._began_s = self._world.now
 
     def busy_s(self, name: str) -> float:
         """Up to now, of the host of this name."""
+        return self.usage(name).busy_s
+
+    def usage(self, name: str) -> EngineUsage:
+        """Up to now, of the host of this name."""
         self._look(name, self._world.hosts[name])
-        return self._busy_s.get(name, 0.0)
+        return self._used.get(name, EngineUsage())
 
     def _look(self, name: str, host: Host) -> None:
         node: Any = host.node
@@ -45,10 +50,10 @@ class BusyTime:
         if engine is None or node in self._drained:
             return
         now = self._world.now
-        own_s = engine.busy_s(host.node_time(now))
-        busy_s = self._busy_s.get(name, 0.0) + (own_s - self._seen_s.get(node, 0.0)) / host.clock_rate
-        self._busy_s[name] = min(busy_s, now - self._began_s)
-        self._seen_s[node] = own_s
+        own = engine.usage(host.node_time(now))
+        used = self._used.get(name, EngineUsage()).plus(own - self._seen.get(node, EngineUsage()), 1.0 / host.clock_rate)
+        self._used[name] = used._replace(busy_s=min(used.busy_s, now - self._began_s))
+        self._seen[node] = own
 
     def _on_life(self, what: str, host: Host) -> None:
         if what in ("crash", "clock"):

@@ -1,16 +1,21 @@
-"""What a run's columns look like over time, in a bounded number of bins, for plots."""
+"""A run over time, in bins: what goes into the results as `series`, and what plots are drawn from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from math import ceil
+from typing import Any, NamedTuple
 
-from sllm.messages import ACTIONS
-from sllm.results import Recorder, percentile
+from sllm.engine.base import EngineUsage
+from sllm.figures import percentile, ratio, rounded
+from sllm.messages import ACTIONS, COLD_START
+from sllm.recorder import Recorder
+from sllm.timeline import LOOKS_MAX, UsageTimeline
 
-BINS_MAX = 120
-PER_BIN = 20  # requests a bin holds on average, at least: fewer say nothing of a 99th percentile
+BINS_MIN = 30
+BINS_USUAL = 60  # of a run that nobody looked at meanwhile
 CURVE_POINTS = 400
 
 Points = list[tuple[float, float]]
@@ -48,14 +53,79 @@ class Bins:
         return counts
 
 
-def make_bins(recorder: Recorder) -> Bins | None:
-    """Bins over a run, from its first request to its last sign of life; None if nothing was sent."""
+class Capacity(NamedTuple):
+    """What a fleet has."""
+
+    workers: int
+    slots: int
+    memory_bytes: int
+
+    def shares(self, usage: EngineUsage, time_s: float) -> tuple[float | None, float | None, float | None]:
+        """The parts that were in use on average of so much time: of the workers, of the slots, of the KV cache that weights left room for."""
+        room_byte_s = self.memory_bytes * time_s - usage.weights_byte_s
+        return _part(usage.busy_s, self.workers * time_s), _part(usage.slot_s, self.slots * time_s), _part(usage.kv_byte_s, room_byte_s)
+
+
+def _part(used: float, whole: float) -> float | None:
+    """At most 1: a frozen host makes up in a moment for what it did not do before."""
+    part = ratio(used, whole)
+    return None if part is None else min(1.0, max(0.0, part))
+
+
+def make_bins(recorder: Recorder, began_s: float = 0.0, timeline: UsageTimeline | None = None) -> Bins | None:
+    """Bins from the moment at which requests began to come to the last sign of life of one; None if nothing was sent. They are as wide as the steps of the
+    timeline, or as a whole part of one, so that there are at least `BINS_MIN`."""
     if not recorder.sent_at:
         return None
-    first = min(recorder.sent_at[0], 0.0) if recorder.sent_at[0] < recorder.sent_at[-1] else recorder.sent_at[0]
-    last = max(recorder.sent_at[-1], max(recorder.done_at, default=first), max(recorder.given_up_at, default=first))
-    count = max(1, min(BINS_MAX, len(recorder.sent_at) // PER_BIN))
-    return Bins(first, max(last - first, 1e-6) * (1.0 + 1e-12) / count, count)
+    last = max(recorder.sent_at[-1], max(recorder.done_at, default=began_s), max(recorder.given_up_at, default=began_s))
+    span_s = max(last - began_s, 1e-6) * (1.0 + 1e-12)
+    if timeline is None or not timeline.step_s or span_s > 2 * LOOKS_MAX * timeline.step_s:
+        return Bins(began_s, span_s / BINS_USUAL, BINS_USUAL)
+    steps = ceil(span_s / timeline.step_s)
+    parts = ceil(BINS_MIN / steps)
+    width_s = timeline.step_s / parts
+    return Bins(began_s, width_s, max(BINS_MIN, ceil(span_s / width_s)))
+
+
+def series_section(recorder: Recorder, bins: Bins | None, timeline: UsageTimeline | None, capacity: Capacity) -> dict[str, Any]:
+    """One list for each figure, an entry for each bin. `at_s`: the end of each bin, from the moment at which requests began to come; `in_flight` and
+    `waiting` (at the workers, a sample) are of that moment; counts, parts in use and percentiles (of the requests that arrived in it) are of the bin."""
+    if bins is None:
+        return {"bin_s": None, "at_s": []}
+    given_up = bins.counts(recorder.given_up_at)
+    completed, sent = bins.counts(recorder.done_at), bins.counts(recorder.sent_at)
+    p50, p99 = (spread(points, bins) for points in ttft_percentiles(recorder, bins, (50, 99)))
+    edges = bins.edges()
+    section: dict[str, Any] = {
+        "bin_s": rounded(bins.width_s),
+        "at_s": [rounded(edge - bins.start_s) for edge in edges[1:]],
+        "sent": sent,
+        "completed": completed,
+        "given_up": given_up,
+        "cold_starts": actions(recorder, bins)[ACTIONS.index(COLD_START)],
+        "ttft_p50_s": p50,
+        "ttft_p99_s": p99,
+        "in_flight": list(accumulate(came - done - gone for came, done, gone in zip(sent, completed, given_up, strict=True))),
+    }
+    if timeline is not None and timeline.looks:
+        section["waiting"] = [timeline.waiting(edge) for edge in edges[1:]]
+        shares = [capacity.shares(*_between(timeline, begin, end)) for begin, end in pairwise(edges)]
+        section |= dict(zip(("utilisation", "slot_occupancy", "kv_occupancy"), map(list, zip(*shares, strict=True)), strict=True))
+    return section
+
+
+def _between(timeline: UsageTimeline, begin: float, end: float) -> tuple[EngineUsage, float]:
+    """What was in use between two moments, as far as anybody looked, and the time between them."""
+    end = min(end, timeline.looks[-1].at)
+    return timeline.at(end) - timeline.at(begin), max(0.0, end - begin)
+
+
+def spread(points: Points, bins: Bins) -> list[float | None]:
+    """Points at the middles of some bins as one value for each bin."""
+    values: list[float | None] = [None] * bins.count
+    for middle, value in points:
+        values[bins.index(middle)] = rounded(value)
+    return values
 
 
 def cdf(values: Sequence[float]) -> Points:
