@@ -20,10 +20,10 @@ from typing import Any, TextIO
 from client import Client
 from config import Config
 from coordinator import Coordinator
-from sllm.assemble import build_catalog, build_engine, build_workload, check_models_fit, count_trace_models, profile_names
+from sllm.assemble import build_catalog, build_engine, build_workload, check_models_fit, count_trace_models, mix_models, profile_names
 from sllm.cli import Options
 from sllm.errors import UsageError
-from sllm.events import Event, InternalErrorCaught
+from sllm.events import Event, InternalErrorCaught, RequestCompleted, RequestFailed, RequestRejected
 from sllm.messages import READY, Address
 from sllm.mix import hardware_of_workers
 from sllm.node import Codec, Node
@@ -38,6 +38,7 @@ from sllm.runtime.udp import UdpDriver, UdpHost
 from sllm.sim.busy import BusyTime
 from sllm.sim.checkers import Checkers, InvariantViolation
 from sllm.sim.faults import load_schedule
+from sllm.sim.host import Host
 from sllm.sim.inject import Injector
 from sllm.sim.network import Latency, Link, Network
 from sllm.sim.world import Interrupted, World
@@ -58,6 +59,7 @@ START_S, START_INTERVALS, START_LATENCIES = 60.0, 30.0, 4.0  # a fleet that is n
 START_WALL_S, START_REPORTS = 60.0, 3.0  # a live fleet that is not up after so many seconds and report intervals, added up, never will be
 INSPECT_S = 5.0  # of a virtual run, between looks at some nodes and rows; what events tell is checked as it happens
 SETTLE_INTERVALS = 2.0  # from the last answer to the last look, beyond those after which a silent worker is suspect and a lost dispatch is written off
+ENDS = (RequestCompleted, RequestFailed, RequestRejected)  # of a request
 RECEIVE_BUFFER_BYTES = 8 << 20  # asked for at the coordinator and the client: all of a fleet's reports may come at once
 
 
@@ -67,7 +69,7 @@ class System:
     def __init__(self, config: Config, *, wire: bool, stopwatch: Callable[[], float] | None = None) -> None:
         self.config = config
         self._trace_models = count_trace_models(config)
-        self.catalog = build_catalog(config, self._trace_models)
+        self.catalog = build_catalog(config, self._trace_models, mix_models(config))
         kinds = hardware_of_workers(config.hardware, config.workers)
         configs = {kind: dataclasses.replace(config, hardware=kind) for kind in dict.fromkeys(kinds)}
         self.hardware: Counter[str] = Counter(kinds)  # workers by hardware
@@ -231,6 +233,11 @@ class Run(ABC):
             self.recording.write(request)
         client.submit(request, now)
 
+    def following(self, request_id: str) -> tuple[float, Request] | None:
+        """What closed-loop load sends next because a request has ended just now: when, on the run's clock, and the request. None: nothing."""
+        request = None if self.interrupted else self.workload.following(request_id, self.now - self.began_s)
+        return None if request is None else (self.began_s + request.arrival_s, request)
+
     def begin(self) -> None:
         """The fleet is up: requests come from now on."""
         self.began_s = self.now
@@ -366,7 +373,10 @@ class VirtualRun(Run):
             self.begin()
             faults_end_s = self._inject()
             submit = client.submit if self.recording is None else partial(self.submit, client)
-            world.feed(client_host, self.arrivals(), submit, self._stop_at_last_arrival)
+            if self.workload.users is None:
+                world.feed(client_host, self.arrivals(), submit, self._stop_at_last_arrival)
+            else:
+                self._feed_users(client_host, submit)
             self._advance_to_last_arrival()
             self.arrivals_ended()
             self._settle(faults_end_s)
@@ -380,6 +390,20 @@ class VirtualRun(Run):
         except Exception as error:  # a bug of ours: the run is worth nothing from here on, and the seed shows it again
             where = f"internal error at {self.now:.6f} s with seed {self.config.seed}"
             self.violations.append(f"{where}: {type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
+
+    def _feed_users(self, client_host: Host, submit: Callable[[Request, float], None]) -> None:
+        """Closed-loop load: each request that ends brings the next, until the time is over."""
+        world, end_s = self.world, self.began_s + self.workload.spec.until_s
+        world.feed(client_host, self.arrivals(), submit)
+
+        def go_on(node: Node, event: Event) -> None:
+            assert isinstance(event, ENDS)
+            following = self.following(event.request_id)
+            if following is not None:
+                world.feed(client_host, [following], submit)
+
+        world.observe(go_on, *ENDS)
+        world.call_at(end_s, self._stop_at_last_arrival)
 
     def _inject(self) -> float:
         """Schedule the faults; returns when the last of them ends."""
@@ -479,6 +503,19 @@ class LiveRun(Run):
         self.recorder.observe(event)
         if self.requests_csv is not None:
             self.requests_csv.observe(event)
+        if isinstance(event, ENDS):
+            self._go_on(event.request_id)
+
+    def _go_on(self, request_id: str) -> None:
+        """A request has ended: closed-loop load sends its next one."""
+        following = self.following(request_id)
+        if following is not None:
+            self.driver.call_at(following[0], partial(self._submit_one, following[1]))
+
+    def _submit_one(self, request: Request) -> None:
+        if not self.interrupted:
+            self.submit(self.client, request, self.now)
+            self._client_host.touch()
 
     def conduct(self) -> None:
         with self.driver:
@@ -533,7 +570,7 @@ class LiveRun(Run):
                 break
             following = next(self._upcoming, None)
             if following is None:
-                self._exhausted = True
+                self._end_arrivals()
                 break
             at, request = following
             if at > self.now:
@@ -543,6 +580,15 @@ class LiveRun(Run):
         else:
             self.driver.call_at(self.now, self._submit_due)
         self._client_host.touch()
+
+    def _end_arrivals(self) -> None:
+        """No more requests come; those of closed-loop load come until the time is over."""
+        users = self.workload.users
+        end_s = self.now if users is None else self.began_s + self.workload.spec.until_s
+        if end_s <= self.now:
+            self._exhausted = True
+        else:
+            self.driver.call_at(end_s, self._end_arrivals)
 
     def _submit_and_go_on(self, request: Request) -> None:
         if not self.interrupted:

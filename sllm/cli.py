@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, NoReturn
 from config import Config, parse_setting
 from sllm import __version__
 from sllm.errors import OutputError, UsageError
-from sllm.mix import parse_mix
+from sllm.mix import parse_mix, read_fleet
+from sllm.workload.lengths import empirical_file
+from sllm.workload.shares import share_file
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], program: str, descrip
     given = frozenset(name for name, value in vars(arguments).items() if value is not None)
     values |= {"no_color": bool(environ.get("NO_COLOR")), "dumb_terminal": environ.get("TERM") == "dumb"}
     config, options = dataclasses.replace(config, **overrides), Options(**values, given=_flags_of(given))
+    if config.fleet:
+        config = dataclasses.replace(config, hardware=read_fleet(config.fleet))
     if "workers" not in overrides and not environ.get("WORKERS", "").strip():
         config = _count_workers(config)
     return config, dataclasses.replace(options, warnings=tuple(check(config, options)))
@@ -162,7 +166,10 @@ def _switched_on(env: str, environ: Mapping[str, str]) -> bool:
 
 def input_files(config: Config, options: Options) -> dict[str, str]:
     """The files that the run reads: flag to path, "" where there is none."""
-    return {"--catalog": config.model_catalog, "--trace": config.trace, "--model-map": config.model_map, "--faults": options.faults}
+    return {
+        "--catalog": config.model_catalog, "--fleet": config.fleet, "--trace": config.trace, "--model-map": config.model_map,
+        "--lengths": empirical_file(config.lengths), "--mix": share_file(config.mix), "--faults": options.faults,
+    }  # fmt: skip
 
 
 class Effect(NamedTuple):
@@ -178,9 +185,35 @@ EFFECTS = (
     Effect(("--latency-ms", "--loss", "--wire", "--faults"), lambda config, options: not options.virtual, "goes with --virtual only"),
     Effect(("--speedup",), lambda config, options: options.virtual, "virtual time runs as fast as it can; --speedup is for live runs"),
     Effect(("--service", "--service-mean", "--service-load"), lambda config, options: config.engine != "queue", "goes with --engine queue only"),
-    Effect(("--rate", "--arrivals", "--cv"), lambda config, options: bool(config.trace), "--trace brings its own arrivals: give one or the other"),
+    Effect(
+        ("--rate", "--arrivals", "--cv", "--stages", "--concurrency"), lambda config, options: bool(config.trace),
+        "--trace brings its own arrivals: give one or the other",
+    ),
+    Effect(("--lengths", "--sessions"), lambda config, options: bool(config.trace), "--trace brings its own lengths: give one or the other"),
+    Effect(
+        ("--rate", "--arrivals", "--cv", "--stages"), lambda config, options: bool(config.concurrency),
+        "users (--concurrency) send when their last request has ended, at no given rate: give one or the other",
+    ),
+    Effect(("--rate", "--duration"), lambda config, options: bool(config.stages), "--stages says at what rate requests come, and how long"),
+    Effect(("--think",), lambda config, options: not config.concurrency, "goes with --concurrency only"),
+    Effect(
+        ("--sessions",), lambda config, options: bool(config.concurrency) and "gap" in config.sessions,
+        "gap: users (--concurrency) let --think pass between two turns: give one or the other",
+    ),
     Effect(("--cv",), lambda config, options: config.arrivals != "gamma", "goes with --arrivals gamma only"),
-    Effect(("--zipf",), lambda config, options: config.models == 1, "has no effect: --models 1 leaves one model to ask for", refuse=False),
+    Effect(("--trace-rate", "--model-map"), lambda config, options: not config.trace, "goes with --trace only"),
+    Effect(
+        ("--columns",), lambda config, options: not config.trace and not empirical_file(config.lengths), "goes with --trace or --lengths empirical:FILE only",
+    ),
+    Effect(("--hardware",), lambda config, options: bool(config.fleet), "--fleet says the hardware: give one or the other"),
+    Effect(("--zipf",), lambda config, options: bool(config.mix), "--mix says how often each model is asked for: give one or the other"),
+    Effect(
+        ("--zipf", "--mix"), lambda config, options: config.models == 1, "has no effect: --models 1 leaves one model to ask for", refuse=False,
+    ),
+    Effect(
+        ("--lengths", "--sessions"), lambda config, options: config.engine == "queue",
+        "has no effect on the service times of the queue engine", refuse=False,
+    ),
     Effect(
         ("--keep-alive",), lambda config, options: config.engine == "queue" and not config.service_load_s,
         "has no effect: the queue engine loads nothing without --service-load", refuse=False,
@@ -192,7 +225,10 @@ EFFECTS = (
     ),
 )  # fmt: skip
 """Each flag that can be without effect. What is so in the environment alone is passed over: its variables are shared by all roles and runs."""
-NEUTRAL = {"--loss": "loss", "--speedup": "speedup", "--keep-alive": "keep_alive_s", "--service-load": "service_load_s"}
+NEUTRAL = {
+    "--loss": "loss", "--speedup": "speedup", "--keep-alive": "keep_alive_s", "--service-load": "service_load_s", "--concurrency": "concurrency",
+    "--think": "think_s", "--trace-rate": "trace_rate", "--mix": "mix", "--sessions": "sessions", "--stages": "stages",
+}  # fmt: skip
 """Flags whose default says that something is off: saying so is right in every run."""
 
 
