@@ -80,7 +80,7 @@ class Config:
     ack_every: int = setting(4, "ACK_EVERY", "acknowledge one report in so many", unit="reports", low=1, high=1000, group="coordinator")
     queue_threshold: int = setting(10, "QUEUE_THRESHOLD", "requests waiting on a worker above which it gets no more of normal priority", unit="requests", low=1, high=100_000_000, flag="--queue-threshold", group="coordinator")
     memory_threshold: float = setting(0.9, "MEMORY_THRESHOLD", "used part of a worker's KV cache above which it is a last resort", above=0.0, high=1.0, group="coordinator")
-    policy: str = setting("startup_time", "POLICY", "placement policy: NAME[:key=value,...]", flag="--policy", group="run")
+    policy: str = setting("startup_time", "POLICY", "placement policy: NAME[:key=value,...], or FILE.py[:NAME][:key=value,...] of your own", flag="--policy", group="run")
     decision_keep_s: float = setting(10.0, "DECISION_KEEP", "an answer is kept at least so long, so that a request asked again gets the same one", unit="s", above=0.0, group="coordinator")
 
     # --- workers ----------------------------------------------------------------------------------------------------------------------

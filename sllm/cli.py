@@ -33,6 +33,7 @@ class Options:
     quiet: bool
     no_color: bool  # the user's wish, by the NO_COLOR convention
     dumb_terminal: bool
+    listing: str = ""  # what is to be listed instead of a run, one of LISTINGS
     given: frozenset[str] = frozenset()  # flags of the command line
     warnings: tuple[str, ...] = ()  # what the user should know before the run
 
@@ -50,15 +51,20 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Help and version. argparse would pass over what cannot be written."""
-        try:
-            if file is None:
-                raise OSError(0, "it is closed")
-            file.write(message)
-            file.flush()
-        except BrokenPipeError:
-            pass  # whoever reads it has seen enough
-        except OSError as error:
-            raise OutputError(f"stdout: cannot write: {error.strerror}") from None
+        print_out(message, file)
+
+
+def print_out(message: str, file: Any) -> None:
+    """Write to standard output what was asked for instead of a run. OutputError if it cannot be written; a pipe that nobody reads is no error."""
+    try:
+        if file is None:
+            raise OSError(0, "it is closed")
+        file.write(message)
+        file.flush()
+    except BrokenPipeError:
+        pass  # whoever reads it has seen enough
+    except OSError as error:
+        raise OutputError(f"stdout: cannot write: {error.strerror}") from None
 
 
 # Options that say what to do with a run. They have variables too, so that a container can be told by its environment alone.
@@ -75,6 +81,8 @@ SWITCHES: tuple[tuple[str, str, str], ...] = (
     ("--quiet", "QUIET", "print no progress and no table"),
 )
 
+LISTINGS = ("policies", "hardware", "models", "traces", "engines", "faults", "arrivals", "lengths")
+"""What `--list` shows; see sllm.report.listing."""
 RUN_VARIABLES = frozenset(env for _, env, *_ in (*OUTPUTS, *SWITCHES))
 
 
@@ -91,6 +99,7 @@ def build_parser(program: str, description: str) -> Parser:
     )
     parser = Parser(prog=program, description=description, allow_abbrev=False, epilog=epilog)
     parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--list", choices=LISTINGS, metavar="WHAT", help=f"show what there is, with parameters and defaults, and exit: {', '.join(LISTINGS)}")
     run = parser.add_argument_group("the run")
     for field in flag_fields():
         rules = field.metadata
@@ -129,7 +138,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], program: str, descrip
     for flag, env, _ in SWITCHES:
         values[_dest(flag)] = bool(getattr(arguments, _dest(flag))) or _switched_on(env, environ)
     given = frozenset(name for name, value in vars(arguments).items() if value is not None)
-    values |= {"no_color": bool(environ.get("NO_COLOR")), "dumb_terminal": environ.get("TERM") == "dumb"}
+    values |= {"listing": arguments.list or "", "no_color": bool(environ.get("NO_COLOR")), "dumb_terminal": environ.get("TERM") == "dumb"}
     config, options = dataclasses.replace(config, **overrides), Options(**values, given=_flags_of(given))
     if config.fleet:
         config = dataclasses.replace(config, hardware=read_fleet(config.fleet))
