@@ -21,6 +21,10 @@ from typing import NamedTuple
 
 import pytest
 
+from sllm.catalog import _MODEL_KEYS, _PROFILE_KEYS, _STEP_KEYS, HARDWARE_KEYS
+from sllm.profiles import ENGINE_PROFILES, LOADER_PROFILES
+from sllm.workload import FORMATS
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"([A-Z_]+=\S+ )*(python3|make|kubectl|docker|docker-compose|curl|\w+ +python3) ")
@@ -161,6 +165,14 @@ def test_every_block_is_known_for_what_it_is() -> None:
         assert block.info in ("", "console", "toml") or block.file, block
         if not block.commands:
             assert "python3 " not in block.text.replace("python3 tests/", ""), block
+
+
+def test_every_key_of_a_catalogue_and_every_format_stands_in_its_document() -> None:
+    catalog, traces = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("catalog.md", "traces.md"))
+    for key in (*HARDWARE_KEYS, *_MODEL_KEYS, *_PROFILE_KEYS, *_STEP_KEYS, *ENGINE_PROFILES, *LOADER_PROFILES):
+        assert f"`{key}`" in catalog, key
+    for name in FORMATS:
+        assert f"| {name} |" in traces, name
 
 
 def rewrite(document: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from experiments.harness import configuration
+from sllm.assemble import build_catalog, default_rate
 from tests.test_centralized_simulation import results, run
 
 SHAPES = [
@@ -149,3 +151,19 @@ def test_variables_do_what_flags_do(tmp_path: Path) -> None:
     settings = {"CONCURRENCY": "3", "LENGTHS": "fixed:100,20", "PRIORITIES": "low=1", "DURATION": "10"}
     run("--virtual", "--quiet", "--record", str(second), **settings)
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_table_says_that_repeated_prompts_are_computed_again() -> None:
+    done = run("--virtual", "--duration", "5", "--sessions", "turns=3")
+    assert "Sessions   3 turns in the mean   no prefix cache: what a prompt repeats is computed again\n" in done.stdout + done.stderr
+
+
+def test_the_default_rate_goes_by_lengths_mix_and_sessions() -> None:
+    def rate(**changes: Any) -> float:
+        config = configuration(**changes)
+        return default_rate(config, build_catalog(config))
+
+    assert rate(lengths="fixed:100,10") > rate() > rate(lengths="fixed:4000,800")
+    assert rate(mix="opt-2.7b=1") > rate(mix="opt-6.7b=1")
+    assert rate(sessions="turns=8") < rate(sessions="turns=1")
+    assert abs(rate(sessions="turns=1") - rate()) < 1e-9

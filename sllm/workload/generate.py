@@ -5,8 +5,9 @@ Nothing here scales time: how fast a run's clock goes is the run's matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from random import Random
 
 from sllm.errors import UsageError
@@ -109,16 +110,18 @@ def _times(spec: WorkloadSpec, seed: int, requests_each: float = 1.0) -> Iterato
 
 def _independent(laws: Laws, times: Iterator[float], seed: int) -> Iterator[Request]:
     length_rng, model_rng = stream(seed, "workload/lengths"), stream(seed, "workload/models")
-    draw, lengths, priority = laws.popularity.draw, laws.lengths, _priority_drawer(laws.priorities, seed)
-    for index, arrival_s in enumerate(times):
+    draw, lengths = laws.popularity.draw, laws.lengths
+    for index, (arrival_s, priority) in enumerate(zip(times, _drawn(laws.priorities, seed), strict=False)):
         prompt, output = lengths(length_rng)
-        yield new_tuple(Request, (arrival_s, f"r{index}", draw(model_rng), prompt, output, priority(), None))
+        yield new_tuple(Request, (arrival_s, f"r{index}", draw(model_rng), prompt, output, priority, None))
 
 
-def _priority_drawer(priorities: Shares[int] | None, seed: int) -> Callable[[], int]:
+def _drawn(priorities: Shares[int] | None, seed: int) -> Iterator[int]:
+    """The priority of each request, without end."""
     if priorities is None:
-        return lambda: NORMAL
-    return partial(priorities.draw, stream(seed, "workload/priorities"))
+        return repeat(NORMAL)
+    rng = stream(seed, "workload/priorities")
+    return (priorities.draw(rng) for _ in repeat(None))
 
 
 # --- traces ---------------------------------------------------------------------------------------------------------------------------
@@ -153,16 +156,16 @@ def _replay(spec: WorkloadSpec, path: str, trace: Trace, models: Sequence[str], 
 def _foreign(spec: WorkloadSpec, trace: Trace, popularity: Shares[str], models: Mapping[str, str], seed: int) -> Iterator[Request]:
     """Times and lengths are the trace's own. Each name is one model throughout; a request without a name gets a model by popularity."""
     until_s = spec.until_s
-    model_rng, priority = stream(seed, "workload/models"), _priority_drawer(_priorities(spec), seed)
-    draw = popularity.draw
+    model_rng, draw = stream(seed, "workload/models"), popularity.draw
     with trace:
-        for index, (arrival_s, prompt, output, name, *_) in enumerate(_rows(spec, trace, seed)):
+        rows = zip(_rows(spec, trace, seed), _drawn(_priorities(spec), seed), strict=False)
+        for index, ((arrival_s, prompt, output, name, _, _, _), priority) in enumerate(rows):
             if arrival_s >= until_s:
                 return
             model = draw(model_rng) if name is None else models.get(name)
             if model is None:
                 raise trace.error("model", f"{name!r} was not there when the models were counted: the file has changed meanwhile")
-            yield new_tuple(Request, (arrival_s, f"r{index}", model, prompt, output, priority(), None))
+            yield new_tuple(Request, (arrival_s, f"r{index}", model, prompt, output, priority, None))
 
 
 def _rows(spec: WorkloadSpec, trace: Trace, seed: int) -> Iterable[TraceRow]:
