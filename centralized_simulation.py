@@ -21,11 +21,12 @@ from typing import Any
 
 from config import describe_misspelt, misspelt
 from simulation import LiveRun, Run, VirtualRun
-from sllm.cli import RUN_VARIABLES, Options, input_files, parse, repeat_command
+from sllm.cli import RUN_VARIABLES, Options, input_files, parse, print_out, repeat_command
 from sllm.errors import OutputError, UsageError
 from sllm.report.files import is_stdout
 from sllm.report.html import render_html
 from sllm.report.json import to_json
+from sllm.report.listing import render_listing
 from sllm.report.outputs import HTML, JSON, Outputs
 from sllm.report.standard import BY_SIGNAL, complain, run_command, say
 from sllm.report.table import print_table
@@ -87,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def simulate(arguments: list[str], signals: Signals) -> int:
     """Conduct the run and hand out what it measured; returns the exit status."""
     config, options = parse(arguments, os.environ, PROGRAM, DESCRIPTION)
+    if options.listing:
+        print_out(render_listing(options.listing, config), sys.stdout)
+        return 0
     wrong = misspelt(os.environ, RUN_VARIABLES)
     with Outputs(options.outputs, input_files(config, options)) as outputs:
         for warning in [*([describe_misspelt(wrong)] if wrong else []), *options.warnings]:

@@ -18,7 +18,7 @@ from client import Client
 from config import Config
 from sllm.assemble import build_catalog, build_workload, count_trace_models
 from sllm.errors import UsageError
-from sllm.events import Event
+from sllm.events import Event, RequestCompleted, RequestFailed, RequestRejected
 from sllm.figures import summarize
 from sllm.limits import id_problem
 from sllm.messages import Address
@@ -36,6 +36,7 @@ from sllm.workload.modelmap import TooFewModels
 RECEIVE_BUFFER_BYTES = 4 << 20
 PROGRESS_S = 5.0
 UNRESOLVED_S = 60.0  # a coordinator's name that has had no address for so long is a wrong one: better an end than a Job that waits for ever
+ENDS = (RequestCompleted, RequestFailed, RequestRejected)  # of a request
 # What a simulation does with these, a load generator cannot: it sees its own requests and no fleet. Rather one clear line than a wish ignored.
 REFUSED = ("RESULTS_JSON", "REPORT_HTML", "RECORD", "FAULTS", "VIRTUAL", "WIRE", "FAIL_IF")
 
@@ -51,6 +52,7 @@ class ClientPart:
         self.recorder = Recorder()
         self._requests_csv = requests_csv
         self._service = service
+        self._workload = workload
         self._requests: Iterator[Request] = iter(workload)
         self._begin_s: float | None = None  # when requests began to come
         self._exhausted = False
@@ -68,7 +70,7 @@ class ClientPart:
         while not self._exhausted:
             request = next(self._requests, None)
             if request is None:
-                self._exhausted = True
+                self._end_arrivals()
                 break
             at = self._begin_s + request.arrival_s
             if at > clock.now:
@@ -77,6 +79,29 @@ class ClientPart:
             self.node.submit(request, clock.now)
         if host is not None:
             host.touch()
+
+    def _end_arrivals(self) -> None:
+        """No more requests come; those of closed-loop load come until the time is over."""
+        assert self._begin_s is not None
+        end_s = 0.0 if self._workload.users is None else self._begin_s + self._workload.spec.until_s
+        if end_s <= self._service.clock.now:
+            self._exhausted = True
+        else:
+            self._service.driver.call_at(end_s, self._end_arrivals)
+
+    def _go_on(self, request_id: str) -> None:
+        """A request has ended: closed-loop load sends its next one."""
+        if self._begin_s is None or self._exhausted:
+            return
+        request = self._workload.following(request_id, self._service.clock.now - self._begin_s)
+        if request is not None:
+            self._service.driver.call_at(self._begin_s + request.arrival_s, partial(self._submit_one, request))
+
+    def _submit_one(self, request: Request) -> None:
+        if not self._exhausted:
+            self.node.submit(request, self._service.clock.now)
+            if self._service.host is not None:
+                self._service.host.touch()
 
     # --- what the service asks ----------------------------------------------------------------------------------------------------------
 
@@ -91,6 +116,8 @@ class ClientPart:
         self.recorder.observe(event)
         if self._requests_csv is not None:
             self._requests_csv.observe(event)
+        if isinstance(event, ENDS):
+            self._go_on(event.request_id)
 
     def tick(self) -> None:
         now = self._service.clock.now

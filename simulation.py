@@ -23,7 +23,17 @@ from sllm.assemble import check_models_fit, profile_names
 from sllm.cli import Options, settings_of
 from sllm.engine.base import EngineUsage
 from sllm.errors import UsageError
-from sllm.events import CoordinatorReady, Event, InternalErrorCaught, RequestRefused, RequestRouted, WorkerStateChanged
+from sllm.events import (
+    CoordinatorReady,
+    Event,
+    InternalErrorCaught,
+    RequestCompleted,
+    RequestFailed,
+    RequestRefused,
+    RequestRejected,
+    RequestRouted,
+    WorkerStateChanged,
+)
 from sllm.messages import Address
 from sllm.node import Node
 from sllm.placement.registry import broken_policies
@@ -40,6 +50,7 @@ from sllm.runtime.watch import Pacer, Watch
 from sllm.sim.busy import BusyTime
 from sllm.sim.checkers import Checkers, InvariantViolation
 from sllm.sim.faults import load_schedule
+from sllm.sim.host import Host
 from sllm.sim.inject import Injector
 from sllm.sim.network import Latency, Link, Network
 from sllm.sim.world import Interrupted, World
@@ -65,6 +76,7 @@ START_S, START_INTERVALS, START_LATENCIES = 60.0, 30.0, 4.0  # a fleet that is n
 START_WALL_S, START_REPORTS = 60.0, 3.0  # a live fleet that is not up after so many seconds and report intervals, added up, never will be
 INSPECT_S = 5.0  # of a virtual run, between looks at some nodes and rows; what events tell is checked as it happens
 SETTLE_INTERVALS = 2.0  # from the last answer to the last look, beyond those after which a silent worker is suspect and a lost dispatch is written off
+ENDS = (RequestCompleted, RequestFailed, RequestRejected)  # of a request
 RECEIVE_BUFFER_BYTES = 8 << 20  # asked for at the coordinator and the client: all of a fleet's reports may come at once
 
 
@@ -163,6 +175,11 @@ class Run(ABC):
         if self.recording is not None:
             self.recording.write(request)
         client.submit(request, now)
+
+    def following(self, request_id: str) -> tuple[float, Request] | None:
+        """What closed-loop load sends next because a request has ended just now: when, on the run's clock, and the request. None: nothing."""
+        request = None if self.interrupted else self.workload.following(request_id, self.now - self.began_s)
+        return None if request is None else (self.began_s + request.arrival_s, request)
 
     def begin(self) -> None:
         """The fleet is up: requests come from now on."""
@@ -370,7 +387,10 @@ class VirtualRun(Run):
             self.begin()
             faults_end_s = self._inject()
             submit = client.submit if self.recording is None else partial(self.submit, client)
-            world.feed(client_host, self.arrivals(), submit, self._stop_at_last_arrival)
+            if self.workload.users is None:
+                world.feed(client_host, self.arrivals(), submit, self._stop_at_last_arrival)
+            else:
+                self._feed_users(client_host, submit)
             self._advance_to_last_arrival()
             self.arrivals_ended()
             self._settle(faults_end_s)
@@ -401,6 +421,20 @@ class VirtualRun(Run):
             self._show_progress()
 
         world.every(PACE_WALL_S * self.config.pace, hold)
+
+    def _feed_users(self, client_host: Host, submit: Callable[[Request, float], None]) -> None:
+        """Closed-loop load: each request that ends brings the next, until the time is over."""
+        world, end_s = self.world, self.began_s + self.workload.spec.until_s
+        world.feed(client_host, self.arrivals(), submit)
+
+        def go_on(node: Node, event: Event) -> None:
+            assert isinstance(event, ENDS)
+            following = self.following(event.request_id)
+            if following is not None:
+                world.feed(client_host, [following], submit)
+
+        world.observe(go_on, *ENDS)
+        world.call_at(end_s, self._stop_at_last_arrival)
 
     def _inject(self) -> float:
         """Schedule the faults; returns when the last of them ends."""
@@ -506,6 +540,19 @@ class LiveRun(Run):
             self.watch.observe(event)
         if self.requests_csv is not None:
             self.requests_csv.observe(event)
+        if isinstance(event, ENDS):
+            self._go_on(event.request_id)
+
+    def _go_on(self, request_id: str) -> None:
+        """A request has ended: closed-loop load sends its next one."""
+        following = self.following(request_id)
+        if following is not None:
+            self.driver.call_at(following[0], partial(self._submit_one, following[1]))
+
+    def _submit_one(self, request: Request) -> None:
+        if not self.interrupted:
+            self.submit(self.client, request, self.now)
+            self._client_host.touch()
 
     def conduct(self) -> None:
         with self.driver:
@@ -563,7 +610,7 @@ class LiveRun(Run):
                 break
             following = next(self._upcoming, None)
             if following is None:
-                self._exhausted = True
+                self._end_arrivals()
                 break
             at, request = following
             if at > self.now:
@@ -573,6 +620,15 @@ class LiveRun(Run):
         else:
             self.driver.call_at(self.now, self._submit_due)
         self._client_host.touch()
+
+    def _end_arrivals(self) -> None:
+        """No more requests come; those of closed-loop load come until the time is over."""
+        users = self.workload.users
+        end_s = self.now if users is None else self.began_s + self.workload.spec.until_s
+        if end_s <= self.now:
+            self._exhausted = True
+        else:
+            self.driver.call_at(end_s, self._end_arrivals)
 
     def _submit_and_go_on(self, request: Request) -> None:
         if not self.interrupted:

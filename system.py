@@ -10,7 +10,7 @@ from functools import reduce
 from client import Client
 from config import Config
 from coordinator import Coordinator
-from sllm.assemble import build_catalog, build_engine, build_workload, count_trace_models
+from sllm.assemble import build_catalog, build_engine, build_workload, count_trace_models, mix_models
 from sllm.engine.base import EngineUsage
 from sllm.messages import READY, Address
 from sllm.mix import hardware_of_workers
@@ -30,7 +30,7 @@ class System:
     def __init__(self, config: Config, *, wire: bool, stopwatch: Callable[[], float] | None = None) -> None:
         self.config = config
         self._trace_models = count_trace_models(config)
-        self.catalog = build_catalog(config, self._trace_models)
+        self.catalog = build_catalog(config, self._trace_models, mix_models(config))
         kinds = hardware_of_workers(config.hardware, config.workers)
         configs = {kind: dataclasses.replace(config, hardware=kind) for kind in dict.fromkeys(kinds)}
         self.hardware: Counter[str] = Counter(kinds)  # workers by hardware

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import Counter
@@ -16,21 +17,25 @@ from sllm.errors import UsageError
 from sllm.mix import hardware_of_workers, parse_mix
 from sllm.placement.costs import make_costs
 from sllm.workload import ModelCounts, Workload, WorkloadSpec, count_models, generate
-from sllm.workload.lengths import AZURE_CONV_OUTPUT, AZURE_CONV_PROMPT, clamped_mean
-from sllm.workload.popularity import Zipf
+from sllm.workload.generate import popularity_of
+from sllm.workload.lengths import parse_lengths
+from sllm.workload.sessions import SessionLaw
+from sllm.workload.shares import read_shares
+from sllm.workload.stages import Stages
 from sllm.workload.traces.base import MODELS_MAX
 
 DEMO_CATALOG_MODELS = 8  # models of the demonstration catalogue unless more are asked for
 DURATION_S = 30.0  # of synthetic arrivals, unless said otherwise
 
 
-def build_catalog(config: Config, counts: ModelCounts | None = None) -> Catalog:
+def build_catalog(config: Config, counts: ModelCounts | None = None, mix: Iterable[str] = ()) -> Catalog:
     """The catalogue of `config.model_catalog`, or the demonstration one, which has as many models as are asked for: `config.models`, or else eight, or more
-    if the models of a trace, which `counts` names, need more. UsageError for a bad file, and for hardware that is in neither the catalogue nor the presets."""
+    if the models of a trace, which `counts` names, or those of a mix need more. UsageError for a bad file, and for hardware that is in neither the catalogue
+    nor the presets."""
     if config.model_catalog:
         catalog = Catalog.from_file(config.model_catalog)
     else:
-        catalog = Catalog.demo(max(config.models or max(DEMO_CATALOG_MODELS, demo_models_needed(counts)), config.demo_models))
+        catalog = Catalog.demo(max(config.models or max(DEMO_CATALOG_MODELS, demo_models_needed(counts), *map(_demo_position, mix)), config.demo_models))
     catalog = catalog.with_profiles(config.engine_profile, config.loader)
     for name in parse_mix(config.hardware):
         catalog.get_hardware(name)
@@ -72,17 +77,15 @@ def build_engine(config: Config, catalog: Catalog, rng: Random) -> Engine:
 
 
 def default_rate(config: Config, catalog: Catalog) -> float:
-    """Requests a second that keep a fleet of `config.workers` about half busy, for models by popularity and requests of the mean length of the Azure
-    conversation trace, which synthetic workloads follow."""
+    """Requests a second that keep a fleet of `config.workers` about half busy, for the models and the mean lengths of its synthetic requests."""
     if config.engine == "queue":
         return 0.5 * config.workers * (config.slots or 1) / config.service_mean_s
-    names = catalog.names[: config.models or None]
-    popularity = Zipf(names, config.zipf)
-    prompt, output = round(clamped_mean(AZURE_CONV_PROMPT)), round(clamped_mean(AZURE_CONV_OUTPUT))
+    popularity = popularity_of(_spec(config), catalog.names[: config.models or None])
+    prompt, output = map(round, mean_lengths(config))
     rate_per_s = 0.0
     for kind, workers in Counter(hardware_of_workers(config.hardware, config.workers)).items():
         hardware = catalog.get_hardware(kind)
-        mean_s = sum(popularity.probability(rank) * service_s(catalog[name], hardware, prompt, output) for rank, name in enumerate(names))
+        mean_s = sum(share * service_s(catalog[name], hardware, prompt, output) for name, share in popularity.items())
         rate_per_s += half_busy_rate(workers, mean_s)
     return rate_per_s
 
@@ -99,21 +102,47 @@ def check_models_fit(config: Config, catalog: Catalog, workload: Workload) -> No
             raise UsageError(f"model {name!r} has {model.size_bytes / GB:,.1f} GB of weights and fits on no worker: {room} (--hardware, --catalog, --models)")
 
 
+def mean_lengths(config: Config) -> tuple[float, float]:
+    """Mean tokens of prompt and output of synthetic requests. A turn of a session has one turn fewer before it than sessions have in the mean, and a session
+    that would grow too long is begun anew, which is a bound here."""
+    lengths = parse_lengths(config.lengths, config.trace_columns)
+    prompt, output = lengths.prompt_mean, lengths.output_mean
+    if not config.sessions:
+        return prompt, output
+    law = SessionLaw.parse(config.sessions)
+    return min(prompt + (law.turns - 1.0) * (prompt + output), max(prompt, law.longest - output)), output
+
+
+def mix_models(config: Config) -> tuple[str, ...]:
+    """The models that the mix of a configuration names; none if it has no mix."""
+    return tuple(read_shares(config.mix, "mix")) if config.mix else ()
+
+
 def count_trace_models(config: Config) -> ModelCounts | None:
     """The models that the trace of a configuration names; None if there is no trace, or one that names none. Reads the trace once."""
-    return count_models(config.trace, config.duration_s or math.inf) if config.trace else None
+    return count_models(config.trace, config.duration_s or math.inf, config.trace_columns) if config.trace else None
+
+
+def _spec(config: Config) -> WorkloadSpec:
+    """The workload of a configuration, all but its default rate."""
+    spec = WorkloadSpec(
+        config.rate_per_s or 1.0, config.arrivals, config.cv, duration_s=config.duration_s or None, zipf=config.zipf, models=config.models,
+        mix=config.mix, priorities=config.priorities, columns=config.trace_columns, model_map=config.model_map or None,
+        trace=config.trace or None, trace_rate=config.trace_rate,
+    )  # fmt: skip
+    if config.trace:
+        return spec
+    stages = "" if config.concurrency else config.stages
+    duration_s = config.duration_s or (Stages.parse(stages).duration_s if stages else DURATION_S)
+    return dataclasses.replace(
+        spec, lengths=config.lengths, sessions=config.sessions, concurrency=config.concurrency, think_s=config.think_s, stages=stages, duration_s=duration_s
+    )
 
 
 def build_workload(config: Config, catalog: Catalog, counts: ModelCounts | None = None) -> Workload:
     """The requests that a configuration describes, for the models of `catalog`; `counts` is what `count_trace_models` returned, if it was asked. UsageError
     as `generate`."""
-    if config.trace:
-        spec = WorkloadSpec(
-            trace=config.trace, duration_s=config.duration_s or None, zipf=config.zipf, models=config.models, model_map=config.model_map or None
-        )  # fmt: skip
-    else:
-        spec = WorkloadSpec(
-            config.rate_per_s or default_rate(config, catalog), config.arrivals, config.cv, duration_s=config.duration_s or DURATION_S, zipf=config.zipf,
-            models=config.models, model_map=config.model_map or None,
-        )  # fmt: skip
+    spec = _spec(config)
+    if not (config.rate_per_s or spec.trace or spec.stages or spec.concurrency):
+        spec = dataclasses.replace(spec, rate_per_s=default_rate(config, catalog))
     return generate(spec, catalog.names, config.seed, counts)

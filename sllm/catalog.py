@@ -257,6 +257,11 @@ class Catalog:
             raise UsageError(f"unknown hardware {name!r}: must be one of {', '.join(dict.fromkeys([*self._hardware, *_HARDWARE]))}")
         return found
 
+    @property
+    def hardware_names(self) -> tuple[str, ...]:
+        """The hardware of the catalogue file."""
+        return tuple(self._hardware)
+
     def with_profiles(self, engine: str, loader: str) -> Catalog:
         """The same catalogue with all hardware under these profiles; an empty name leaves each hardware its own. UsageError for unknown ones."""
         chosen: dict[str, Any] = {}

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple, NoReturn
 from config import Config, parse_setting
 from sllm import __version__
 from sllm.errors import OutputError, UsageError
-from sllm.mix import parse_mix
+from sllm.mix import parse_mix, read_fleet
 from sllm.thresholds import FIGURES, parse_thresholds
+from sllm.workload.lengths import empirical_file
+from sllm.workload.shares import share_file
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Options:
     quiet: bool
     no_color: bool  # the user's wish, by the NO_COLOR convention
     dumb_terminal: bool
+    listing: str = ""  # what is to be listed instead of a run, one of LISTINGS
     given: frozenset[str] = frozenset()  # flags of the command line
     page: bool = False  # asked for
     no_page: bool = False  # refused
@@ -53,15 +56,20 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Help and version. argparse would pass over what cannot be written."""
-        try:
-            if file is None:
-                raise OSError(0, "it is closed")
-            file.write(message)
-            file.flush()
-        except BrokenPipeError:
-            pass  # whoever reads it has seen enough
-        except OSError as error:
-            raise OutputError(f"stdout: cannot write: {error.strerror}") from None
+        print_out(message, file)
+
+
+def print_out(message: str, file: Any) -> None:
+    """Write to standard output what was asked for instead of a run. OutputError if it cannot be written; a pipe that nobody reads is no error."""
+    try:
+        if file is None:
+            raise OSError(0, "it is closed")
+        file.write(message)
+        file.flush()
+    except BrokenPipeError:
+        pass  # whoever reads it has seen enough
+    except OSError as error:
+        raise OutputError(f"stdout: cannot write: {error.strerror}") from None
 
 
 # Options that say what to do with a run. They have variables too, so that a container can be told by its environment alone.
@@ -80,6 +88,8 @@ SWITCHES: tuple[tuple[str, str, str], ...] = (
     ("--quiet", "QUIET", "print no progress and no table"),
 )
 
+LISTINGS = ("policies", "hardware", "models", "traces", "engines", "faults", "arrivals", "lengths")
+"""What `--list` shows; see sllm.report.listing."""
 RUN_VARIABLES = frozenset(env for _, env, *_ in (*OUTPUTS, *SWITCHES))
 
 
@@ -98,6 +108,7 @@ def build_parser(program: str, description: str) -> Parser:
     )
     parser = Parser(prog=program, description=description, allow_abbrev=False, epilog=epilog)
     parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--list", choices=LISTINGS, metavar="WHAT", help=f"show what there is, with parameters and defaults, and exit: {', '.join(LISTINGS)}")
     run = parser.add_argument_group("the run")
     for field in flag_fields():
         rules = field.metadata
@@ -138,8 +149,10 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], program: str, descrip
         values[_dest(flag)] = bool(getattr(arguments, _dest(flag))) or _switched_on(env, environ)
     given = frozenset(name for name, value in vars(arguments).items() if value is not None)
     values["no_page"] = environ.get("PAGE", "").strip() == "0" and not values["page"]
-    values |= {"no_color": bool(environ.get("NO_COLOR")), "dumb_terminal": environ.get("TERM") == "dumb"}
+    values |= {"listing": arguments.list or "", "no_color": bool(environ.get("NO_COLOR")), "dumb_terminal": environ.get("TERM") == "dumb"}
     config, options = dataclasses.replace(config, **overrides), Options(**values, given=_flags_of(given))
+    if config.fleet:
+        config = dataclasses.replace(config, hardware=read_fleet(config.fleet))
     if "workers" not in overrides and not environ.get("WORKERS", "").strip():
         config = _count_workers(config)
     return config, dataclasses.replace(options, warnings=tuple(check(config, options)))
@@ -173,7 +186,10 @@ def _switched_on(env: str, environ: Mapping[str, str]) -> bool:
 
 def input_files(config: Config, options: Options) -> dict[str, str]:
     """The files that the run reads: flag to path, "" where there is none."""
-    return {"--catalog": config.model_catalog, "--trace": config.trace, "--model-map": config.model_map, "--faults": options.faults}
+    return {
+        "--catalog": config.model_catalog, "--fleet": config.fleet, "--trace": config.trace, "--model-map": config.model_map,
+        "--lengths": empirical_file(config.lengths), "--mix": share_file(config.mix), "--faults": options.faults,
+    }  # fmt: skip
 
 
 class Effect(NamedTuple):
@@ -191,9 +207,35 @@ EFFECTS = (
     Effect(("--page",), lambda config, options: options.virtual and not config.pace, "in virtual time it goes with --pace, or there is nothing to watch"),
     Effect(("--speedup",), lambda config, options: options.virtual, "virtual time runs as fast as it can; --speedup is for live runs"),
     Effect(("--service", "--service-mean", "--service-load"), lambda config, options: config.engine != "queue", "goes with --engine queue only"),
-    Effect(("--rate", "--arrivals", "--cv"), lambda config, options: bool(config.trace), "--trace brings its own arrivals: give one or the other"),
+    Effect(
+        ("--rate", "--arrivals", "--cv", "--stages", "--concurrency"), lambda config, options: bool(config.trace),
+        "--trace brings its own arrivals: give one or the other",
+    ),
+    Effect(("--lengths", "--sessions"), lambda config, options: bool(config.trace), "--trace brings its own lengths: give one or the other"),
+    Effect(
+        ("--rate", "--arrivals", "--cv", "--stages"), lambda config, options: bool(config.concurrency),
+        "users (--concurrency) send when their last request has ended, at no given rate: give one or the other",
+    ),
+    Effect(("--rate", "--duration"), lambda config, options: bool(config.stages), "--stages says at what rate requests come, and how long"),
+    Effect(("--think",), lambda config, options: not config.concurrency, "goes with --concurrency only"),
+    Effect(
+        ("--sessions",), lambda config, options: bool(config.concurrency) and "gap" in config.sessions,
+        "gap: users (--concurrency) let --think pass between two turns: give one or the other",
+    ),
     Effect(("--cv",), lambda config, options: config.arrivals != "gamma", "goes with --arrivals gamma only"),
-    Effect(("--zipf",), lambda config, options: config.models == 1, "has no effect: --models 1 leaves one model to ask for", refuse=False),
+    Effect(("--trace-rate", "--model-map"), lambda config, options: not config.trace, "goes with --trace only"),
+    Effect(
+        ("--columns",), lambda config, options: not config.trace and not empirical_file(config.lengths), "goes with --trace or --lengths empirical:FILE only",
+    ),
+    Effect(("--hardware",), lambda config, options: bool(config.fleet), "--fleet says the hardware: give one or the other"),
+    Effect(("--zipf",), lambda config, options: bool(config.mix), "--mix says how often each model is asked for: give one or the other"),
+    Effect(
+        ("--zipf", "--mix"), lambda config, options: config.models == 1, "has no effect: --models 1 leaves one model to ask for", refuse=False,
+    ),
+    Effect(
+        ("--lengths", "--sessions"), lambda config, options: config.engine == "queue",
+        "has no effect on the service times of the queue engine", refuse=False,
+    ),
     Effect(
         ("--keep-alive",), lambda config, options: config.engine == "queue" and not config.service_load_s,
         "has no effect: the queue engine loads nothing without --service-load", refuse=False,
@@ -205,7 +247,11 @@ EFFECTS = (
     ),
 )  # fmt: skip
 """Each flag that can be without effect. What is so in the environment alone is passed over: its variables are shared by all roles and runs."""
-NEUTRAL = {"--loss": "loss", "--pace": "pace", "--speedup": "speedup", "--keep-alive": "keep_alive_s", "--service-load": "service_load_s"}
+NEUTRAL = {
+    "--loss": "loss", "--pace": "pace", "--speedup": "speedup", "--keep-alive": "keep_alive_s", "--service-load": "service_load_s",
+    "--concurrency": "concurrency",
+    "--think": "think_s", "--trace-rate": "trace_rate", "--mix": "mix", "--sessions": "sessions", "--stages": "stages",
+}  # fmt: skip
 """Flags whose default says that something is off: saying so is right in every run."""
 
 

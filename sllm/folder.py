@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.machinery
+import importlib.util
 import pkgutil
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Generic, NamedTuple, TypeVar
+
+from sllm.errors import UsageError
 
 T = TypeVar("T")
 
@@ -29,16 +33,32 @@ def read_folder(package: ModuleType, take: Callable[[ModuleType], dict[str, T]])
         try:
             found |= take(importlib.import_module(info.name))
         except (Exception, SystemExit) as error:  # whatever a file does when it is imported
-            broken[info.name.rpartition(".")[2]] = _where_and_why(error, info.name)
+            folder, _, stem = info.name.replace(".", "/").rpartition("/")
+            broken[stem] = _where_and_why(error, Path(folder, f"{stem}.py"))
     return Folder(dict(sorted(found.items())), broken)
 
 
-def _where_and_why(error: BaseException, module: str) -> str:
-    folder, _, stem = module.replace(".", "/").rpartition("/")
-    name = f"{stem}.py"
+def import_file(path: Path) -> ModuleType:
+    """Import a file that is in no package, anew each time. UsageError, with line and reason, if it cannot be imported."""
+    name = f"{path.stem} of {path.resolve()}"
+    spec = importlib.util.spec_from_loader(name, importlib.machinery.SourceFileLoader(name, str(path)))
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        assert spec.loader is not None
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        why = error.strerror if isinstance(error, OSError) and error.filename == str(path) else _where_and_why(error, path)
+        raise UsageError(f"cannot be read: {why}") from None
+    return module
+
+
+def _where_and_why(error: BaseException, path: Path) -> str:
     if isinstance(error, SyntaxError) and error.filename:
-        name, line, reason = Path(error.filename).name, error.lineno, error.msg
+        path, line, reason = path.with_name(Path(error.filename).name), error.lineno, error.msg
     else:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == name]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == path.name]
         line, reason = lines[-1] if lines else None, " ".join(str(error).split())
-    return f"{folder}/{name}{f', line {line}' if line is not None else ''}: {type(error).__name__}: {reason}"
+    return f"{path}{f', line {line}' if line is not None else ''}: {type(error).__name__}: {reason}"

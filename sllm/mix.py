@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from sllm.errors import UsageError
+from sllm.workload.shares import read_toml
+
+WORKERS_MAX = 1_000_000
 
 
 def parse_mix(text: str, label: str = "--hardware") -> dict[str, int]:
@@ -38,3 +41,14 @@ def hardware_of_workers(text: str, workers: int, label: str = "--hardware") -> l
     if sum(mix.values()) != workers:
         raise UsageError(f"{label}={text!r}: its counts sum to {sum(mix.values()):,}, but the fleet has {workers:,} workers (--workers)")
     return [name for name, count in mix.items() for _ in range(count)]
+
+
+def read_fleet(path: str) -> str:
+    """The mix that a fleet file says, `"h100-80g" = 3` a line, as `parse_mix` reads it. UsageError names the file and the key."""
+    counts = read_toml(path, "fleet")
+    for name, count in counts.items():
+        if type(count) is not int or not 0 < count <= WORKERS_MAX:
+            raise UsageError(f"fleet {path}: {name!r} = {count!r}: must be a number of workers, at least 1")
+    if not counts:
+        raise UsageError(f"fleet {path}: names no hardware")
+    return ",".join(f"{name}:{count}" for name, count in counts.items())

@@ -21,7 +21,7 @@ from sllm.sim.inject import Injector
 from sllm.sim.network import Network
 from sllm.sim.world import World
 from sllm.streams import stream
-from sllm.workload.generate import WorkloadSpec, generate
+from sllm.workload import WorkloadSpec, generate
 from worker import Worker
 
 COORDINATOR = ("coordinator", 9000)

@@ -16,7 +16,7 @@ from simulated import Fleet
 from sllm.sim.faults import parse_schedule
 
 GUIDE = Path(__file__).resolve().parent.parent / "DEPLOYMENT.md"
-needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: it comes with Prometheus")
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="install promtool (Debian: apt-get install prometheus)")
 
 IN_ORDER = """
 fault = [

@@ -76,7 +76,7 @@ def test_a_live_run_completes_everything_and_says_so(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "requests.csv"]
 
 
-@pytest.mark.skipif(not TRACE.exists(), reason="the real trace is not here")
+@pytest.mark.skipif(not TRACE.exists(), reason="put AzureLLMInferenceTrace_conv.csv of github.com/Azure/AzurePublicDataset into ../shared/traces")
 def test_a_live_run_of_the_real_trace_loses_nothing() -> None:
     content = results("--workers", "8", "--trace", str(TRACE), "--speedup", "60", "--duration", "300", "--quiet")
     books_balance(content)

@@ -121,7 +121,7 @@ PREFILL_ERROR_MAX = 0.03
 def measured(hardware: str, gpus: int) -> dict[tuple[int, int], tuple[float, float]]:
     """(prompt, batch) -> (seconds of the prompt, seconds of a token), medians of the table's repetitions with 128 tokens of output."""
     if not TABLE.exists():
-        pytest.skip("no splitwise_perf_model.csv in ../shared/calibration")
+        pytest.skip("put perf_model.csv of github.com/Mutinifni/splitwise-sim as splitwise_perf_model.csv into ../shared/calibration")
     rows: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
     with TABLE.open(newline="") as file:
         for row in csv.DictReader(file):

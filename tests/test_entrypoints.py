@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import re
@@ -311,6 +312,26 @@ def test_a_client_writes_its_requests_down(bench: Bench, tmp_path: Path) -> None
     assert len(rows) == closing(client)["completed"] > 0
     assert {(row["outcome"], row["worker_id"]) for row in rows} == {("completed", "worker-0")}
     assert [path.name for path in tmp_path.glob("*.part")] == []
+
+
+def test_closed_loop_load_comes_from_a_process_too(bench: Bench, tmp_path: Path) -> None:
+    """Three users at 50 ms a request and slots for all: each sends as soon as its last request has ended, and stops when the time is over."""
+    _, _, port = bench.fleet(1)
+    rows_path = tmp_path / "rows.csv"
+    settings = {"RATE": "", "CONCURRENCY": "3", "DURATION": "2", "COORDINATOR_PORT": port, "REQUESTS_CSV": str(rows_path)}
+    client = bench.start("client", **settings)
+    assert client.exit_status() == 0
+    with rows_path.open() as file:
+        rows = list(csv.DictReader(file))
+    by_user: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        arrival_s = float(row["arrival_s"])
+        by_user.setdefault(row["request_id"].partition("-")[0], []).append((arrival_s, arrival_s + float(row["e2e_s"])))
+    assert sorted(by_user) == ["u1", "u2", "u3"]
+    for times in by_user.values():
+        times.sort()
+        assert len(times) >= 3
+        assert all(begun_s >= ended_s - 1e-6 for (_, ended_s), (begun_s, _) in itertools.pairwise(times))
 
 
 def test_a_client_gives_up_on_a_name_that_never_resolves(bench: Bench) -> None:

@@ -149,7 +149,7 @@ def test_hardware_that_no_report_could_describe_is_refused(tmp_path: Path, table
         catalogue(tmp_path, f'[model.m]\npreset = "opt-2.7b"\n{table}')
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared inputs are not there")
+@pytest.mark.skipif(not SHARED.exists(), reason="its input is a catalogue of the project's own laboratory, ../shared/faults: nothing to do here")
 def test_the_names_in_another_script_end_with_the_limit_in_bytes() -> None:
     with pytest.raises(UsageError, match=r"cjk_names.toml.*1 to 128 bytes"):
         Catalog.from_file(str(SHARED / "cjk_names.toml"))

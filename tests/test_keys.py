@@ -126,7 +126,7 @@ def test_a_key_belongs_to_us_or_to_root(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_key_of_root_may_be_shown_to_a_group_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.getuid() != 0:
-        pytest.skip("needs root, for a file of root's")
+        pytest.skip("run as root, in a container for instance: it needs a file of root's")
     path = a_key(tmp_path)
     monkeypatch.setattr(os, "getuid", lambda: 4243)
     for mode, says in ((0o600, ""), (0o640, ""), (0o440, ""), (0o660, "chmod 640"), (0o644, "chmod 640")):

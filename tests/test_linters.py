@@ -67,7 +67,7 @@ def test_workflow_schema() -> None:
 def test_overlays_build_and_fit_the_schemas(folder: Path) -> None:
     validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed: make venv")
     if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
+        pytest.skip("install kubectl (https://kubernetes.io/docs/tasks/tools/)")
     built = [document for document in yaml.safe_load_all(passes("kubectl", "kustomize", str(folder))) if document]
     for document in built:
         if not document["apiVersion"].startswith(FOREIGN):
@@ -206,7 +206,7 @@ def test_another_namespace_is_put_everywhere() -> None:
 def test_the_guides_own_overlay_builds(tmp_path: Path) -> None:
     """Another namespace and a prefix, as the deployment guide has it; what refers to a name follows it."""
     if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
+        pytest.skip("install kubectl (https://kubernetes.io/docs/tasks/tools/)")
     (recipe,) = re.findall(r"```\n(# kustomization\.yaml.*?)```", (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8"), re.S)
     (tmp_path / "kustomization.yaml").write_text(recipe)
     shutil.copytree(ROOT / "k8s", tmp_path / "sllm/k8s")

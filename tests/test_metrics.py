@@ -156,7 +156,7 @@ def test_names_follow_the_conventions_and_no_label_names_a_worker_or_request() -
         read(made.render())
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="install promtool (Debian: apt-get install prometheus)")
 def test_promtool_agrees() -> None:
     for made in [*make_all(), busy_coordinator()]:
         checked = subprocess.run(["promtool", "check", "metrics"], input=made.render(), text=True, capture_output=True, check=False)

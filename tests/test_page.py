@@ -271,7 +271,7 @@ def test_the_page_needs_nothing_from_outside() -> None:
     assert page.policy.startswith("default-src 'none'; script-src 'sha256-")
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js is installed")
+@pytest.mark.skipif(shutil.which("node") is None, reason="install Node.js (Debian: apt-get install nodejs)")
 def test_the_script_parses(tmp_path: Path) -> None:
     script = re.search(r"<script>(.*?)</script>", fleet_page().body.decode(), re.DOTALL)
     assert script is not None
@@ -319,7 +319,7 @@ def with_group_ended(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+chromium = pytest.mark.skipif(CHROMIUM is None, reason="install chromium (Debian: apt-get install chromium)")
 
 
 def text_of(dom: str, element_id: str) -> str:

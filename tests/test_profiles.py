@@ -75,7 +75,7 @@ def test_a_load_takes_what_was_measured(loader: str, model: str, hardware: str, 
 def test_every_covered_figure_that_was_gathered() -> None:
     """The statement of docs/validation.md, where the tables are at hand."""
     if not MEASURED.exists():
-        pytest.skip("no serving.csv in ../shared/measured")
+        pytest.skip("put serving.csv and loading.csv, whose columns experiments/engines.py names, into ../shared/measured")
     rows = engines.read(MEASURED / "serving.csv")
     compared, reasons = engines.compare_serving(rows, PRESETS)
     before, _ = engines.compare_serving(rows, PRESETS, "splitwise")

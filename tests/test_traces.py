@@ -584,7 +584,7 @@ def test_a_missing_trace_is_said_at_once(tmp_path: Path) -> None:
 
 def test_the_real_azure_trace() -> None:
     if not AZURE_CONV.exists():
-        pytest.skip(f"{AZURE_CONV.name} is not beside the project")
+        pytest.skip("put AzureLLMInferenceTrace_conv.csv of github.com/Azure/AzurePublicDataset into ../shared/traces")
     with open_trace(str(AZURE_CONV)) as trace:
         rows = list(trace)
         assert (trace.format_name, trace.skipped) == ("azure", 0)

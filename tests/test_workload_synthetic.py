@@ -120,13 +120,13 @@ def test_a_mean_that_no_lognormal_has_is_refused() -> None:
 
 
 def test_fixed_lengths() -> None:
-    assert parse_lengths("fixed:512:128")(Random(1)) == (512, 128)
+    assert parse_lengths("fixed:512:128").draw(Random(1)) == (512, 128)
 
 
 def test_empirical_lengths_are_rows_of_the_trace(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0,10,1\n1,20,2\n2,30,3\n")
-    sample = parse_lengths(f"empirical:{path}")
+    sample = parse_lengths(f"empirical:{path}").draw
     rng = Random(7)
     counts = Counter(sample(rng) for _ in range(30_000))
     assert set(counts) == {(10, 1), (20, 2), (30, 3)}

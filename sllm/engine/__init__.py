@@ -15,3 +15,6 @@ from sllm.engine.base import RequestTooLarge as RequestTooLarge
 from sllm.engine.base import Started as Started
 from sllm.engine.llm import LlmEngine as LlmEngine
 from sllm.engine.queue import QueueEngine as QueueEngine
+
+ENGINES: dict[str, type[Engine]] = {"llm": LlmEngine, "queue": QueueEngine}
+"""Engines by the name users give them."""

@@ -35,7 +35,7 @@ def print_table(results: Mapping[str, Any], stream: TextIO, *, no_color: bool = 
 
 def render_table(results: Mapping[str, Any], *, colour: bool = False, width: int = WIDTH_MAX) -> str:
     """The table as text, no line of it longer than `width` columns."""
-    head = [*_run(results), *_models(results["run"]["workload"])]
+    head = [*_run(results), *_models(results["run"]["workload"]), *_sessions(results["run"]["workload"])]
     lines = [*head, "", *_requests(results), "", *_times(results, width), *_slo(results), *_fleet(results), *_invariants(results)]
     painter = _Painter(colour, width)
     return "".join(line + "\n" for entry in lines for line in painter.lines(entry))
@@ -114,6 +114,14 @@ def _models(workload: Mapping[str, Any]) -> list[_Line | str]:
     parts = _plain(*(f"{text}: {row['requests']:,}" for text, row in zip(shown, rows, strict=False)))
     more = len(rows) - MODELS_SHOWN
     return [_Line("Models", [*parts, (f"and {more:,} more" if more > 0 else "", DIM)])]
+
+
+def _sessions(workload: Mapping[str, Any]) -> list[_Line | str]:
+    """What must be known of prompts that repeat earlier ones."""
+    law = workload.get("sessions")
+    if law is None or law["prefix_cache"]:
+        return []
+    return [_Line("Sessions", [*_plain(f"{law['turns']:g} turns in the mean"), ("no prefix cache: what a prompt repeats is computed again", YELLOW)])]
 
 
 def _wall(value: float) -> str:

@@ -68,8 +68,11 @@ _CATALOG = frozenset({"SEED", "MODEL_CATALOG", "MODELS", "DEMO_MODELS", "HARDWAR
 _ALSO = {
     "coordinator": _CATALOG | {"REPORT_INTERVAL", "POLICY"},
     "worker": _CATALOG | {"ACK_EVERY", "REPORT_INTERVAL", "SERVICE", "SERVICE_LOAD", "SLOTS", "KEEP_ALIVE", "RETRY_INITIAL"},
-    "client": _CATALOG | {"SLOTS", "WORKERS", "DURATION", "RATE", "ARRIVALS", "CV", "TRACE", "MODEL_MAP", "ZIPF", "DRAIN_TIMEOUT"},
-}
+    "client": _CATALOG | {
+        "SLOTS", "WORKERS", "DURATION", "RATE", "ARRIVALS", "CV", "STAGES", "CONCURRENCY", "THINK", "LENGTHS", "MIX", "PRIORITIES", "SESSIONS", "TRACE",
+        "MODEL_MAP", "TRACE_RATE", "TRACE_COLUMNS", "ZIPF", "DRAIN_TIMEOUT",
+    },
+}  # fmt: skip
 _OUTPUTS = {"client": {"REQUESTS_CSV": "write one row for each request here"}}
 
 

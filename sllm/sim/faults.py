@@ -62,24 +62,24 @@ LINKS = {
     "both_ways": Key(FLAG, "the opposite direction too", default=False),
 }
 KINDS: dict[str, dict[str, Key]] = {
-    "crash": HOSTS,  # the process dies; it comes back with a new incarnation after `for`
-    "freeze": HOSTS,  # it stands still; what arrives waits
-    "zombie": {  # it stands still, is replaced, and comes back beside its replacement after `for`
+    "crash": HOSTS,
+    "freeze": HOSTS,
+    "zombie": {
         **HOSTS,
         "restart_after": Key(NUMBER, "its replacement starts after so long, s; without it, half of `for`"),
         "linger": Key(NUMBER, "the zombie lives so long after it came back, s; without it, for good"),
     },
-    "drain": HOSTS,  # told to stop in good order; ends after `for` and comes back at once with a new incarnation
+    "drain": HOSTS,
     "slow": {**HOSTS, "factor": Key(NUMBER, "everything on it takes so many times as long", required=True, low=1.0, high=1e6)},
     "clock_jump": {**HOSTS, "by": Key(NUMBER, "its wall clock is set so far ahead (or back), s", required=True, low=-1e9)},
     "clock_drift": {**HOSTS, "rate": Key(NUMBER, "seconds its clocks run in a second", required=True, above=0.0, high=100.0)},
-    "overflow": {  # its socket buffer is small and slowly read
+    "overflow": {
         **HOSTS,
         "buffer": Key(WHOLE, "datagrams that fit", required=True, low=1),
         "drain_per_s": Key(NUMBER, "datagrams read in a second", required=True, above=0.0),
     },
-    "cut": LINKS,  # nothing gets through
-    "isolate": HOSTS,  # nothing gets from these hosts to any other, nor back
+    "cut": LINKS,
+    "isolate": HOSTS,
     "degrade": {
         **LINKS,
         "loss": Key(NUMBER, "part of the datagrams that is lost", high=1.0),
@@ -92,6 +92,20 @@ KINDS: dict[str, dict[str, Key]] = {
         "queue_max_ms": Key(NUMBER, "datagrams that would wait longer for the bandwidth are lost"),
     },
 }
+MEANINGS = {
+    "crash": "the process dies; it comes back with a new incarnation after `for`",
+    "freeze": "it stands still; what arrives waits",
+    "zombie": "it stands still, is replaced, and comes back beside its replacement after `for`",
+    "drain": "it is told to stop in good order; it ends after `for` and comes back at once with a new incarnation",
+    "slow": "everything on it takes longer",
+    "clock_jump": "its wall clock is set",
+    "clock_drift": "its clocks run too fast or too slow",
+    "overflow": "its socket buffer is small and slowly read",
+    "cut": "nothing gets through a link",
+    "isolate": "nothing gets from these hosts to any other, nor back",
+    "degrade": "a link loses, copies, delays or spoils datagrams",
+}
+"""What goes wrong, by kind."""
 LINK_QUALITIES = tuple(key for key in KINDS["degrade"] if key not in LINKS)
 
 # What a random schedule draws for a kind, beside host and duration.
@@ -114,6 +128,7 @@ DRAWN: dict[str, Callable[[Random], dict[str, Any]]] = {
         "corrupt": rng.choice((0.0, rng.uniform(0.0, 0.2))),
     },
 }
+DRAWN_FOR_S = (1.0, 8.0)  # least and most that a drawn fault lasts, unless said otherwise
 RANDOM_KEYS = {
     "from": Key(NUMBER, "faults begin after this time, s", default=0.0),
     "until": Key(NUMBER, "no fault begins after this time, s", required=True),
@@ -210,7 +225,12 @@ def parse_schedule(text: str, seed: int, source: str = "faults") -> Schedule:
 
 
 def random_faults(
-    rng: Random, from_s: float, until_s: float, per_minute: Mapping[str, float], for_s: tuple[float, float] = (1.0, 8.0), hosts: tuple[str, ...] = DEFAULT_HOSTS
+    rng: Random,
+    from_s: float,
+    until_s: float,
+    per_minute: Mapping[str, float],
+    for_s: tuple[float, float] = DRAWN_FOR_S,
+    hosts: tuple[str, ...] = DEFAULT_HOSTS,
 ) -> list[Fault]:
     """Faults of each kind as a Poisson process between two times; each lasts uniformly within `for_s` and hits `hosts`."""
     faults = []
@@ -298,7 +318,7 @@ class _Reader:
             if kind not in KINDS:
                 self.fail(f"per_minute: {kind!r} is no kind of fault; there are {', '.join(KINDS)}", table="random", key="per_minute")
             self.value(Key(NUMBER, "", high=60_000.0), rate, "random", 0, f"per_minute.{kind}")
-        span = table.get("for", [1.0, 8.0])
+        span = table.get("for", list(DRAWN_FOR_S))
         if not isinstance(span, list) or len(span) != 2 or not all(_is_number(x) and x >= 0 for x in span) or span[0] > span[1]:
             self.fail(f"for={span!r}: must be [least, most] seconds", table="random", key="for")
         hosts = self.value(HOSTS["hosts"], table.get("hosts", list(DEFAULT_HOSTS)), "random", 0, "hosts")

@@ -1,10 +1,6 @@
 """How many tokens a request brings and asks for.
 
-A sampler is a function `(rng) -> (prompt_tokens, output_tokens)`, both at least 1. `parse_lengths` makes one from what a user writes:
-
-    azure-conv                 lognormal, fitted to the Azure LLM inference trace 2023, conversation
-    fixed:PROMPT:OUTPUT        always the same
-    empirical:FILE             rows of a trace file, drawn with replacement; keeps the tie between a prompt and its output
+A sampler is a function `(rng) -> (prompt_tokens, output_tokens)`, both at least 1. `parse_lengths` makes one from what a user writes, one of LENGTHS.
 """
 
 from __future__ import annotations
@@ -83,10 +79,18 @@ def fixed(prompt_tokens: int, output_tokens: int) -> LengthSampler:
     return lambda rng: pair
 
 
-def empirical(path: str) -> LengthSampler:
+class Lengths(NamedTuple):
+    """A law of lengths, and the means of what it draws."""
+
+    draw: LengthSampler
+    prompt_mean: float
+    output_mean: float
+
+
+def empirical(path: str, columns: str = "") -> Lengths:
     """Lengths of the rows of a trace file, each row as likely as any other. Holds 8 bytes for each row. UsageError as `open_trace`."""
     prompts, outputs = array("i"), array("i")
-    with open_trace(path) as trace:
+    with open_trace(path, columns) as trace:
         for row in trace:
             prompts.append(row.prompt_tokens)
             outputs.append(row.output_tokens)
@@ -98,18 +102,74 @@ def empirical(path: str) -> LengthSampler:
         index = int(rng.random() * count)
         return prompts[index], outputs[index]
 
-    return sample
+    return Lengths(sample, sum(prompts) / count, sum(outputs) / count)
 
 
-def parse_lengths(text: str) -> LengthSampler:
-    """A sampler from its description (see the module). UsageError names the description."""
+def _azure_conv(rest: str, columns: str) -> Lengths:
+    if rest:
+        raise ValueError(rest)
+    return Lengths(lognormal(), clamped_mean(AZURE_CONV_PROMPT), clamped_mean(AZURE_CONV_OUTPUT))
+
+
+def _fixed(rest: str, columns: str) -> Lengths:
+    prompt, output = (_tokens(text) for text in rest.replace(":", ",").split(","))
+    return Lengths(fixed(prompt, output), prompt, output)
+
+
+def _lognormal(rest: str, columns: str) -> Lengths:
+    numbers = [float(text) for text in rest.split(",")]
+    if len(numbers) not in (4, 5) or not all(1 <= number <= TOKENS_MAX for number in numbers):
+        raise ValueError(rest)
+    maximum = _tokens(rest.split(",")[4]) if len(numbers) == 5 else TOKENS_MAX
+    prompt, output = (fit_lognormal(mean, median, maximum) for median, mean in (numbers[:2], numbers[2:4]))
+    return Lengths(lognormal(prompt, output), clamped_mean(prompt), clamped_mean(output))
+
+
+def _empirical(rest: str, columns: str) -> Lengths:
+    if not rest:
+        raise ValueError(rest)
+    return empirical(rest, columns)
+
+
+def _tokens(text: str) -> int:
+    text = text.strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 12 and 1 <= int(text) <= TOKENS_MAX):
+        raise ValueError(text)
+    return int(text)
+
+
+class LengthLaw(NamedTuple):
+    """A law by the name users give it."""
+
+    form: str  # what stands behind the name
+    meaning: str
+    make: Callable[[str, str], Lengths]  # from what a user wrote there, and the columns of a trace file; ValueError if it does not fit
+
+
+LENGTHS: dict[str, LengthLaw] = {
+    "azure-conv": LengthLaw("", "lognormal, fitted to the Azure LLM inference trace 2023, conversation", _azure_conv),
+    "fixed": LengthLaw(":IN,OUT", "always the same", _fixed),
+    "lognormal": LengthLaw(":MEDIAN_IN,MEAN_IN,MEDIAN_OUT,MEAN_OUT[,MOST]", "lognormal, cut at MOST tokens; prompt and output are independent", _lognormal),
+    "empirical": LengthLaw(":FILE", "rows of a trace file, drawn with replacement, each prompt with its own output", _empirical),
+}
+"""Laws of lengths by the name users give them."""
+
+
+def parse_lengths(text: str, columns: str = "") -> Lengths:
+    """The law that a user describes, one of LENGTHS; `columns` are those of the trace file of empirical lengths. UsageError names the description."""
     kind, _, rest = text.partition(":")
-    if kind == "azure-conv" and not rest:
-        return lognormal()
-    if kind == "empirical" and rest:
-        return empirical(rest)
-    if kind == "fixed":
-        numbers = rest.split(":")
-        if len(numbers) == 2 and all(n.isdecimal() and len(n) < 12 and 1 <= int(n) <= TOKENS_MAX for n in numbers):
-            return fixed(int(numbers[0]), int(numbers[1]))
-    raise UsageError(f"token lengths {text!r}: must be azure-conv, fixed:PROMPT:OUTPUT (tokens, 1 to {TOKENS_MAX}) or empirical:FILE")
+    law = LENGTHS.get(kind)
+    try:
+        if law is None:
+            raise ValueError(kind)
+        return law.make(rest, columns)
+    except ValueError as error:
+        why = f": {error}" if str(error).startswith("no lognormal") else ""
+        forms = ", ".join(f"{name}{law.form}" for name, law in LENGTHS.items())
+        raise UsageError(f"token lengths {text!r}{why}: must be one of {forms} (tokens, 1 to {TOKENS_MAX})") from None
+
+
+def empirical_file(text: str) -> str:
+    """The file that a description takes its lengths from; "" if from none."""
+    kind, _, rest = text.partition(":")
+    return rest if kind == "empirical" else ""

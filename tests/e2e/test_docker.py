@@ -37,7 +37,7 @@ IMAGES = ("sllm-coordinator:latest", "sllm-worker:latest")
 
 pytestmark = [
     pytest.mark.docker,
-    pytest.mark.skipif(not (works("docker", "info") and works("docker", "compose", "version")), reason="no Docker engine with Compose v2 answers"),
+    pytest.mark.skipif(not (works("docker", "info") and works("docker", "compose", "version")), reason="start a Docker engine with Compose v2"),
 ]
 
 
@@ -343,7 +343,7 @@ def test_it_comes_back_with_the_same_key(compose: Compose) -> None:
 
 def test_compose_as_one_word_and_the_defaults() -> None:
     if not works("docker-compose", "version"):
-        pytest.skip("there is no docker-compose command")
+        pytest.skip("install docker-compose (Debian: apt-get install docker-compose)")
     clean = dict.fromkeys(("SUBNET", "HTTP_PORT", "LOG_FORMAT"), "")
     config = json.loads(run("docker-compose", "config", "--format", "json", env=clean).stdout)
     assert config["networks"]["fleet"]["ipam"]["config"][0]["subnet"] == "172.28.0.0/16"

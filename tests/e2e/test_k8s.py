@@ -37,7 +37,7 @@ NAMESPACE = "sllm-system"
 
 pytestmark = [
     pytest.mark.k8s,
-    pytest.mark.skipif(not works("kubectl", "get", "--raw", "/readyz"), reason="no Kubernetes cluster answers kubectl"),
+    pytest.mark.skipif(not works("kubectl", "get", "--raw", "/readyz"), reason="choose a cluster with kubectl config use-context"),
 ]
 
 

@@ -11,7 +11,8 @@ from typing import BinaryIO, cast
 
 from sllm import folder
 from sllm.errors import UsageError
-from sllm.workload.traces.base import MODEL, TOKENS_MAX, Header, Lines, TraceFormat, TraceRow, json_object, shorten, split_csv
+from sllm.workload.traces.base import TOKENS_MAX, CsvFormat, Header, Lines, TraceFormat, TraceRow, find_delimiter, json_object, shorten, split_csv
+from sllm.workload.traces.own import EXAMPLE, OwnColumns
 
 __all__ = ["FORMATS", "TOKENS_MAX", "Trace", "TraceFormat", "TraceRow", "open_trace", "read_trace"]
 
@@ -30,7 +31,7 @@ class Trace(Iterator[TraceRow]):
     def __init__(self, lines: Lines, body: Iterator[str], header: Header, kind: TraceFormat) -> None:
         self.path = lines.path
         self.format = kind
-        self.names_models = kind.exact or header.find(MODEL) is not None
+        self.names_models = kind.exact or kind.model_column(header) is not None
         self._lines = lines
         self._rows = _closing(lines, kind.rows(lines, body, header))
 
@@ -84,8 +85,8 @@ class _Gunzipped(io.BufferedReader):
             self._compressed.close()
 
 
-def open_trace(path: str) -> Trace:
-    """Open a trace file and find out its format from its first line; gzip is known by its first bytes.
+def open_trace(path: str, columns: str = "") -> Trace:
+    """Open a trace file and find out its format from its first line; gzip is known by its first bytes. `columns`: what `--columns` says of a CSV file.
 
     UsageError, naming file, line and column, if it cannot be read or has no known format; iterating raises it for rows that do not fit.
     """
@@ -99,17 +100,37 @@ def open_trace(path: str) -> Trace:
         lines = Lines(path, file)
         body = iter(lines)
         header = _read_header(lines, body)
-        for kind in FORMATS.values():
-            if kind.matches(header):
-                header.check_repeated(lines)
-                return Trace(lines, body, header, kind)
-        known = "; ".join([*(f"{kind.name}: {kind.about}" for kind in FORMATS.values()), *(f"not readable: {problem}" for problem in BROKEN.values())])
-        raise lines.error("1", f"no known format begins with {shorten(header.text.strip())}. Known formats: {known}")
+        return Trace(lines, body, header, _format(lines, header, columns))
     except BaseException as error:
         file.close()
         if isinstance(error, OSError):
             raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
         raise
+
+
+def _format(lines: Lines, header: Header, columns: str) -> TraceFormat:
+    """The format of a file that begins so. UsageError if it has none, or lacks a column that `columns` names."""
+    if columns:
+        own = OwnColumns(columns)
+        own.check(lines, header)
+        header.check_repeated(lines)
+        return own
+    for kind in FORMATS.values():
+        if kind.matches(header):
+            header.check_repeated(lines)
+            return kind
+    known = "; ".join([*(f"{kind.name}: {kind.about}" for kind in FORMATS.values()), *(f"not readable: {problem}" for problem in BROKEN.values())])
+    raise lines.error("1", f"no known format begins with {shorten(header.text.strip())}{_what_is_missing(header)}. Known formats: {known}")
+
+
+def _what_is_missing(header: Header) -> str:
+    """What would make a CSV file readable."""
+    if header.record is not None:
+        return ""
+    lacking = {kind.name: kind.missing(header) for kind in FORMATS.values() if isinstance(kind, CsvFormat)}
+    nearest = min(lacking, key=lambda name: len(lacking[name]), default="")
+    near = f" (for {nearest} it lacks {', '.join(lacking[nearest])})" if nearest and len(lacking[nearest]) < 3 else ""
+    return f"{near}; say which columns hold what: --columns {EXAMPLE}"
 
 
 def _read_header(lines: Lines, body: Iterator[str]) -> Header:
@@ -121,7 +142,8 @@ def _read_header(lines: Lines, body: Iterator[str]) -> Header:
         if text.lstrip().startswith("{"):
             record = json_object(lines, text)
             return Header(text, tuple(record), record)
-        return Header(text, tuple(name.strip() for name in split_csv(lines, text)), None)
+        delimiter = find_delimiter(lines, text.rstrip("\r\n"))
+        return Header(text, tuple(name.strip() for name in split_csv(lines, text.rstrip("\r\n"), delimiter)), None, delimiter)
     raise UsageError(f"{lines.path}, line 1, column 1: empty, not even a header")
 
 

@@ -25,11 +25,13 @@ from sllm.errors import UsageError
 from sllm.limits import TOKENS_MAX as TOKENS_MAX
 from sllm.limits import name_problem
 from sllm.node import new_tuple
+from sllm.workload.request import Repeat
 
 LINE_MAX = 1 << 20  # bytes; a Mooncake line with the hashes of a million tokens has 20,000
 TIME_MAX_S = 1e12  # 30,000 years: a number beyond it is not a time
 MODEL = "model"  # the column or key, whatever its case
 MODELS_MAX = 100_000  # different models in one trace: as many as a catalogue has
+DELIMITERS = (",;\t|", " :^~")  # of CSV; those of the second row only where none of the first is in the header
 
 
 class TraceRow(NamedTuple):
@@ -41,6 +43,7 @@ class TraceRow(NamedTuple):
     model: str | None = None  # None: the trace does not say
     request_id: str | None = None
     priority: int | None = None
+    repeats: Repeat | None = None
 
 
 class Lines:
@@ -89,6 +92,7 @@ class Header(NamedTuple):
     text: str
     columns: tuple[str, ...]  # of CSV, without the spaces around them; the keys of a JSON object
     record: dict[str, Any] | None  # the JSON object; None: CSV
+    delimiter: str = ","  # of CSV
 
     def find(self, name: str) -> str | None:
         """The column of that name as the file spells it, whatever its case; None if there is none."""
@@ -141,40 +145,49 @@ class TraceFormat(ABC):
     def matches(self, header: Header) -> bool:
         """Whether a file that begins so is of this format."""
 
+    def model_column(self, header: Header) -> str | None:
+        """The column or key that names the model of each request, as the file spells it; None: requests name none."""
+        return header.find(MODEL)
+
     @abstractmethod
     def rows(self, lines: Lines, body: Iterator[str], header: Header) -> Iterator[TraceRow]:
         """The requests. `body` gives the lines after the header; `lines` knows where it is. UsageError for what does not fit."""
 
 
 class CsvFormat(TraceFormat):
-    """Comma-separated values with a header. Columns are found by name, whatever its case: their order and further columns do not matter."""
+    """Values with a header, separated by a comma or another of DELIMITERS. Columns are found by name, whatever its case: their order and further columns do
+    not matter."""
 
-    time_column: ClassVar[str]
-    prompt_column: ClassVar[str]
-    output_column: ClassVar[str]
-    time_form: ClassVar[str] = "a time in seconds"
+    time_column: str
+    prompt_column: str
+    output_column: str
+    time_form: str = "a time in seconds"
 
     def clock(self) -> Callable[[str], float]:
         """A function from the text of a time to seconds, from any origin. ValueError if it is no time."""
         return float
 
     def matches(self, header: Header) -> bool:
-        return header.record is None and None not in map(header.find, (self.time_column, self.prompt_column, self.output_column))
+        return header.record is None and not self.missing(header)
+
+    def missing(self, header: Header) -> list[str]:
+        """The columns that a header lacks."""
+        return [column for column in (self.time_column, self.prompt_column, self.output_column) if header.find(column) is None]
 
     def rows(self, lines: Lines, body: Iterator[str], header: Header) -> Iterator[TraceRow]:
-        columns = header.columns
+        columns, delimiter = header.columns, header.delimiter
         width = len(columns)
         time_name, prompt_name, output_name = (header.find(name) or name for name in (self.time_column, self.prompt_column, self.output_column))
-        model_name = header.find(MODEL)
+        model_name = self.model_column(header)
         pick = itemgetter(*(columns.index(name) for name in (time_name, prompt_name, output_name, model_name or time_name)))
         read_name = ModelNames().read
         seconds = self.clock()
         origin: float | None = None
         previous = -TIME_MAX_S
         for line in body:
-            fields = line.rstrip("\r\n").split(",")
+            fields = line.rstrip("\r\n").split(delimiter)
             if len(fields) != width or '"' in line:
-                fields = split_csv(lines, line)
+                fields = split_csv(lines, line, delimiter)
                 if not fields:
                     continue
                 if len(fields) != width:
@@ -197,7 +210,7 @@ class CsvFormat(TraceFormat):
             if origin is None:
                 origin = arrival
             named = read_name(lines, model_name, model) if model_name is not None else None
-            yield new_tuple(TraceRow, (arrival - origin, prompt, output, named, None, None))
+            yield new_tuple(TraceRow, (arrival - origin, prompt, output, named, None, None, None))
         if origin is None:
             raise nothing(lines)
 
@@ -225,7 +238,7 @@ class JsonLinesFormat(TraceFormat):
 
     def records(self, lines: Lines, body: Iterator[str], header: Header) -> Iterator[tuple[float, int, int, str | None]]:
         """(time in the file's own unit and from its own origin, tokens in, tokens out, model) of each request that did work, in order of time."""
-        model_key = header.find(MODEL)
+        model_key = self.model_column(header)
         read_name = ModelNames().read
         previous: float | None = None
         for text in chain((header.text,), body):
@@ -270,14 +283,27 @@ def nothing(lines: Lines) -> UsageError:
     return UsageError(f"{lines.path}, line {lines.number}: no requests after the header{skipped}")
 
 
-def split_csv(lines: Lines, line: str) -> list[str]:
+def find_delimiter(lines: Lines, line: str) -> str:
+    """What separates the names of a header: what gives the most of them; of those that give as many the first, a comma before all others."""
+    for some in DELIMITERS:
+        counts = {delimiter: sum(map(_has_letter, split_csv(lines, line, delimiter))) for delimiter in some if delimiter in line}
+        if counts and max(counts.values()) > 1:
+            return max(counts, key=lambda delimiter: counts[delimiter])
+    return ","
+
+
+def _has_letter(text: str) -> bool:
+    return any(map(str.isalpha, text))
+
+
+def split_csv(lines: Lines, line: str, delimiter: str = ",") -> list[str]:
     """The fields of a line that may be quoted; none if it is blank."""
     if not line.strip():
         return []
     if line.count('"') % 2:
         raise lines.error(str(line.rindex('"') + 1), "a quote without its other half")
     try:
-        return next(csv.reader([line], skipinitialspace=True))
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
     except csv.Error as error:
         raise lines.error("1", f"not CSV ({str(error).partition(' - ')[0]})") from None
 

@@ -1,7 +1,8 @@
 """Our own recording of a workload: written once, replayed exactly, each float to its last bit.
 
 JSON lines. The first says what it is, `{"schema": "sllm-workload", "version": 1}`; each further one is a request with the fields of
-`sllm.workload.request.Request`, by their names, in order of arrival. A file whose name ends in .gz is compressed.
+`sllm.workload.request.Request`, by their names, in order of arrival; `repeats` is there where a prompt repeats an earlier turn, as `[request id, tokens]`. A
+file whose name ends in .gz is compressed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 from sllm.errors import UsageError
 from sllm.limits import name_problem
 from sllm.messages import HIGH, LOW
-from sllm.workload.request import Request
+from sllm.workload.request import Repeat, Request
 from sllm.workload.traces.base import (
     TIME_MAX_S,
     TOKENS_MAX,
@@ -76,7 +77,18 @@ def _row(lines: Lines, record: dict[str, Any]) -> TraceRow:
     arrival_s = float(json_number(lines, record, "arrival_s"))
     if arrival_s >= TIME_MAX_S:
         raise lines.error("arrival_s", f"{plain(arrival_s)} is not a time in seconds")
-    return TraceRow(arrival_s, prompt, output, _name(lines, record, "model"), _name(lines, record, "request_id"), priority)
+    return TraceRow(arrival_s, prompt, output, _name(lines, record, "model"), _name(lines, record, "request_id"), priority, _repeats(lines, record, prompt))
+
+
+def _repeats(lines: Lines, record: dict[str, Any], prompt: int) -> Repeat | None:
+    """What the prompt repeats; None if the request does not say."""
+    value = record.get("repeats")
+    if value is None:
+        return None
+    fits = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and not name_problem(value[0]) and type(value[1]) is int
+    if not fits or not 0 < value[1] < prompt:
+        raise lines.error("repeats", f"{shorten(json.dumps(value))}: must be a request id and how many tokens of the prompt, fewer than all of them, repeat it")
+    return Repeat(*value)
 
 
 def _name(lines: Lines, record: dict[str, Any], key: str) -> str:
@@ -141,7 +153,12 @@ class RecordedWriter:
             raise ValueError(f"{request}: token counts must be 1 to {TOKENS_MAX}")
         if name_problem(request.request_id) or name_problem(request.model) or not (LOW <= request.priority <= HIGH):
             raise ValueError(f"{request}: its id, model or priority cannot be recorded")
-        self._line(request._asdict())
+        if request.repeats is not None and not 0 < request.repeats.tokens < request.prompt_tokens:
+            raise ValueError(f"{request}: repeats as many tokens as its prompt has, or none")
+        fields = request._asdict()
+        if request.repeats is None:
+            del fields["repeats"]
+        self._line(fields)
         self._previous = request.arrival_s
         self.count += 1
 

@@ -1,0 +1,147 @@
+"""What requests are, one after the other: independent ones, or turns of sessions whose prompts grow.
+
+A session is one conversation with one model: each further turn's prompt repeats the whole of the turn before, prompt and answer, and adds tokens of its own.
+The number of turns is geometric: after each turn the session goes on with the same probability.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from heapq import heappop, heappush
+from random import Random
+from typing import NamedTuple
+
+from sllm.errors import UsageError
+from sllm.limits import TOKENS_MAX
+from sllm.messages import NORMAL
+from sllm.workload.lengths import LengthSampler
+from sllm.workload.popularity import Shares
+from sllm.workload.request import Repeat, Request
+
+
+@dataclass(frozen=True)
+class SessionLaw:
+    """How sessions go."""
+
+    turns: float = 5.0  # mean number of turns, at least 1
+    gap: float = 10.0  # mean time from the arrival of a turn to that of the next, s, exponential; closed-loop load has its think time instead
+    longest: int = 14_000  # tokens of prompt and output together; a turn that would have more begins a new conversation
+
+    @classmethod
+    def parse(cls, text: str) -> SessionLaw:
+        """The law of `turns=5,gap=10,longest=14000`, each part optional. UsageError names the part that does not fit."""
+        known = {field.name: field for field in fields(cls)}
+        values: dict[str, float] = {}
+        for part in text.split(","):
+            name, _, number = (piece.strip() for piece in part.partition("="))
+            try:
+                value = float(number) if name in known else math.nan
+            except ValueError:
+                value = math.nan
+            least = 1.0 if name in ("turns", "longest") else 0.0
+            if not least <= value <= TOKENS_MAX or (name == "longest" and not value.is_integer()):
+                raise UsageError(f"sessions {text!r}: {part.strip()!r} does not fit: turns (at least 1), gap (s) and longest (tokens), as in {cls.example()}")
+            values[name] = value
+        return cls(values.get("turns", cls.turns), values.get("gap", cls.gap), int(values.get("longest", cls.longest)))
+
+    @classmethod
+    def example(cls) -> str:
+        """The defaults, as a user writes them."""
+        return ",".join(f"{field.name}={field.default:g}" for field in fields(cls))
+
+
+class Session:
+    """One conversation, or, without a law of sessions, one request."""
+
+    __slots__ = ("held", "model", "priority")
+
+    def __init__(self, model: str, priority: int, held: Repeat | None = None) -> None:
+        self.model = model
+        self.priority = priority
+        self.held = held  # the turn before, which the next prompt repeats; None: there was none
+
+
+class Laws(NamedTuple):
+    """What requests are drawn from."""
+
+    popularity: Shares[str]
+    lengths: LengthSampler
+    priorities: Shares[int] | None = None  # None: all normal
+    sessions: SessionLaw | None = None  # None: no request has to do with another
+
+
+class Draws:
+    """Draws requests. Each aspect has a random stream of its own, which `rng` gives by name, so that changing one law leaves the other draws as they were."""
+
+    __slots__ = ("_laws", "_length_rng", "_model_rng", "_priority_rng", "_session_rng")
+
+    def __init__(self, laws: Laws, rng: Callable[[str], Random]) -> None:
+        self._laws = laws
+        self._length_rng, self._model_rng = rng("lengths"), rng("models")
+        self._priority_rng = rng("priorities") if laws.priorities is not None else None
+        self._session_rng = rng("sessions") if laws.sessions is not None else None
+
+    def begin(self) -> Session:
+        """A new session."""
+        priorities, rng = self._laws.priorities, self._priority_rng
+        return Session(self._laws.popularity.draw(self._model_rng), priorities.draw(rng) if priorities is not None and rng is not None else NORMAL)
+
+    def turn(self, session: Session, arrival_s: float, request_id: str) -> Request:
+        """Its next turn."""
+        law, held = self._laws.sessions, session.held
+        prompt, output = self._laws.lengths(self._length_rng)
+        if held is not None and law is not None and held.tokens + prompt + output > law.longest:
+            held = None
+        if held is not None:
+            prompt += held.tokens
+        session.held = Repeat(request_id, prompt + output) if law is not None else None
+        return Request(arrival_s, request_id, session.model, prompt, output, session.priority, held)
+
+    def goes_on(self) -> bool:
+        """Whether a session has another turn."""
+        law, rng = self._laws.sessions, self._session_rng
+        return law is not None and rng is not None and rng.random() >= 1.0 / law.turns
+
+    def _under_way(self, number: int) -> Session:
+        """A session that had turns before the run began; how many is geometric, as it is for one that has just begun."""
+        session = self.begin()
+        while True:
+            self.turn(session, 0.0, f"before-{number}")
+            if not self.goes_on():
+                return session
+
+    def in_sessions(self, begins: Iterator[float], rate_per_s: float, until_s: float) -> Iterator[Request]:
+        """Turns of sessions that begin at the times of `begins`, in order of arrival, before `until_s`.
+
+        `rate_per_s`: turns a second just before the run. The run's start is a moment like any other, so sessions are under way: as many as wait for their
+        next turn at any moment (Little's law), and the rest of an exponential gap is a gap like any other.
+        """
+        law, rng = self._laws.sessions, self._session_rng
+        assert law is not None
+        assert rng is not None
+        waiting: list[tuple[float, int, Session]] = []  # for their next turn; the number keeps those of the same time in order
+        mean_under_way, passed = rate_per_s * (1.0 - 1.0 / law.turns) * law.gap, rng.expovariate(1.0)
+        while passed < mean_under_way:  # a Poisson number
+            heappush(waiting, (_gap_s(law, rng), len(waiting), self._under_way(len(waiting))))
+            passed += rng.expovariate(1.0)
+        order, number = len(waiting), 0
+        begin_s = next(begins, math.inf)
+        while True:
+            if waiting and waiting[0][0] <= begin_s:
+                arrival_s, _, session = heappop(waiting)
+            else:
+                arrival_s, begin_s = begin_s, next(begins, math.inf)
+                session = self.begin()
+            if arrival_s >= until_s:
+                return
+            yield self.turn(session, arrival_s, f"r{number}")
+            number += 1
+            if self.goes_on():
+                order += 1
+                heappush(waiting, (arrival_s + _gap_s(law, rng), order, session))
+
+
+def _gap_s(law: SessionLaw, rng: Random) -> float:
+    return rng.expovariate(1.0) * law.gap

@@ -1,0 +1,83 @@
+"""Shares by name, as users write them: `NAME=SHARE,NAME=SHARE`, or a TOML file of such pairs. Shares are weights: they need not sum to 1 or 100."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from sllm.errors import UsageError
+from sllm.messages import HIGH, LOW, NORMAL
+
+PRIORITIES = {"high": HIGH, "normal": NORMAL, "low": LOW}
+
+
+def read_shares(text: str, label: str) -> dict[str, float]:
+    """The shares that `text` says, or, where it has no `=`, those of the TOML file of that name. UsageError names `label`."""
+    path = share_file(text)
+    return read_share_file(path, label) if path else parse_shares(text, label)
+
+
+def share_file(text: str) -> str:
+    """The file that a description of shares is the name of; "" if it is none."""
+    return "" if "=" in text else text
+
+
+def parse_shares(text: str, label: str) -> dict[str, float]:
+    """The shares of `NAME=SHARE,NAME=SHARE`, in order. UsageError, naming `label`, for a part that is none, a name given twice, and no share above 0."""
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.rpartition("="))
+        if not equals or not name:
+            raise UsageError(f"{label}={text!r}: {part.strip()!r} is not NAME=SHARE")
+        if name in shares:
+            raise UsageError(f"{label}={text!r}: {name!r} is named twice")
+        shares[name] = _share(number, f"{label}={text!r}: {name}={number}")
+    return _check_sum(shares, f"{label}={text!r}")
+
+
+def read_toml(path: str, label: str) -> dict[str, Any]:
+    """The tables of a TOML file. UsageError, naming `label` and the file, if it cannot be read."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{label} {path}: {error}") from None
+    except (OSError, ValueError) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
+        raise UsageError(f"{label} {path}: cannot be read: {reason}") from None
+
+
+def read_share_file(path: str, label: str) -> dict[str, float]:
+    """The shares of a TOML file of pairs, `"llama-3.1-8b" = 3`. UsageError names `label`, the file and the key."""
+    shares: dict[str, float] = {}
+    for name, value in read_toml(path, label).items():
+        if isinstance(value, dict):
+            raise UsageError(f'{label} {path}: {name!r} is a table; a name with a point in it needs quotes: "llama-3.1-8b" = 3')
+        shares[name] = _share(value, f"{label} {path}: {name!r} = {value!r}")
+    return _check_sum(shares, f"{label} {path}")
+
+
+def _share(value: Any, where: str) -> float:
+    try:
+        share = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        share = math.nan
+    if not 0.0 <= share < math.inf:
+        raise UsageError(f"{where}: a share must be a number of at least 0")
+    return share
+
+
+def _check_sum(shares: dict[str, float], where: str) -> dict[str, float]:
+    if not 0.0 < sum(shares.values()) < math.inf:
+        raise UsageError(f"{where}: at least one share must be above 0")
+    return shares
+
+
+def parse_priorities(text: str, label: str) -> dict[int, float]:
+    """Shares by priority of `high=1,normal=8,low=1`. UsageError names `label` and a priority that there is not."""
+    shares = parse_shares(text, label)
+    for name in shares:
+        if name not in PRIORITIES:
+            raise UsageError(f"{label}={text!r}: {name!r} is no priority; there are {', '.join(PRIORITIES)}")
+    return {PRIORITIES[name]: share for name, share in shares.items()}

@@ -1,0 +1,79 @@
+"""What a workload is, as values: each checked when the specification is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sllm.errors import UsageError
+from sllm.workload.arrivals import ARRIVALS
+from sllm.workload.sessions import SessionLaw
+from sllm.workload.shares import parse_priorities
+from sllm.workload.stages import Stages
+from sllm.workload.traces.base import plain
+from sllm.workload.traces.own import OwnColumns
+
+TRACE_RATE_MAX = 100.0  # each copy of a trace is a file held open
+
+
+@dataclass(frozen=True)
+class WorkloadSpec:
+    """What kind of requests come, how many and when. UsageError for values that make no workload."""
+
+    rate_per_s: float = 1.0  # mean arrivals; not used with a trace, stages or users
+    arrivals: str = "poisson"  # a name of ARRIVALS
+    cv: float = 8.0  # coefficient of variation of gamma gaps
+    lengths: str = "azure-conv"  # see sllm.workload.lengths; not used with a trace
+    trace: str | None = None  # a trace file to replay; None or "": synthetic arrivals
+    duration_s: float | None = None  # only arrivals before it; None: the whole trace or all stages, and other synthetic arrivals without end
+    zipf: float = 1.1  # exponent of model popularity; 0: all alike
+    models: int = 0  # only the first models of the catalogue are asked for, as many as this says; 0: all of them
+    model_map: str | None = None  # a file that says which model of the catalogue each model of the trace is; see sllm.workload.modelmap
+    mix: str = ""  # shares of the models, or a file of them, instead of the Zipf law; see sllm.workload.shares
+    priorities: str = ""  # shares of the priorities; "": all normal
+    sessions: str = ""  # how sessions go; see sllm.workload.sessions; "": each request stands alone
+    stages: str = ""  # a rate that changes, instead of `rate_per_s`; see sllm.workload.stages
+    concurrency: int = 0  # users of closed-loop load, instead of arrivals at a rate; see sllm.workload.users
+    think_s: float = 0.0  # mean time between a user's requests
+    trace_rate: float = 1.0  # so many times the requests of the trace in the same time; see sllm.workload.superpose
+    columns: str = ""  # which columns of a CSV trace hold what; see sllm.workload.traces.own
+
+    def __post_init__(self) -> None:
+        if not self.trace:
+            self._check_synthetic()
+        if self.duration_s is not None and not self.duration_s >= 0:
+            raise UsageError(f"duration {plain(self.duration_s)}: must be at least 0 s")
+        if not 0 <= self.zipf <= 100:
+            raise UsageError(f"Zipf exponent {plain(self.zipf)}: must be at least 0 and at most 100")
+        if self.models < 0:
+            raise UsageError(f"models {self.models}: must be at least 0")
+        if not 0 < self.trace_rate <= TRACE_RATE_MAX:
+            raise UsageError(f"rate of the trace {plain(self.trace_rate)}: must be above 0 and at most {TRACE_RATE_MAX:g} times its own")
+        if self.priorities:
+            parse_priorities(self.priorities, "priorities")
+        if self.columns:
+            OwnColumns(self.columns)
+
+    def _check_synthetic(self) -> None:
+        if self.model_map:
+            raise UsageError(f"model map {self.model_map}: goes with a trace only")
+        if not 0 < self.rate_per_s < math.inf:
+            raise UsageError(f"rate {plain(self.rate_per_s)}: must be above 0 requests a second")
+        if self.arrivals not in ARRIVALS:
+            raise UsageError(f"arrivals {self.arrivals!r}: must be one of {', '.join(ARRIVALS)}")
+        if not 1e-6 <= self.cv <= 1e3:
+            raise UsageError(f"coefficient of variation {plain(self.cv)}: must be at least 0.000001 and at most 1000")
+        if self.concurrency < 0 or not 0 <= self.think_s < math.inf:
+            raise UsageError(f"users {self.concurrency}, think time {plain(self.think_s)}: must be at least 0")
+        if self.concurrency and self.stages:
+            raise UsageError("stages: users of closed-loop load send when their last request has ended, at no given rate")
+        if self.sessions:
+            SessionLaw.parse(self.sessions)
+        if self.stages:
+            Stages.parse(self.stages)
+
+    @property
+    def until_s(self) -> float:
+        """Seconds from its begin at which a workload ends, if not before."""
+        asked_s = math.inf if self.duration_s is None else self.duration_s
+        return min(asked_s, Stages.parse(self.stages).duration_s) if self.stages else asked_s

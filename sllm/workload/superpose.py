@@ -1,0 +1,73 @@
+"""A trace with more requests, or fewer, in the same time.
+
+Twice the rate is not the same trace read twice as fast, which would also double the speed of its bursts, its days and its nights. It is two such traces laid
+over one another: copies of the trace, each but the first shifted by a time of its own of up to a minute, what goes over the end coming at the beginning. So a
+copy's requests do not come at the very moments of another's, and the rate has the trace's own shape. A part of a copy keeps each request with that
+probability, which thins it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+from sllm.errors import UsageError
+from sllm.node import new_tuple
+from sllm.streams import stream
+from sllm.workload.traces import Trace, TraceRow
+
+SHIFT_MAX_S = 60.0
+
+Opener = Callable[[], Trace]
+
+
+def superpose(first: Trace, again: Opener, rate: float, until_s: float, seed: int) -> Iterator[TraceRow]:
+    """The rows of `rate` copies of a trace before `until_s`, in order of arrival. `first` is the open trace, `again` opens it anew. UsageError for a pipe."""
+    whole = int(rate)
+    copies: list[Iterator[TraceRow]] = [first] if whole else [_thin(first, rate, stream(seed, "workload/trace-rate/0"))]
+    if rate > 1.0:
+        if not Path(first.path).is_file():
+            raise UsageError(f"{first.path}: is read several times for its rate to rise; it must be a file, not a pipe (--trace-rate)")
+        span_s = _span_s(again, until_s)
+        for number in range(1, whole + (rate > whole)):
+            rng = stream(seed, f"workload/trace-rate/{number}")
+            copy = _shift(again, rng.random() * min(SHIFT_MAX_S, span_s), span_s)
+            copies.append(copy if number < whole else _thin(copy, rate - whole, rng))
+    return heapq.merge(*copies, key=_arrival_s) if len(copies) > 1 else copies[0]
+
+
+def _arrival_s(row: TraceRow) -> float:
+    return row.arrival_s
+
+
+def _span_s(again: Opener, until_s: float) -> float:
+    """When the last request before `until_s` arrives."""
+    last_s = 0.0
+    with again() as trace:
+        for row in trace:
+            if row.arrival_s >= until_s:
+                break
+            last_s = row.arrival_s
+    return last_s
+
+
+def _shift(again: Opener, by_s: float, span_s: float) -> Iterator[TraceRow]:
+    """A copy in which everything comes `by_s` later, and the end of which comes at the beginning. Two passes, so that nothing is held."""
+    turn_s = span_s - by_s
+    with again() as trace:
+        for row in trace:
+            if row.arrival_s > span_s:
+                break
+            if row.arrival_s >= turn_s:
+                yield new_tuple(TraceRow, (min(row.arrival_s - turn_s, by_s), *row[1:]))
+    with again() as trace:
+        for row in trace:
+            if row.arrival_s >= turn_s:
+                return
+            yield new_tuple(TraceRow, (row.arrival_s + by_s, *row[1:]))
+
+
+def _thin(rows: Iterator[TraceRow], share: float, rng: Random) -> Iterator[TraceRow]:
+    return (row for row in rows if rng.random() < share)
