@@ -326,6 +326,7 @@ class Fleet:
             changed = True
         if row.ledger.entries:
             row.ledger.rebase(now + report.wait_s)
+            changed = True  # some of them may be over by now
         if (changed or row.aged) and row.state == READY:
             row.aged = False
             self.reindex(row)
