@@ -29,6 +29,7 @@ from sllm.node import Node
 from sllm.placement.registry import broken_policies
 from sllm.recorder import Recorder
 from sllm.report.outputs import Outputs
+from sllm.report.plots import Mark
 from sllm.report.progress import Progress, Snapshot
 from sllm.results import Begun, FleetFigures, Invariants, ReportFigures, RunInfo, Slo, make_results
 from sllm.runtime.bridge import Loop
@@ -273,6 +274,10 @@ class Run(ABC):
                     undecided += slo.tpot_s is not None
         return Begun(in_time, undecided)
 
+    def marks(self) -> list[Mark]:
+        """What befell the run on purpose, for plots over time."""
+        return []
+
     def put_in_flight(self) -> None:
         """Give a row to each request that had not ended when the run was interrupted."""
         if self.requests_csv is not None and self.interrupted:
@@ -353,6 +358,10 @@ class VirtualRun(Run):
         """What is still on its way when the books close will not be heard any more: it is lost."""
         network = self.world.network
         return self.system.report_figures(network.duplicated_reports, network.lost_reports + self.world.reports_pending())
+
+    def marks(self) -> list[Mark]:
+        faults = self._schedule.faults if self._schedule is not None else ()
+        return [Mark(fault.at_s, None if fault.for_s is None else fault.at_s + fault.for_s, fault.kind.replace("_", " ")) for fault in faults]
 
     def conduct(self) -> None:
         world, system = self.world, self.system
