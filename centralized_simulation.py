@@ -20,7 +20,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from config import describe_misspelt, misspelt
-from simulation import LiveRun, Run, VirtualRun
+from run import Run
+from simulation import LiveRun, VirtualRun
 from sllm.cli import RUN_VARIABLES, Options, grouped, input_files, parse, repeat_command
 from sllm.errors import OutputError, UsageError
 from sllm.report.files import is_stdout

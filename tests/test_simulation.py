@@ -8,7 +8,8 @@ import io
 import pytest
 
 from experiments.harness import configuration, silent
-from simulation import LiveRun, Run, VirtualRun
+from run import Run
+from simulation import LiveRun, VirtualRun
 
 ROUNDING_S = 1e-9
 

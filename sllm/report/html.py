@@ -178,8 +178,9 @@ def _pairs_table(title: str, rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _parameters_section(results: Mapping[str, Any], parameters: Mapping[str, Mapping[str, Any]]) -> str:
-    """What was set, by group, then what became of it: the workload, and which models those of a trace are."""
-    workload = dict(results["run"]["workload"])
+    """What was set, by group, then what became of it, if that is more: the workload, and which models those of a trace are."""
+    said = {name for pairs in parameters.values() for name in pairs}
+    workload = {name: value for name, value in results["run"]["workload"].items() if f"--{name}" not in said}
     models = {row["name"]: f"{row['model']}, {count(row['requests'], 'request')}" for row in workload.pop("trace_models", [])[:ROWS_MAX]}
     groups = {**parameters, "Workload": workload, "Models of the trace": models}
     lists = ""

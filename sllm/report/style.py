@@ -48,8 +48,8 @@ th[scope=col] { font-weight: 600; }
 .wide th, .wide td { white-space: nowrap; }
 .wide p { margin: 8px 0 0; color: var(--dim); }
 .parameters { margin-bottom: 22px; }
-.groups { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); gap: 16px; align-items: start; }
-.groups > div { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 12px 14px; }
+.groups { columns: 330px; column-gap: 16px; }
+.groups > div { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 12px 14px; margin-bottom: 16px; break-inside: avoid; }
 .groups dl { margin: 6px 0 0; }
 .groups dl > div { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 14px; padding: 3px 0; border-top: 1px solid var(--rule); }
 .groups dl > div:first-child { border-top: 0; }
