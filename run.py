@@ -7,7 +7,6 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import reduce
 from itertools import islice
 from typing import Any, TextIO
 
@@ -23,10 +22,11 @@ from sllm.recorder import Recorder
 from sllm.report.outputs import Outputs
 from sllm.report.plots import Mark
 from sllm.report.progress import Progress, Snapshot
-from sllm.results import Begun, FleetFigures, Invariants, ReportFigures, RunInfo, Slo, make_results
+from sllm.results import Begun, FleetFigures, Invariants, ReportFigures, RunInfo, Slo, make_results, total
 from sllm.runtime.bridge import Loop
 from sllm.runtime.coordinatorview import CoordinatorView
 from sllm.runtime.watch import Watch
+from sllm.series import BINS_MIN
 from sllm.sim.checkers import Checkers
 from sllm.sim.world import Interrupted
 from sllm.thresholds import judge, parse_thresholds
@@ -36,8 +36,8 @@ from sllm.workload.traces import BROKEN
 from system import System
 
 LOOKED_AT_MAX = 1000  # workers, for progress
-LOOKS_BEGIN = LOOKS_MAX // 2  # looks at what is in use, in a run whose length is known
-FIRST_LOOK_S, LOOK_WORKER_S = 0.05, 1e-4  # else the first look comes after so long, and later in a large fleet
+LOOKS_BEGIN, FEW_WORKERS = LOOKS_MAX // 2, 200  # looks at what is in use, in a run whose length is known, of so many workers at most
+FIRST_LOOK_S, LOOK_INTERVALS = 0.05, 4.0  # else the first look comes after so long; in a larger fleet, after so many report intervals at least
 LAG_TOLERATED = 0.1  # a sped-up clock waits out every stall of the machine: a few percent of them are usual
 
 
@@ -141,12 +141,18 @@ class Run(ABC):
         """The fleet is up: requests come from now on."""
         self.began_s = self.now
         self._measure()
-        duration_s = self.workload.spec.duration_s
-        self.timeline.begin(self._look(), duration_s / LOOKS_BEGIN if duration_s else max(FIRST_LOOK_S, len(self._used_before) * LOOK_WORKER_S))
+        self.timeline.begin(self._look(), self._first_step_s())
         self._looking = True
         self.call_at(self.timeline.next_at, self._look_again)
         if self.config.warmup_s:
             self.call_at(self.began_s + self.config.warmup_s, self._measure)
+
+    def _first_step_s(self) -> float:
+        """Between looks at what is in use. In a large fleet they are rare beside reports, for both cost something for each worker."""
+        duration_s = self.workload.spec.duration_s
+        if len(self.system.workers) <= FEW_WORKERS:
+            return duration_s / LOOKS_BEGIN if duration_s else FIRST_LOOK_S
+        return max((duration_s or 0.0) / BINS_MIN, LOOK_INTERVALS * (self.config.report_interval_s or 1.0))
 
     def _measure(self) -> None:
         """What is in use counts from now on, unless nothing comes any more."""
@@ -155,7 +161,7 @@ class Run(ABC):
             self._used_before = self.usage()
 
     def _look(self) -> Look:
-        return Look(self.now, reduce(EngineUsage.plus, self.usage(), EngineUsage()), self.system.waiting)
+        return Look(self.now, total(self.usage()), self.system.waiting)
 
     def _look_again(self) -> None:
         if self._looking:
