@@ -48,7 +48,7 @@ th[scope=col] { font-weight: 600; }
 .wide th, .wide td { white-space: nowrap; }
 .wide p { margin: 8px 0 0; color: var(--dim); }
 .parameters { margin-bottom: 22px; }
-.groups { columns: 330px; column-gap: 16px; }
+.groups { columns: 330px 2; column-gap: 16px; }
 .groups > div { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 12px 14px; margin-bottom: 16px; break-inside: avoid; }
 .groups dl { margin: 6px 0 0; }
 .groups dl > div { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 14px; padding: 3px 0; border-top: 1px solid var(--rule); }
