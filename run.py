@@ -15,7 +15,7 @@ from config import Config
 from sllm import __version__
 from sllm.assemble import check_models_fit, profile_names
 from sllm.cli import Options, settings_of
-from sllm.engine.base import EngineUsage
+from sllm.engine.base import NOTHING_USED, EngineUsage
 from sllm.errors import UsageError
 from sllm.placement.registry import broken_policies
 from sllm.recorder import Recorder
@@ -79,7 +79,6 @@ class Run(ABC):
         self.timeline = UsageTimeline()
         self._used_before: list[EngineUsage] = []  # when requests began to come, or the warm-up ended
         self._used_after: list[EngineUsage] = []
-        self._measured_from_s = 0.0
         self._looking = False
         self._started_wall = time.perf_counter()
 
@@ -157,7 +156,6 @@ class Run(ABC):
     def _measure(self) -> None:
         """What is in use counts from now on, unless nothing comes any more."""
         if not self._used_after:
-            self._measured_from_s = self.now
             self._used_before = self.usage()
 
     def _look(self) -> Look:
@@ -268,14 +266,14 @@ class Run(ABC):
         self.arrivals_ended()  # for a run that a violation stopped before the last arrival
         self.stop_looking()
         config, window_s, asked_s = self.config, self.window_s, self.workload.spec.duration_s
-        used = [after - before for after, before in zip(self._used_after, self._used_before, strict=True)]
+        measured_s = max(0.0, window_s - config.warmup_s)
+        used = [after - before if measured_s else NOTHING_USED for after, before in zip(self._used_after, self._used_before, strict=True)]
         engine_profile, loader = profile_names(config, map(self.system.catalog.get_hardware, self.system.hardware))
         info = RunInfo(
             self.mode, "centralized", config.workers, config.policy, config.seed, window_s if self.interrupted else asked_s or window_s, self.wall_s,
             self.workload.describe(), self.system.hardware, engine_profile, loader, asked_s, self.interrupted,
             __version__, settings_of(config, self.options), self.clock_lag,
         )  # fmt: skip
-        measured_s = max(0.0, self.began_s + window_s - self._measured_from_s)
         workers = self.system.worker_figures(used) if used else []
         results = make_results(
             self.recorder,
