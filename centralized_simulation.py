@@ -20,8 +20,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from config import describe_misspelt, misspelt
-from simulation import LiveRun, Run, VirtualRun
-from sllm.cli import RUN_VARIABLES, Options, input_files, parse, print_out, repeat_command
+from run import Run
+from simulation import LiveRun, VirtualRun
+from sllm.cli import RUN_VARIABLES, Options, grouped, input_files, parse, print_out, repeat_command
 from sllm.errors import OutputError, UsageError
 from sllm.report.files import is_stdout
 from sllm.report.html import render_html
@@ -99,7 +100,10 @@ def simulate(arguments: list[str], signals: Signals) -> int:
         conduct(run, signals)
         run.put_in_flight()
         results = run.results()
-        render = {JSON: partial(to_json, results), HTML: partial(render_html, results, run.recorder, command=repeat_command(results, PROGRAM))}
+        page = partial(
+            render_html, results, run.recorder, began_s=run.began_s, marks=run.marks(), command=repeat_command(results, PROGRAM), parameters=grouped(results)
+        )  # fmt: skip
+        render = {JSON: partial(to_json, results), HTML: page}
         unwritten = deliver([partial(show, run, results, options), *outputs.finish(render)])
     if results["invariants"]["violations"]:
         return 1

@@ -6,21 +6,15 @@ for what is in flight, send the workers home, close the books.
 
 from __future__ import annotations
 
-import io
-import sys
 import time
 import traceback
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from functools import partial, reduce
-from itertools import islice
-from typing import Any, TextIO
+from collections.abc import Callable
+from functools import partial
+from typing import TextIO
 
-from client import Client
 from config import Config
-from sllm import __version__
-from sllm.assemble import check_models_fit, profile_names
-from sllm.cli import Options, settings_of
+from run import Run
+from sllm.cli import Options
 from sllm.engine.base import EngineUsage
 from sllm.errors import UsageError
 from sllm.events import (
@@ -36,17 +30,13 @@ from sllm.events import (
 )
 from sllm.messages import Address
 from sllm.node import Node
-from sllm.placement.registry import broken_policies
-from sllm.recorder import Recorder
 from sllm.report.outputs import Outputs
-from sllm.report.progress import Progress, Snapshot
-from sllm.results import Begun, FleetFigures, Invariants, ReportFigures, RunInfo, Slo, make_results
-from sllm.runtime.bridge import Loop
+from sllm.report.plots import Mark
+from sllm.results import ReportFigures
 from sllm.runtime.clock import Clock
-from sllm.runtime.coordinatorview import CoordinatorView
 from sllm.runtime.sockets import ensure_descriptors
 from sllm.runtime.udp import UdpDriver, UdpHost
-from sllm.runtime.watch import Pacer, Watch
+from sllm.runtime.watch import Pacer
 from sllm.sim.busy import BusyTime
 from sllm.sim.checkers import Checkers, InvariantViolation
 from sllm.sim.faults import load_schedule
@@ -54,23 +44,15 @@ from sllm.sim.host import Host
 from sllm.sim.inject import Injector
 from sllm.sim.network import Latency, Link, Network
 from sllm.sim.world import Interrupted, World
-from sllm.thresholds import judge, parse_thresholds
-from sllm.timeline import LOOKS_MAX, Look, UsageTimeline
 from sllm.workload import Request
-from sllm.workload.traces import BROKEN
-from system import System
 from worker import Worker
 
 LOOPBACK: Address = ("127.0.0.1", 0)
 DESCRIPTORS_BESIDES = 64  # files, the coordinator's and the client's sockets
 PROGRESS_WALL_S = 0.2
-LOOKED_AT_MAX = 1000  # workers, for progress
 PACE_WALL_S = 0.05  # between two times at which simulated time is held back
 SUBMIT_MAX = 1000  # requests that come in one go at most, in a live run
 LAST_REPORTS_WALL_S = 1.0  # on loopback a report that has not come by then was dropped
-LOOKS_BEGIN = LOOKS_MAX // 2  # looks at what is in use, in a run whose length is known
-FIRST_LOOK_S, LOOK_WORKER_S = 0.05, 1e-4  # else the first look comes after so long, and later in a large fleet
-LAG_TOLERATED = 0.1  # a sped-up clock waits out every stall of the machine: a few percent of them are usual
 START_STEP_S = 1.0  # of simulated time
 START_S, START_INTERVALS, START_LATENCIES = 60.0, 30.0, 4.0  # a fleet that is not up after so long in virtual time, all three together, never will be
 START_WALL_S, START_REPORTS = 60.0, 3.0  # a live fleet that is not up after so many seconds and report intervals, added up, never will be
@@ -78,251 +60,6 @@ INSPECT_S = 5.0  # of a virtual run, between looks at some nodes and rows; what 
 SETTLE_INTERVALS = 2.0  # from the last answer to the last look, beyond those after which a silent worker is suspect and a lost dispatch is written off
 ENDS = (RequestCompleted, RequestFailed, RequestRejected)  # of a request
 RECEIVE_BUFFER_BYTES = 8 << 20  # asked for at the coordinator and the client: all of a fleet's reports may come at once
-
-
-class Run(ABC):
-    """One run of a system. `conduct` does it all; what was measured is in `results`."""
-
-    mode = ""
-
-    def __init__(self, config: Config, options: Options, progress_to: TextIO | None = None, outputs: Outputs | None = None) -> None:
-        """`progress_to` None: stderr. `outputs`: where rows and the recording go; the caller commits them."""
-        self.config = config
-        self.options = options
-        self.violations: list[str] = []
-        self.warnings: list[str] = [f"not readable, and passed over: {problem}" for problem in (*broken_policies(), *BROKEN.values())]
-        self.system = System(config, wire=options.wire or self.mode == "udp", stopwatch=time.perf_counter)
-        self.workload = self.system.workload()
-        check_models_fit(config, self.system.catalog, self.workload)
-        self.warnings += self.workload.warnings
-        if "--zipf" in options.given and self.workload.trace is not None and self.workload.trace.format.exact:
-            self.warnings.append("--zipf: has no effect: a recording says which model each request is for")
-        asked_s = self.workload.spec.duration_s
-        if asked_s and config.warmup_s >= asked_s:
-            raise UsageError(f"--warmup {config.warmup_s:.12g}: requests come for {asked_s:.12g} s, so none would be in the statistics (--duration)")
-        self.recorder = Recorder()
-        self.slo = Slo(config.slo_ttft_s, config.slo_tpot_s or None)
-        self.requests_csv = outputs.requests_csv if outputs else None
-        self.recording = outputs.recording if outputs else None
-        stream = progress_to or sys.stderr
-        self.progress = Progress(
-            stream or io.StringIO(), time.monotonic,
-            virtual=options.virtual, quiet=options.quiet or stream is None, no_color=options.no_color, dumb=options.dumb_terminal,
-        )  # fmt: skip
-        self.watch: Watch | None = None
-        self.interrupted = False
-        self._drawing = False  # in the middle of making the next request
-        self.began_s = 0.0  # of the run's clock: when requests began to come
-        self.window_s = 0.0  # for how long they came
-        self.ready_workers = 0  # just before they were sent home
-        self.timeline = UsageTimeline()
-        self._used_before: list[EngineUsage] = []  # when requests began to come, or the warm-up ended
-        self._used_after: list[EngineUsage] = []
-        self._measured_from_s = 0.0
-        self._looking = False
-        self._started_wall = time.perf_counter()
-
-    @property
-    def wall_s(self) -> float:
-        return time.perf_counter() - self._started_wall
-
-    @property
-    @abstractmethod
-    def now(self) -> float:
-        """The run's clock."""
-
-    @abstractmethod
-    def conduct(self) -> None:
-        """Run to the end, or until `interrupt`."""
-
-    def interrupt(self) -> None:
-        """Take no new arrivals, stop at once and close the books on what there is. A signal's handler may call it at any time while `conduct` runs."""
-        self.interrupted = True
-        if self._drawing:  # a trace may have millions of rows without a request in them
-            raise Interrupted
-
-    @abstractmethod
-    def checkers(self) -> Checkers: ...
-
-    def usage(self) -> list[EngineUsage]:
-        """What each worker had in use until now."""
-        return self.system.usage(self.now)
-
-    @abstractmethod
-    def call_at(self, at: float, callback: Callable[[], None]) -> None:
-        """Call at that time of the run's clock."""
-
-    def report_figures(self) -> ReportFigures:
-        """The books of the reports."""
-        return self.system.report_figures()
-
-    def arrivals(self) -> Iterator[tuple[float, Request]]:
-        """When each request comes, on the run's clock, and the request. To be made at any time, to be taken from once the run has begun."""
-        requests = iter(self.workload)
-        try:
-            while True:
-                self._drawing = True
-                request = next(requests, None)
-                self._drawing = False
-                if request is None or self.interrupted:
-                    return
-                yield self.began_s + request.arrival_s, request
-        except Interrupted:
-            self._drawing = False
-
-    def submit(self, client: Client, request: Request, now: float) -> None:
-        """The request comes."""
-        if self.recording is not None:
-            self.recording.write(request)
-        client.submit(request, now)
-
-    def following(self, request_id: str) -> tuple[float, Request] | None:
-        """What closed-loop load sends next because a request has ended just now: when, on the run's clock, and the request. None: nothing."""
-        request = None if self.interrupted else self.workload.following(request_id, self.now - self.began_s)
-        return None if request is None else (self.began_s + request.arrival_s, request)
-
-    def begin(self) -> None:
-        """The fleet is up: requests come from now on."""
-        self.began_s = self.now
-        self._measure()
-        duration_s = self.workload.spec.duration_s
-        self.timeline.begin(self._look(), duration_s / LOOKS_BEGIN if duration_s else max(FIRST_LOOK_S, len(self._used_before) * LOOK_WORKER_S))
-        self._looking = True
-        self.call_at(self.timeline.next_at, self._look_again)
-        if self.config.warmup_s:
-            self.call_at(self.began_s + self.config.warmup_s, self._measure)
-
-    def _measure(self) -> None:
-        """What is in use counts from now on, unless nothing comes any more."""
-        if not self._used_after:
-            self._measured_from_s = self.now
-            self._used_before = self.usage()
-
-    def _look(self) -> Look:
-        return Look(self.now, reduce(EngineUsage.plus, self.usage(), EngineUsage()), self.system.waiting)
-
-    def _look_again(self) -> None:
-        if self._looking:
-            self.timeline.add(self._look())
-            self.call_at(self.timeline.next_at, self._look_again)
-
-    def stop_looking(self) -> None:
-        """Nothing that is to be seen in use happens any more."""
-        if self._looking:
-            self._looking = False
-            self.timeline.add(self._look())
-
-    def arrivals_ended(self) -> None:
-        """The last request has come; what was in use is measured up to here."""
-        if self._used_before and not self._used_after:
-            self.window_s = self.now - self.began_s
-            self._used_after = self.usage()
-
-    def close(self) -> None:
-        """Close what was read and served, and leave the terminal as it was, whatever happened."""
-        if self.watch is not None:
-            self.watch.close()
-            self.watch = None
-        self.workload.close()
-        self.progress.close()
-
-    def _serve_page(self, loop: Loop, kernel_drops: Callable[[], int], later: Callable[[Callable[[], None]], Any], every: Callable[[float, Any], Any]) -> None:
-        """Serve the fleet's page if it was asked for, or if somebody watches a terminal, and say where."""
-        options = self.options
-        if not options.page and (options.no_page or options.quiet or not self.progress.is_live):
-            return
-        coordinators = self.system.coordinators
-        view = CoordinatorView(lambda: coordinators[-1], lambda: self.now, later, kernel_drops, time.time())
-        self.watch = Watch(loop, view, lambda: coordinators[-1], lambda: self.now)
-        every(1.0, view.tick)
-        self.progress.note(f"the fleet's page, while the run lasts: {self.watch.url}")
-
-    def snapshot(self) -> Snapshot:
-        """The state of the run, for progress. Slots and KV cache are as the coordinator has heard of them; of a large fleet some workers stand for all."""
-        fleet = self.system.coordinators[-1].fleet
-        step = len(fleet.rows) // LOOKED_AT_MAX + 1
-        reports = [row.report for row in islice(fleet.rows.values(), 0, None, step)]
-        slots = sum(report.slots for report in reports)
-        phase = "starting" if not self._used_before else "draining" if self._used_after else ""
-        return Snapshot(
-            self.now - self.began_s if self._used_before else 0.0, self.workload.spec.duration_s or 0.0,
-            {name: count for name, count in fleet.states.items() if count}, self.recorder.glance(),
-            sum(report.running for report in reports) / slots if slots else None,
-            sum(report.kv_used for report in reports) / len(reports) if reports else None,
-            step * sum(report.waiting for report in reports) if reports else None,
-            phase, warning="this machine cannot keep up" if self.falls_behind else "",
-        )  # fmt: skip
-
-    def _show_progress(self) -> None:
-        if self.progress.due():
-            self.progress.update(self.snapshot())
-
-    def _check_interrupted(self) -> None:
-        if self.interrupted:
-            raise Interrupted
-
-    def _not_started(self) -> str:
-        return f"only {self.system.ready:,} of {len(self.system.workers):,} workers were ready"
-
-    @property
-    def clock_lag(self) -> float:
-        """By which part the run's clock fell behind the speed asked for."""
-        return 0.0
-
-    @property
-    def falls_behind(self) -> bool:
-        """The machine is too slow for the speed asked for."""
-        return self.clock_lag > LAG_TOLERATED
-
-    def begun(self) -> Begun:
-        """What is known of the first tokens of requests in flight."""
-        slo, ended_s, in_time, undecided = self.slo, self.now, 0, 0
-        since = self.began_s + self.config.warmup_s if self.config.warmup_s else 0.0
-        for client in self.system.clients:
-            for pending in client.unfinished():
-                if pending.arrival_s < since:
-                    continue
-                first_s = pending.first_tokens.get(pending.worker_id)
-                if first_s is None:
-                    undecided += ended_s - pending.arrival_s < slo.ttft_s
-                elif first_s - pending.arrival_s <= slo.ttft_s:
-                    in_time += slo.tpot_s is None
-                    undecided += slo.tpot_s is not None
-        return Begun(in_time, undecided)
-
-    def put_in_flight(self) -> None:
-        """Give a row to each request that had not ended when the run was interrupted."""
-        if self.requests_csv is not None and self.interrupted:
-            for client in self.system.clients:
-                for pending in client.unfinished():
-                    self.requests_csv.put_in_flight(pending, "interrupted")
-
-    def results(self) -> dict[str, Any]:
-        """The results, schema 2."""
-        self.arrivals_ended()  # for a run that a violation stopped before the last arrival
-        self.stop_looking()
-        config, window_s, asked_s = self.config, self.window_s, self.workload.spec.duration_s
-        used = [after - before for after, before in zip(self._used_after, self._used_before, strict=True)]
-        engine_profile, loader = profile_names(config, map(self.system.catalog.get_hardware, self.system.hardware))
-        info = RunInfo(
-            self.mode, "centralized", config.workers, config.policy, config.seed, window_s if self.interrupted else asked_s or window_s, self.wall_s,
-            self.workload.describe(), self.system.hardware, engine_profile, loader, asked_s, self.interrupted,
-            __version__, settings_of(config, self.options), self.clock_lag,
-        )  # fmt: skip
-        measured_s = max(0.0, self.began_s + window_s - self._measured_from_s)
-        workers = self.system.worker_figures(used) if used else []
-        results = make_results(
-            self.recorder,
-            info,
-            FleetFigures(self.ready_workers, workers, measured_s, self.began_s, config.warmup_s, self.timeline),
-            self.report_figures(),
-            Invariants(self.checkers().checked, self.violations),
-            self.system.in_flight,
-            self.begun(),
-            self.slo,
-        )
-        results["slo"]["thresholds"] = judge(parse_thresholds(self.options.fail_if), results)
-        return results
 
 
 class VirtualRun(Run):
@@ -370,6 +107,10 @@ class VirtualRun(Run):
         """What is still on its way when the books close will not be heard any more: it is lost."""
         network = self.world.network
         return self.system.report_figures(network.duplicated_reports, network.lost_reports + self.world.reports_pending())
+
+    def marks(self) -> list[Mark]:
+        faults = self._schedule.faults if self._schedule is not None else ()
+        return [Mark(fault.at_s, None if fault.for_s is None else fault.at_s + fault.for_s, fault.kind.replace("_", " ")) for fault in faults]
 
     def conduct(self) -> None:
         world, system = self.world, self.system

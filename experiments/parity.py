@@ -24,7 +24,8 @@ if __package__ in (None, ""):  # run as a script: the project's modules are one 
 
 from config import Config
 from experiments.harness import ROOT, Simulation, configuration, cores, replace_section, silent, spread
-from simulation import LiveRun, Run, VirtualRun
+from run import Run
+from simulation import LiveRun, VirtualRun
 from sllm.events import RequestCompleted
 from sllm.messages import ACTIONS
 from system import System

@@ -314,3 +314,19 @@ def repeat_command(results: Mapping[str, Any], program: str = "centralized_simul
         if value and flag not in useless:
             arguments += [flag] if value is True else [flag, str(value)]
     return shlex.join([*(["env", *variables] if variables else []), "python3", program, *arguments])
+
+
+GROUPS = {"run": "The run", "common": "The run", "coordinator": "Coordinator", "worker": "Workers", "client": "Client"}
+
+
+def grouped(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of these results by what they are about, each once: by flag, or by variable where there is no flag."""
+    settings = results["run"]["settings"]
+    found: dict[str, dict[str, Any]] = {title: {} for title in dict.fromkeys(GROUPS.values())}
+    for field in dataclasses.fields(Config):
+        env, flag, unit = (field.metadata[key] for key in ("env", "flag", "unit"))
+        if env in settings:
+            value = settings[env]
+            shown = f"{value:.12g} {unit}" if unit in ("s", "ms", "req/s") else value
+            found[GROUPS[field.metadata["group"]]][flag or env] = shown
+    return {title: pairs | ({flag: settings[env] for flag, env in _OPTIONS.items()} if title == "The run" else {}) for title, pairs in found.items() if pairs}

@@ -12,7 +12,7 @@ from itertools import compress
 from math import fsum
 from typing import Any, NamedTuple
 
-from sllm.engine.base import EngineUsage
+from sllm.engine.base import NOTHING_USED, EngineUsage
 from sllm.figures import percentile, ratio, rounded, rounded_tree, summarize
 from sllm.messages import COLD_START
 from sllm.recorder import Recorder
@@ -219,13 +219,15 @@ def _capacity(workers: Sequence[WorkerFigures]) -> Capacity:
     return Capacity(len(workers), sum(one.slots for one in workers), sum(one.memory_bytes for one in workers))
 
 
-def _total(usages: Iterable[EngineUsage]) -> EngineUsage:
-    return EngineUsage(*map(fsum, zip(*usages, strict=True)))
+def total(usages: Iterable[EngineUsage]) -> EngineUsage:
+    """The sum."""
+    columns = list(zip(*usages, strict=True))
+    return EngineUsage(*map(fsum, columns)) if columns else NOTHING_USED
 
 
 def _fleet_section(recorder: Recorder, fleet: FleetFigures) -> dict[str, Any]:
     busy_s = [one.usage.busy_s for one in fleet.workers]
-    usage = _total([one.usage for one in fleet.workers]) if fleet.workers else EngineUsage()
+    usage = total(one.usage for one in fleet.workers)
     utilisation, slot_occupancy, kv_occupancy = _capacity(fleet.workers).shares(usage, fleet.measured_s)
     actions = recorder.actions
     return {

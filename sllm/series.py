@@ -17,6 +17,7 @@ from sllm.timeline import LOOKS_MAX, UsageTimeline
 BINS_MIN = 30
 BINS_USUAL = 60  # of a run that nobody looked at meanwhile
 CURVE_POINTS = 400
+STEPS_MAX = 1200  # changes of the requests in flight that a line shows: more than a screen has places for
 
 Points = list[tuple[float, float]]
 
@@ -154,17 +155,21 @@ def ttft_percentiles(recorder: Recorder, bins: Bins, percents: Sequence[int]) ->
     return lines
 
 
-def rates(moments: Iterable[float], bins: Bins) -> Points:
-    """How many a second over time."""
-    return [(middle, count / bins.width_s) for middle, count in zip(bins.middles(), bins.counts(moments), strict=True)]
-
-
 def in_flight(recorder: Recorder, bins: Bins) -> Points:
-    """Requests sent and not yet ended, at the edges of the bins."""
-    into = bins.counts(recorder.sent_at)
-    out = [done + gone for done, gone in zip(bins.counts(recorder.done_at), bins.counts(recorder.given_up_at), strict=True)]
-    levels = accumulate((i - o for i, o in zip(into, out, strict=True)), initial=0)
-    return [(edge, float(level)) for edge, level in zip(bins.edges(), levels, strict=True)]
+    """Requests sent and not yet ended: a step at each change, exactly; of more than `STEPS_MAX` changes the highest in each small piece of time."""
+    changes = [(at, 1) for at in recorder.sent_at] + [(at, -1) for column in (recorder.done_at, recorder.given_up_at) for at in column]
+    changes.sort()
+    piece_s = (bins.end_s - bins.start_s) / STEPS_MAX if len(changes) > STEPS_MAX else 0.0
+    points, level, last = [(bins.start_s, 0.0)], 0, -1
+    for at, change in changes:
+        level += change
+        piece = int((at - bins.start_s) / piece_s) if piece_s else last + 1
+        if piece == last:
+            points[-1] = points[-1][0], max(points[-1][1], float(level))
+        else:
+            points.append((at, float(level)))
+        last = piece
+    return [*points, (bins.end_s, float(level))]
 
 
 def actions(recorder: Recorder, bins: Bins) -> list[list[int]]:
@@ -173,30 +178,3 @@ def actions(recorder: Recorder, bins: Bins) -> list[list[int]]:
     for at, action in zip(recorder.routed_at, recorder.routed_action, strict=True):
         counts[action][bins.index(at)] += 1
     return counts
-
-
-def busy_workers(recorder: Recorder, bins: Bins) -> Points:
-    """Mean number of workers with a request in service, over time, from the completed requests.
-
-    A request is in service from the end of its wait to its last token, as its client saw it: one network latency off either way. Requests end in
-    the order of the columns, so that going backwards, what a worker's earlier intervals add lies below the earliest start seen so far.
-    """
-    width_s, start_s = bins.width_s, bins.start_s
-    partial, whole = [0.0] * bins.count, [0] * (bins.count + 1)
-    earliest = [float("inf")] * len(recorder.worker_ids)
-    times = zip(reversed(recorder.done_at), reversed(recorder.e2e_s), reversed(recorder.queue_wait_s), strict=True)
-    for (at, e2e_s, queue_wait_s), worker in zip(times, reversed(recorder.served_by), strict=True):
-        begin, end = at - e2e_s + queue_wait_s, min(at, earliest[worker])
-        if begin >= end:
-            continue
-        earliest[worker] = begin
-        first, last = bins.index(begin), bins.index(end)
-        if first == last:
-            partial[first] += end - begin
-        else:
-            partial[first] += start_s + (first + 1) * width_s - begin
-            partial[last] += end - (start_s + last * width_s)
-            whole[first + 1] += 1
-            whole[last] -= 1
-    full = accumulate(whole)
-    return [(middle, part / width_s + level) for middle, part, level in zip(bins.middles(), partial, full, strict=False)]

@@ -368,7 +368,8 @@ def test_a_client_whose_requests_fail_says_so(bench: Bench) -> None:
         ("client", {"DEPLOYMENT_MODE": "docker"}, r"client: CLUSTER_KEY_FILE is not set.*"),
         ("client", {"REQUESTS_CSV": "/nowhere/requests.csv"}, r"client: REQUESTS_CSV /nowhere/requests\.csv: cannot write: No such file or directory"),
         *(("client", {name: value}, rf"client: {name}='{value}': is for centralized_simulation\.py; .*") for name, value in
-          {"RESULTS_JSON": "out", "REPORT_HTML": "out", "RECORD": "out", "FAULTS": "in", "VIRTUAL": "1", "WIRE": "1", "SPEEDUP": "60"}.items()),
+          {"RESULTS_JSON": "out", "REPORT_HTML": "out", "RECORD": "out", "FAULTS": "in", "FAIL_IF": "failed>0", "VIRTUAL": "1", "WIRE": "1",
+           "SPEEDUP": "60"}.items()),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(

@@ -20,7 +20,8 @@ from test_centralized_simulation import ROOT, books_balance, environment
 import centralized_simulation
 from centralized_simulation import Signals
 from experiments.harness import configuration, silent
-from simulation import LiveRun, Run, VirtualRun
+from run import Run
+from simulation import LiveRun, VirtualRun
 from sllm.events import RequestCompleted, RequestSent, WorkerStateChanged
 from sllm.messages import READY
 from sllm.report.html import render_html

@@ -15,7 +15,9 @@ from sllm.cli import OUTPUTS, SWITCHES, flag_fields
 
 ROOT = Path(__file__).parent.parent
 ROLES = {"coordinator", "worker", "client"}
-COMMANDS = {"simulation", "system", "centralized_simulation", "entrypoint_coordinator", "entrypoint_worker", "entrypoint_client", "sllm.runtime.key_secret"}
+COMMANDS = {
+    "simulation", "run", "system", "centralized_simulation", "entrypoint_coordinator", "entrypoint_worker", "entrypoint_client", "sllm.runtime.key_secret",
+}  # fmt: skip
 IMPURE = {"time", "socket", "threading", "asyncio", "os", "logging", "selectors", "select", "signal", "subprocess", "secrets"}
 DRIVERS = ("sllm.runtime", "sllm.sim", "sllm.report")  # they meet the world: sockets, clocks, terminals
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from experiments.harness import configuration, silent
-from simulation import LiveRun, Run, System, VirtualRun
+from run import Run
+from simulation import LiveRun, VirtualRun
 from sllm.assemble import default_rate
 from sllm.catalog import Catalog
 from sllm.errors import UsageError
@@ -17,6 +18,7 @@ from sllm.mix import hardware_of_workers, parse_mix
 from sllm.report.json import validate_results
 from sllm.report.table import render_table
 from sllm.workload import Request, write_recorded
+from system import System
 
 FITS_NOWHERE = '[model.giant]\npreset = "llama-2-70b"\n[model.small]\npreset = "opt-6.7b"\n'
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import sllm.workload.traces.base as base
 from experiments.harness import configuration, silent
-from simulation import System, VirtualRun
+from simulation import VirtualRun
 from sllm.assemble import demo_models_needed
 from sllm.catalog import Catalog
 from sllm.errors import UsageError
@@ -27,6 +27,7 @@ from sllm.report.json import to_json, validate_results
 from sllm.report.table import render_table
 from sllm.workload import FORMATS, ModelCounts, Request, WorkloadSpec, count_models, generate, write_recorded
 from sllm.workload.modelmap import TooFewModels, assign, read_map
+from system import System
 
 MODELS = ["alpha", "beta", "gamma"]
 NAMES = ["x", "beta", "x", "y", "x", "y", "z z"]  # of seven requests: three x, two y, one "z z" and one model of the catalogue

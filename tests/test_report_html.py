@@ -1,3 +1,4 @@
+import itertools
 import re
 from html.parser import HTMLParser
 
@@ -5,9 +6,11 @@ import pytest
 from report_samples import events, recorded, results_of
 
 from sllm import series
-from sllm.events import RequestCompleted, WorkerStateChanged
+from sllm.cli import grouped, parse, settings_of
+from sllm.events import WorkerStateChanged
 from sllm.recorder import Recorder
-from sllm.report.html import render_html
+from sllm.report.html import ROWS_MAX, render_html
+from sllm.report.plots import Mark
 from sllm.report.svg import Axis, nice_top
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -57,13 +60,13 @@ def test_the_page_parses_and_refers_to_nothing_outside(count):
     assert len(ids) == len(set(ids))
     referred = {part for _, name, value in page.attributes if name == "aria-labelledby" for part in value.split()}
     assert referred <= set(ids)
-    assert page.tags.count("svg") == (0 if count == 0 else 6 if count > 2 else page.tags.count("figure"))
+    assert page.tags.count("svg") == (0 if count == 0 else 5 if count > 2 else page.tags.count("figure"))
 
 
 def test_everything_shown_is_escaped_and_there():
     recorder = recorded(200)
     recorder.failed['<script>alert("x")</script>'] = 1
-    _, page = page_of(recorder, ("broken: <b>1 < 2</b>",), command="sim --trace 'a&b.csv'", parameters={"<name>": "<value>"})
+    _, page = page_of(recorder, ("broken: <b>1 < 2</b>",), command="sim --trace 'a&b.csv'", parameters={"<group>": {"<name>": "<value>"}})
     words = " ".join(page.words)
     for text in ('<script>alert("x")</script>', "broken: <b>1 < 2</b>", "sim --trace 'a&b.csv'", "<name>", "<value>", "Repeat this run", "poisson"):
         assert text in words
@@ -104,25 +107,6 @@ def test_series_agree_with_the_columns():
     assert level[0][1] == 0.0
     assert level[-1][1] == recorder.glance().in_flight
     assert min(value for _, value in level) >= 0.0
-    assert sum(value * bins.width_s for _, value in series.rates(recorder.done_at, bins)) == pytest.approx(len(recorder.done_at))
-
-
-def test_busy_time_is_the_union_of_what_each_worker_serves():
-    recorder = Recorder()
-    intervals = [("a", 0.0, 4.0), ("b", 1.0, 2.0), ("b", 1.5, 5.0), ("a", 3.0, 6.0), ("a", 3.5, 4.0), ("b", 8.0, 9.5), ("a", 2.0, 10.0)]
-    for worker, begin, end in sorted(intervals, key=lambda item: item[2]):
-        recorder.observe(RequestCompleted(end, "r", "m", worker, "serve", begin, 0.1, end - begin, 0.0, 0.0, 0.0, 1, 1, 1, 0))
-    bins = series.Bins(0.0, 0.7, 15)
-    busy = series.busy_workers(recorder, bins)
-    assert sum(value for _, value in busy) * bins.width_s == pytest.approx(10.0 + 4.0 + 1.5)
-
-    def is_busy(name, at):
-        return any(worker == name and begin <= at < end for worker, begin, end in intervals)
-
-    for index, (_, value) in enumerate(busy):
-        moments = [(index + (step + 0.5) / 7000) * 0.7 for step in range(0, 7000)]
-        naive = sum(is_busy("a", at) + is_busy("b", at) for at in moments[::7]) / 1000
-        assert value == pytest.approx(naive, abs=5e-3)
 
 
 def test_ttft_over_time_is_by_arrival():
@@ -140,3 +124,54 @@ def test_axes_have_round_ticks():
     assert Axis(0.03, 4.0, "", str, log=True).ticks == pytest.approx([0.05, 0.1, 0.2, 0.5, 1, 2])
     assert Axis(5.0, 5.0, "", str).high == 6.0
     assert [nice_top([value]) for value in (0.0, 1.0, 9.9, 118.0, 230.0)] == [1.0, 1.2, 12.0, 150.0, 250.0]
+
+
+def test_requests_in_flight_are_exact_step_by_step():
+    recorder = recorded(200)
+    bins = series.make_bins(recorder)
+    points = series.in_flight(recorder, bins)
+    assert len(points) == 2 + len(recorder.sent_at) + len(recorder.done_at) + len(recorder.given_up_at)
+    for at, level in points[1:-1]:
+        gone = sum(done <= at for column in (recorder.done_at, recorder.given_up_at) for done in column)
+        assert level == sum(sent <= at for sent in recorder.sent_at) - gone
+    many = recorded(5000)
+    thinned = series.in_flight(many, series.make_bins(many))
+    assert len(thinned) <= series.STEPS_MAX + 2
+    changes = sorted([(at, 1) for at in many.sent_at] + [(at, -1) for column in (many.done_at, many.given_up_at) for at in column])
+    assert max(level for _, level in thinned) == max(itertools.accumulate(change for _, change in changes))
+    assert thinned[-1][1] == many.glance().in_flight
+
+
+def test_faults_and_the_warm_up_are_bands_on_every_time_axis():
+    recorder = recorded(100)
+    results = results_of(recorder)
+    results["run"]["warmup_s"] = 5.0
+    text = render_html(results, recorder, marks=[Mark(10.0, 20.0, "crash"), Mark(30.0, None, "slow <link>")])
+    plots = text.count("<figure>") - 1  # the distribution has no time
+    assert text.count('class="span"') == 3 * plots
+    assert text.count(">warm-up</text>") == text.count(">crash</text>") == text.count(">slow &lt;link&gt;</text>") == plots
+
+
+def test_models_and_workers_have_their_rows_and_many_are_cut():
+    recorder = recorded(300)
+    results = results_of(recorder)
+    words = " ".join(Page(render_html(results, recorder)).words)
+    for row in (*results["models"], *results["workers"]):
+        assert row.get("model", row.get("worker")) in words
+    results["workers"] = [{**results["workers"][0], "worker": f"one-{number}"} for number in range(ROWS_MAX + 7)]
+    text = render_html(results, recorder)
+    assert f"one-{ROWS_MAX - 1}<" in text
+    assert f"one-{ROWS_MAX}<" not in text
+    assert "and 7 more" in text
+
+
+def test_each_setting_stands_there_once_in_its_group():
+    config, options = parse(["--virtual", "--rate", "3", "--catalog", "/a/long/path/" + "x" * 200], {"DEPLOYMENT_MODE": "local", "QUEUE_MAX": "77"}, "p", "")
+    groups = grouped({"run": {"settings": settings_of(config, options)}})
+    names = [name for pairs in groups.values() for name in pairs]
+    assert len(names) == len(set(names))
+    assert groups["The run"]["--rate"] == "3 req/s"
+    assert groups["The run"]["--virtual"] is True
+    assert groups["Workers"]["QUEUE_MAX"] == 77
+    words = page_of(recorded(50), parameters=groups)[1].words
+    assert all(words.count(name) == 1 for name in names)

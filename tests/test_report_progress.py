@@ -123,8 +123,8 @@ def test_slots_and_kv_cache_are_bars_as_wide_as_there_is_room(monkeypatch):
         stream = Terminal()
         Progress(stream, Clock(), virtual=False, no_color=True).update(Snapshot(12.0, 30.0, {"READY": 4}, GLANCE, 0.5, 0.001, 7))
         if columns == 40:
-            shown = ["requests 100 done  17 in flight", "         3 failed or rejected", "TTFT     p50 212 ms, p99 1.90 s", "         4 cold starts"]
-            assert stream.screen[1:5] == shown
+            assert stream.screen[1:3] == ["requests 100 done  17 in flight", "         3 failed or rejected"]
+            assert stream.screen[3:5] == ["TTFT     p50 212 ms, p99 1.90 s", "         4 cold starts"]
             assert stream.screen[6:] == ["         KV ░░░░░ 0 %  7 waiting"]
         fleet = next(line for line in stream.screen if line.startswith("fleet"))
         assert f"fleet    4 ready  slots {'█' * round(cells / 2)}{'░' * (cells - round(cells / 2))} 50 %" in fleet

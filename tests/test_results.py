@@ -22,7 +22,9 @@ from sllm.events import (
 )
 from sllm.figures import STATISTICS, percentile, rounded, summarize
 from sllm.recorder import Recorder
+from sllm.report.html import render_html
 from sllm.report.json import KEYS, TOP_KEYS, to_json, validate_results
+from sllm.report.table import render_table
 from sllm.results import DISTRIBUTIONS, Begun, Invariants, ReportFigures, Slo, make_results
 from sllm.timeline import LOOKS_MAX, TIMELINE_MAX, Look, StateTimeline, UsageTimeline
 
@@ -354,3 +356,14 @@ def test_a_series_has_at_least_thirty_bins_and_loses_nothing():
                 assert series["utilisation"][0] == 1.0
                 assert series["slot_occupancy"][0] == 0.2
                 assert series["waiting"][:3] == [0, 1, 1]
+
+
+def test_a_run_that_ended_in_its_warm_up_has_counts_and_no_statistics():
+    recorder = recorded(300)
+    results = make_results(recorder, RUN, fleet_of(0.0, measured_s=0.0, warmup_s=1000.0), REPORTS)
+    assert validate_results(results) == []
+    assert results["requests"]["completed"] > 0
+    assert {results["ttft_s"]["p50"], results["slo"]["attainment"], results["slo"]["goodput"], results["throughput"]["requests_per_s"]} == {None}
+    assert {results["fleet"][key] for key in ("utilisation", "slot_occupancy", "kv_occupancy", "load_imbalance")} == {None}
+    assert "300 sent" in render_table(results)
+    assert "of 300 sent" in render_html(results, recorder)

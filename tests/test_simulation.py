@@ -8,7 +8,8 @@ import io
 import pytest
 
 from experiments.harness import configuration, silent
-from simulation import LiveRun, Run, VirtualRun
+from run import Run
+from simulation import LiveRun, VirtualRun
 
 ROUNDING_S = 1e-9
 
@@ -55,3 +56,21 @@ def test_a_live_fleet_has_its_report_intervals_to_start(monkeypatch: pytest.Monk
     finally:
         run.close()
     assert run.ready_workers == 2
+
+
+@pytest.mark.parametrize("few", [200, 0])
+def test_a_large_fleet_is_looked_at_rarely_and_its_series_has_its_bins(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in use between two looks is an exact mean, so that bins lose detail and no sum."""
+    monkeypatch.setattr("run.FEW_WORKERS", few)
+    run = VirtualRun(configuration(workers=3, duration_s=30.0, rate_per_s=5.0), silent(), io.StringIO())
+    try:
+        run.conduct()
+    finally:
+        run.close()
+    looks = run.timeline.looks
+    assert (looks[1].at - looks[0].at) == pytest.approx(4.0 if not few else 0.5)
+    series = run.results()["series"]
+    assert len(series["at_s"]) >= 30
+    mean = sum(value for value in series["utilisation"] if value is not None) * series["bin_s"]
+    whole = run.timeline.at(looks[0].at + series["at_s"][-1]) - looks[0].usage
+    assert mean == pytest.approx(whole.busy_s / 3, rel=0.05)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import re
 import signal
 import subprocess
@@ -100,6 +103,23 @@ def test_time_is_held_back_and_nobody_waits_when_it_is_over() -> None:
 def test_what_nobody_could_watch_is_refused(arguments: list[str], words: list[str]) -> None:
     (line,) = run(*arguments, expect=2).stderr.splitlines()
     assert all(word in line for word in words)
+
+
+@pytest.mark.parametrize(("extra", "arguments", "served"), [({}, [], True), ({"PAGE": "0"}, [], False), ({}, ["--quiet"], False), ({}, ["--virtual"], False)])
+def test_on_a_terminal_a_live_run_serves_its_page_by_itself(extra: dict[str, str], arguments: list[str], served: bool) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(ROOT / "centralized_simulation.py"), "--workers", "2", "--duration", "20", "--speedup", "40", *arguments]
+    if "--virtual" in arguments:
+        command = [word for word in command if word not in ("--speedup", "40")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment(TERM="xterm", **extra))
+    os.close(theirs)
+    text = b""
+    with contextlib.suppress(OSError):  # so a terminal ends whose other side is gone
+        while piece := os.read(ours, 65536):
+            text += piece
+    os.close(ours)
+    assert process.wait(WITHIN_S) == 0
+    assert (b"http://127.0.0.1:" in text) is served
 
 
 def test_no_page_unless_it_is_asked_for_or_somebody_watches(tmp_path: Path) -> None:

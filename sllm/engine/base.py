@@ -97,11 +97,16 @@ class EngineUsage(NamedTuple):
     weights_byte_s: float = 0.0  # bytes of loaded and loading models, times seconds
 
     def __sub__(self, other: EngineUsage) -> EngineUsage:
-        return EngineUsage(*(after - before for after, before in zip(self, other, strict=True)))
+        busy_s, slot_s, kv_byte_s, weights_byte_s = other
+        return EngineUsage(self[0] - busy_s, self[1] - slot_s, self[2] - kv_byte_s, self[3] - weights_byte_s)
 
     def plus(self, other: EngineUsage, factor: float = 1.0) -> EngineUsage:
         """The sum of this and `factor` times the other."""
-        return EngineUsage(*(one + factor * more for one, more in zip(self, other, strict=True)))
+        busy_s, slot_s, kv_byte_s, weights_byte_s = other
+        return EngineUsage(self[0] + factor * busy_s, self[1] + factor * slot_s, self[2] + factor * kv_byte_s, self[3] + factor * weights_byte_s)
+
+
+NOTHING_USED = EngineUsage()
 
 
 class Engine(Protocol):

@@ -1,4 +1,4 @@
-"""A report of a run as one HTML file that needs nothing else: figures, plots, parameters and the command that repeats it."""
+"""A report of a run as one HTML file that needs nothing else: figures, plots, tables, parameters and the command that repeats it."""
 
 from __future__ import annotations
 
@@ -6,37 +6,46 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from sllm import series
 from sllm.figures import STATISTICS
-from sllm.messages import ACTIONS
 from sllm.recorder import Recorder
+from sllm.report.plots import ACTION_NAMES, Mark, draw_plots
 from sllm.report.style import STYLE
-from sllm.report.svg import Axis, Bars, Line, Plot, nice_top
-from sllm.report.table import cut_short, distributions
+from sllm.report.table import cut_short, distributions, targets
 from sllm.report.text import count, duration, percent, rate, span
 
-ACTION_NAMES = dict(zip(ACTIONS, ("serve", "cold start", "migrate"), strict=True))
-STATE_COLOURS = {"READY": 3, "STARTING": 1, "DRAINING": 5, "SUSPECT": 2, "DEAD": 4, "LEFT": 6}
-TIME_UNITS = ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "d"))
-MODELS_SHOWN = 30  # of a trace, those with the most requests
+ROWS_MAX = 100  # models, and workers, with a row of their own
 
 
-def render_html(results: Mapping[str, Any], recorder: Recorder, *, command: str = "", parameters: Mapping[str, Any] | None = None) -> str:
-    """The report. `command` repeats the run; `parameters` are shown by name, all as they are."""
+def render_html(
+    results: Mapping[str, Any],
+    recorder: Recorder,
+    *,
+    began_s: float = 0.0,
+    marks: Sequence[Mark] = (),
+    command: str = "",
+    parameters: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
+    """The report. `began_s`: of the recorder's clock, when requests began to come; `marks` are drawn on the time axes; `command` repeats the run;
+    `parameters` are shown by group and name."""
     run = results["run"]
     title = f"{run['policy']} · {count(run['workers'], 'worker')} · {run['mode']}"
-    plots = _plots(results, recorder)
+    if run["warmup_s"]:
+        marks = [Mark(0.0, run["warmup_s"], "warm-up"), *marks]
+    plots = draw_plots(results, recorder, began_s, marks)
     body = [
         f"<header><h1>{escape(title)}</h1><p>{escape(_subtitle(results))}</p></header>\n",
         f'<section class="cut" role="alert"><p>{escape(cut_short(results["run"]))}</p></section>\n' if results["run"]["interrupted"] else "",
         _violations(results["invariants"]),
+        _missed(results["slo"].get("thresholds", ())),
         _tiles(results),
         f'<section aria-label="Plots" class="plots">\n{"".join(plots)}</section>\n' if plots else "<p>No request was sent: there is nothing to plot.</p>\n",
         '<section class="tables">\n',
         _latency_table(results),
-        _figures_tables(results, recorder),
-        _pairs_table("Parameters", _parameters(results, parameters or {})),
+        _figures_tables(results),
+        _rows_table("Models", "model", results["models"]),
+        _rows_table("Workers", "worker", results["workers"]),
         "</section>\n",
+        _parameters_section(results, parameters or {}),
         f"<section><h2>Repeat this run</h2><pre><code>{escape(command)}</code></pre></section>\n" if command else "",
     ]
     return (
@@ -50,7 +59,14 @@ def render_html(results: Mapping[str, Any], recorder: Recorder, *, command: str 
 def _subtitle(results: Mapping[str, Any]) -> str:
     run, wall = results["run"], results["wall"]
     speed = f"{rate(wall['requests_per_wall_s']).removesuffix('/s')} requests/s"
-    return f"{run['architecture']}, seed {run['seed']}; arrivals for {span(run['duration_s'])}, run in {duration(wall['wall_s'])} of wall time ({speed})"
+    what = f"sllm {run['version']}, {run['architecture']}" if run["version"] else run["architecture"]
+    return f"{what}, seed {run['seed']}; arrivals for {span(run['duration_s'])}, run in {duration(wall['wall_s'])} of wall time ({speed})"
+
+
+def _missed(thresholds: Sequence[Mapping[str, Any]]) -> str:
+    missed = [(one["fail_if"], "not known" if one["value"] is None else format(one["value"], ".6g")) for one in thresholds if one["missed"]]
+    items = "".join(f"<li>{escape(text)}: it is {value}</li>" for text, value in missed)
+    return f'<section class="bad" role="alert"><h2>Thresholds missed</h2><ul>{items}</ul></section>\n' if items else ""
 
 
 def _violations(invariants: Mapping[str, Any]) -> str:
@@ -66,137 +82,12 @@ def _tiles(results: Mapping[str, Any]) -> str:
         ("requests completed", f"{requests['completed']:,}", f"of {requests['sent']:,} sent"),
         ("TTFT, median", duration(ttft["p50"]), f"mean {duration(ttft['mean'])}"),
         ("TTFT, 99th percentile", duration(ttft["p99"]), f"maximum {duration(ttft['max'])}"),
-        ("first token in time", percent(slo["attainment"]), f"within {duration(slo['ttft_s'])}"),
+        ("targets met", percent(slo["attainment"]), targets(slo)),
         ("cold starts", percent(fleet["cold_start_rate"]), f"{results['actions']['cold_start']:,} placements"),
-        ("workers busy", percent(fleet["utilisation"]), f"{fleet['ready']:,} of {results['run']['workers']:,} ready"),
+        ("slots in use", percent(fleet["slot_occupancy"]), f"KV cache {percent(fleet['kv_occupancy'])}, busy {percent(fleet['utilisation'])}"),
     )
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd><dd>{escape(note)}</dd></div>" for name, value, note in tiles)
     return f'<dl class="tiles">{cells}</dl>\n'
-
-
-# --- plots --------------------------------------------------------------------------------------------------------------------------
-
-
-def _plots(results: Mapping[str, Any], recorder: Recorder) -> list[str]:
-    bins = series.make_bins(recorder)
-    if bins is None:
-        return []
-    time = _time_axis(bins)
-    plots = [
-        _cdf_plot(results, recorder),
-        _ttft_plot(recorder, bins, time, results["slo"]["ttft_s"]),
-        _throughput_plot(recorder, bins, time),
-        _in_flight_plot(recorder, bins, time),
-        _actions_plot(recorder, bins, time),
-        _busy_plot(recorder, bins, time, results["run"]["workers"]),
-        _states_plot(recorder, bins, time),
-    ]
-    return [plot.render() for plot in plots if plot is not None]
-
-
-def _time_axis(bins: series.Bins) -> Axis:
-    scale, unit = next(((scale, unit) for scale, unit in reversed(TIME_UNITS) if bins.end_s >= 3 * scale), TIME_UNITS[0])
-    axis = Axis(bins.start_s / scale, bins.end_s / scale, f"time of the run ({unit})", lambda value: f"{value * 1.0:,.6g}", ticks=8)
-    axis.low, axis.high, axis.ticks = axis.low * scale, axis.high * scale, [tick * scale for tick in axis.ticks]
-    axis.label = lambda value: f"{value / scale:,.6g}"
-    return axis
-
-
-def _axis_duration(value: float) -> str:
-    """A tick of a time axis: 50 ms, 0.2 would be 200 ms, 2 s."""
-    if value == 0.0:
-        return "0"
-    for scale, unit in ((1e6, "µs"), (1e3, "ms"), (1.0, "s")):
-        if value * scale < 999.5 or unit == "s":
-            return f"{value * scale:,.{4 if unit != 's' else 9}g} {unit}"
-    return ""
-
-
-def _plain(value: float) -> str:
-    return f"{value:,.4g}" if value < 10000 else f"{value:,.0f}"
-
-
-def _cdf_plot(results: Mapping[str, Any], recorder: Recorder) -> Plot | None:
-    if not recorder.ttft_s:
-        return None
-    points = series.cdf(recorder.ttft_s)
-    ttft, slo_s = results["ttft_s"], results["slo"]["ttft_s"]
-    x = Axis(points[0][0] * 0.95, max(points[-1][0], slo_s) * 1.1, "time to first token", _axis_duration, log=True)
-    y = Axis(0.0, 1.0, "part of requests", lambda value: f"{value * 100:.0f} %", ticks=5)
-    plot = Plot("cdf", "Time to first token", "Part of the completed requests whose first token came within a time", x, y)
-    plot.mark_x(slo_s, f"goal {duration(slo_s)}", 3)
-    for row, name in enumerate(("p50", "p95", "p99")):
-        plot.mark_x(ttft[name], f"{name} {duration(ttft[name])}", row)
-    plot.add_line(Line("TTFT", [(points[0][0], 0.0), *points], 1, steps=len(points) < 100))
-    return plot
-
-
-def _ttft_plot(recorder: Recorder, bins: series.Bins, time: Axis, slo_s: float) -> Plot | None:
-    if not recorder.ttft_s:
-        return None
-    lines = series.ttft_percentiles(recorder, bins, (50, 90, 99))
-    values = [value for line in lines for _, value in line]
-    y = Axis(min(values) * 0.8, max(*values, slo_s) * 1.25, "time to first token", _axis_duration, log=True)
-    plot = Plot("ttft", "Time to first token over time", "Percentiles of the requests that arrived in each interval", time, y)
-    plot.mark_y(slo_s, f"goal {duration(slo_s)}")
-    for name, points, colour in zip(("p99", "p90", "p50"), reversed(lines), (2, 5, 1), strict=True):
-        plot.add_line(Line(name, points, colour))
-    return plot
-
-
-def _throughput_plot(recorder: Recorder, bins: series.Bins, time: Axis) -> Plot:
-    arrived, completed = series.rates(recorder.sent_at, bins), series.rates(recorder.done_at, bins)
-    given_up = series.rates(recorder.given_up_at, bins) if recorder.given_up_at else []
-    y = Axis(0.0, nice_top([value for _, value in (*arrived, *completed)]), "requests per second", _plain, ticks=5)
-    plot = Plot("throughput", "Throughput", f"Requests per second of the run's clock, in intervals of {duration(bins.width_s)}", time, y)
-    plot.add_line(Line("arrived", arrived, 1, filled=True))
-    plot.add_line(Line("completed", completed, 3))
-    plot.add_line(Line("failed or rejected", given_up, 4))
-    return plot
-
-
-def _in_flight_plot(recorder: Recorder, bins: series.Bins, time: Axis) -> Plot:
-    points = series.in_flight(recorder, bins)
-    y = Axis(0.0, nice_top([value for _, value in points]), "requests", _plain, ticks=5)
-    plot = Plot("in-flight", "Requests in flight", "Sent and not yet completed, failed or rejected", time, y)
-    plot.add_line(Line("in flight", points, 5, filled=True))
-    return plot
-
-
-def _actions_plot(recorder: Recorder, bins: series.Bins, time: Axis) -> Plot | None:
-    if not recorder.routed_at:
-        return None
-    counts = series.actions(recorder, bins)
-    totals = [sum(column) for column in zip(*counts, strict=True)]
-    y = Axis(0.0, nice_top(totals), "placements", _plain, ticks=5)
-    plot = Plot("actions", "Placements by action", f"In intervals of {duration(bins.width_s)}", time, y)
-    order = (ACTIONS.index("cold_start"), ACTIONS.index("migrate"), ACTIONS.index("serve"))  # the rare ones at the floor, where they can be compared
-    plot.add_bars(bins.edges(), [Bars(ACTION_NAMES[ACTIONS[index]], counts[index], (3, 2, 5)[index]) for index in order])
-    return plot
-
-
-def _busy_plot(recorder: Recorder, bins: series.Bins, time: Axis, workers: int) -> Plot | None:
-    if not recorder.done_at or not workers:
-        return None
-    points = [(at, busy / workers) for at, busy in series.busy_workers(recorder, bins)]
-    y = Axis(0.0, 1.0, "part of workers", lambda value: f"{value * 100:.0f} %", ticks=5)
-    plot = Plot("busy", "Fleet utilisation", "Mean part of the workers that had a request in service, from the completed requests", time, y)
-    plot.add_line(Line("busy", points, 1, filled=True))
-    return plot
-
-
-def _states_plot(recorder: Recorder, bins: series.Bins, time: Axis) -> Plot | None:
-    """Workers by state, if anything but their start happened."""
-    points = recorder.fleet.points
-    states = [state for state in STATE_COLOURS if any(counts.get(state) for _, counts in points)]
-    if not set(states) & {"DRAINING", "SUSPECT", "DEAD", "LEFT"}:
-        return None
-    y = Axis(0.0, nice_top([max(counts.values()) for _, counts in points if counts]), "workers", _plain, ticks=5)
-    plot = Plot("states", "Workers by state", "As the coordinator knows them", time, y)
-    for state in states:
-        line = [(at, float(counts.get(state, 0))) for at, counts in points]
-        plot.add_line(Line(state.lower(), [*line, (bins.end_s, line[-1][1])], STATE_COLOURS[state], steps=True))
-    return plot
 
 
 # --- tables -------------------------------------------------------------------------------------------------------------------------
@@ -211,12 +102,21 @@ def _latency_table(results: Mapping[str, Any]) -> str:
     return f'<div class="wide"><h2>Latencies</h2><table><thead><tr><td></td>{head}</tr></thead><tbody>\n{rows}</tbody></table></div>\n'
 
 
-def _figures_tables(results: Mapping[str, Any], recorder: Recorder) -> str:
-    requests, actions, fleet, reports = (results[name] for name in ("requests", "actions", "fleet", "reports"))
+def _figures_tables(results: Mapping[str, Any]) -> str:
+    requests, actions, fleet, reports, through, slo = (results[name] for name in ("requests", "actions", "fleet", "reports", "throughput", "slo"))
     imbalance = fleet["load_imbalance"]
-    reasons = [(f"{kind}: {reason}", f"{number:,}") for kind in ("failed", "rejected", "retried") for reason, number in results["reasons"][kind].items()]
     groups = (
-        ("Requests", [*((name.replace("_", " "), f"{value:,}") for name, value in requests.items()), *reasons]),
+        (
+            "Requests",
+            [
+                *((name.replace("_", " "), f"{value:,}") for name, value in requests.items()),
+                *((f"{kind}: {reason}", f"{number:,}") for kind, reasons in results["reasons"].items() for reason, number in reasons.items()),
+                ("completed a second", rate(through["requests_per_s"] or 0.0)),
+                ("goodput", rate(slo["goodput"] or 0.0)),
+                ("prompt tokens a second", rate(through["prompt_tokens_per_s"] or 0.0)),
+                ("output tokens a second", rate(through["output_tokens_per_s"] or 0.0)),
+            ],
+        ),
         (
             "Placement",
             [
@@ -224,14 +124,17 @@ def _figures_tables(results: Mapping[str, Any], recorder: Recorder) -> str:
                 ("cold start rate", percent(fleet["cold_start_rate"])),
                 ("model hit rate", percent(fleet["model_hit_rate"])),
                 ("model loads", f"{fleet['loads']:,}"),
+                *((f"from {tier}", f"{number:,}") for tier, number in fleet["loads_by_tier"].items()),
                 ("mean load", duration(fleet["load_mean_s"])),
             ],
         ),
         (
             "Fleet",
             [
-                ("workers ready", f"{fleet['ready']:,}"),
-                ("utilisation", percent(fleet["utilisation"])),
+                ("workers ready", f"{fleet['ready']:,} of {results['run']['workers']:,}"),
+                ("slots in use", percent(fleet["slot_occupancy"])),
+                ("KV cache in use", percent(fleet["kv_occupancy"])),
+                ("time with any request", percent(fleet["utilisation"])),
                 ("busiest worker / mean", f"{imbalance:.2f}" if imbalance is not None else "—"),
                 *((f"reports {name}", f"{reports[name]:,}") for name in ("sent", "accepted", "lost")),
                 *((f"reports rejected: {reason.replace('_', ' ')}", f"{number:,}") for reason, number in reports["rejected"].items()),
@@ -242,16 +145,56 @@ def _figures_tables(results: Mapping[str, Any], recorder: Recorder) -> str:
     return "".join(_pairs_table(title, rows) for title, rows in groups)
 
 
-def _parameters(results: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
-    run = results["run"]
-    names = ("mode", "architecture", "workers", "policy", "engine_profile", "loader", "seed", "duration_s", "duration_asked_s", "interrupted")
-    known = {name: run[name] for name in names if run[name] is not None}
-    known["hardware"] = ", ".join(f"{number:,} × {name}" for name, number in run["hardware"].items())
-    workload = dict(run["workload"])
-    models = [(f"model {row['name']}", f"{row['model']}, {count(row['requests'], 'request')}") for row in workload.pop("trace_models", [])[:MODELS_SHOWN]]
-    return [*((str(name), str(value)) for name, value in {**known, **workload, **parameters}.items()), *models]
+def _cell(key: str, value: Any) -> str:
+    """A figure of a row, as its key says."""
+    if isinstance(value, str):
+        return value
+    if key.endswith("_s"):
+        return duration(value)
+    if key.endswith("occupancy") or key == "utilisation":
+        return percent(value)
+    return f"{value:,}"
+
+
+def _rows_table(title: str, first: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of the rows of the results, the column `first` naming each."""
+    if not rows:
+        return ""
+    keys = [key for key in rows[0] if key != first and any(row[key] not in (0, None) for row in rows)]
+    words = {"ttft_p50_s": "TTFT p50", "ttft_p99_s": "TTFT p99", "utilisation": "busy", "slot_occupancy": "slots", "kv_occupancy": "KV cache"}
+    head = "".join(f'<th scope="col">{escape(words.get(key, key.replace("_", " ")))}</th>' for key in keys)
+    lines = []
+    for row in rows[:ROWS_MAX]:
+        cells = "".join(f"<td>{escape(_cell(key, row[key]))}</td>" for key in keys)
+        lines.append(f'<tr><th scope="row">{escape(row[first])}</th>{cells}</tr>\n')
+    body = "".join(lines)
+    more = f"<p>and {len(rows) - ROWS_MAX:,} more</p>" if len(rows) > ROWS_MAX else ""
+    return f'<div class="wide"><h2>{title}</h2><table><thead><tr><td></td>{head}</tr></thead><tbody>\n{body}</tbody></table>{more}</div>\n'
 
 
 def _pairs_table(title: str, rows: Sequence[tuple[str, str]]) -> str:
     body = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>\n' for name, value in rows)
     return f"<div><h2>{escape(title)}</h2><table><tbody>\n{body}</tbody></table></div>\n"
+
+
+def _parameters_section(results: Mapping[str, Any], parameters: Mapping[str, Mapping[str, Any]]) -> str:
+    """What was set, by group, then what became of it, if that is more: the workload, and which models those of a trace are."""
+    said = {name for pairs in parameters.values() for name in pairs}
+    workload = {name: value for name, value in results["run"]["workload"].items() if f"--{name}" not in said}
+    models = {row["name"]: f"{row['model']}, {count(row['requests'], 'request')}" for row in workload.pop("trace_models", [])[:ROWS_MAX]}
+    groups = {**parameters, "Workload": workload, "Models of the trace": models}
+    lists = ""
+    for title, pairs in groups.items():
+        items = "".join(f"<div><dt>{escape(str(name))}</dt><dd>{escape(_value(value))}</dd></div>" for name, value in pairs.items())
+        lists += f"<div><h3>{escape(title)}</h3><dl>{items}</dl></div>\n" if items else ""
+    return f'<section class="parameters"><h2>Parameters</h2>\n<div class="groups">\n{lists}</div></section>\n' if lists else ""
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_value(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value))
+    return f"{value:.6g}" if isinstance(value, float) else "none" if value in ("", None) else str(value)

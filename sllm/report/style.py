@@ -32,10 +32,12 @@ svg .note { fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-w
 .line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
 .area { fill: var(--c); opacity: .16; }
 .bar, .dot { fill: var(--c); }
+.dots { fill: none; stroke: var(--c); stroke-width: 4.5; stroke-linecap: round; opacity: .55; }
+.span { fill: var(--c2); opacity: .13; }
 .key { background: var(--c); display: inline-block; width: 14px; height: 4px; border-radius: 2px; margin-right: 6px; vertical-align: middle; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 6px 0 0; padding: 0; font-size: 13px; }
 .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); } .c4 { --c: var(--c4); } .c5 { --c: var(--c5); } .c6 { --c: var(--c6); }
-.tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 270px), 1fr)); gap: 16px; margin-bottom: 22px; align-items: start; }
+.tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 16px; margin-bottom: 22px; align-items: start; }
 .tables > div { overflow-x: auto; }
 .tables > .wide { grid-column: 1 / -1; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -44,11 +46,21 @@ thead th, thead td, tbody:first-child tr:first-child > * { border-top: 0; }
 th[scope=row] { text-align: left; font-weight: 400; color: var(--dim); }
 th[scope=col] { font-weight: 600; }
 .wide th, .wide td { white-space: nowrap; }
+.wide p { margin: 8px 0 0; color: var(--dim); }
+.parameters { margin-bottom: 22px; }
+.groups { columns: 330px 2; column-gap: 16px; }
+.groups > div { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 12px 14px; margin-bottom: 16px; break-inside: avoid; }
+.groups dl { margin: 6px 0 0; }
+.groups dl > div { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 14px; padding: 3px 0; border-top: 1px solid var(--rule); }
+.groups dl > div:first-child { border-top: 0; }
+.groups dt { color: var(--dim); }
+.groups dd { margin: 0 0 0 auto; text-align: right; overflow-wrap: anywhere; min-width: 0; font-variant-numeric: tabular-nums; }
 pre { margin: 0; padding: 12px 14px; background: var(--card); border: 1px solid var(--rule); border-radius: 8px; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 .bad { border: 2px solid var(--bad); border-radius: 8px; padding: 12px 14px; margin: 18px 0; color: var(--bad); }
 .cut { border: 2px solid var(--c2); border-radius: 8px; padding: 12px 14px; margin: 18px 0; }
 .cut p { margin: 0; font-weight: 600; }
 .bad ul { margin: 0; padding-left: 20px; overflow-wrap: anywhere; }
+@media (max-width: 560px) { svg text, svg .title { font-size: 17px; } .groups dd { margin-left: 12px; } }
 @media print { body { background: none; } figure, .tiles div, .tables > div { break-inside: avoid; } }
 """

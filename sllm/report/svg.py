@@ -113,6 +113,12 @@ class Plot:
         else:
             self._body.append(f'<path class="line c{line.colour}" d="M{path}"/>')
 
+    def add_dots(self, name: str, points: Points, colour: int) -> None:
+        """A dot for each point."""
+        self._legend.append((name, colour))
+        path = "".join(f"M{self._px(x):.1f} {self._py(y):.1f}h0" for x, y in points)
+        self._body.append(f'<path class="dots c{colour}" d="{path}"/>')
+
     def add_bars(self, edges: Sequence[float], layers: Sequence[Bars]) -> None:
         """Layers stacked in order; `edges` has one entry more than each layer has heights."""
         base = [0.0] * (len(edges) - 1)
@@ -137,6 +143,13 @@ class Plot:
         anchor, dx = ("end", -4) if left else ("start", 4)
         self._body.append(f'<path class="mark" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
         self._notes.append(f'<text class="note" x="{x + dx:.1f}" y="{HEIGHT - BOTTOM - 8 - 15 * row}" text-anchor="{anchor}">{escape(text)}</text>')
+
+    def mark_span(self, begin: float, end: float, text: str, row: int = 0) -> None:
+        """A shaded band over the time from `begin` to `end`, with a word at its top; `row` moves the word down."""
+        left, right = self._px(begin), self._px(end)
+        anchor, x = ("end", left - 3) if left > (LEFT + WIDTH) / 2 else ("start", left + 3)
+        self._body.insert(0, f'<path class="span" d="M{left:.1f} {TOP}H{max(right, left + 1.0):.1f}V{HEIGHT - BOTTOM}H{left:.1f}Z"/>')
+        self._notes.append(f'<text class="note" x="{x:.1f}" y="{TOP + 12 + 14 * row}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def mark_y(self, value: float, text: str) -> None:
         """A dashed level line with a word above it."""

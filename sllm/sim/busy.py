@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sllm.engine.base import EngineUsage
+from sllm.engine.base import NOTHING_USED, EngineUsage
 from sllm.events import WorkerDrained
 from sllm.node import Node
 from sllm.sim.host import Host
@@ -42,7 +42,7 @@ class BusyTime:
     def usage(self, name: str) -> EngineUsage:
         """Up to now, of the host of this name."""
         self._look(name, self._world.hosts[name])
-        return self._used.get(name, EngineUsage())
+        return self._used.get(name, NOTHING_USED)
 
     def _look(self, name: str, host: Host) -> None:
         node: Any = host.node
@@ -51,8 +51,11 @@ class BusyTime:
             return
         now = self._world.now
         own = engine.usage(host.node_time(now))
-        used = self._used.get(name, EngineUsage()).plus(own - self._seen.get(node, EngineUsage()), 1.0 / host.clock_rate)
-        self._used[name] = used._replace(busy_s=min(used.busy_s, now - self._began_s))
+        seen = self._seen.get(node, NOTHING_USED)
+        used = self._used.get(name, NOTHING_USED).plus(own - seen, 1.0 / host.clock_rate)
+        if used.busy_s > now - self._began_s:
+            used = used._replace(busy_s=now - self._began_s)
+        self._used[name] = used
         self._seen[node] = own
 
     def _on_life(self, what: str, host: Host) -> None:
