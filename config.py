@@ -117,7 +117,7 @@ class Config:
     arrivals: str = setting("poisson", "ARRIVALS", "arrival process", choices=("poisson", "gamma", "deterministic"), flag="--arrivals", group="run")
     cv: float = setting(8.0, "CV", "coefficient of variation of gamma arrivals", above=0.0, high=100.0, flag="--cv", group="run")
     stages: str = setting("", "STAGES", "a rate that changes, as LENGTH:RATE,... such as 30s:5,60s:20,30s:0: in a straight line to each rate, from 0; 0s:RATE is a jump", flag="--stages", group="run")
-    concurrency: int = setting(0, "CONCURRENCY", "closed-loop load: so many users, each of whom sends the next request when the last has ended; 0: requests come by --rate", unit="users", low=0, high=100_000, flag="--concurrency", group="run")
+    concurrency: int = setting(0, "CONCURRENCY", "closed-loop load: so many users, each of whom sends the next request when the last has ended; 0: requests come by --rate", unit="users", low=0, high=20_000, flag="--concurrency", group="run")
     think_s: float = setting(0.0, "THINK", "mean time for which such a user thinks before each request, exponential", unit="s", low=0.0, high=1e6, flag="--think", group="run")
     lengths: str = setting("azure-conv", "LENGTHS", "tokens of a request: azure-conv, fixed:IN,OUT, lognormal:MEDIAN_IN,MEAN_IN,MEDIAN_OUT,MEAN_OUT[,MOST] or empirical:FILE", flag="--lengths", group="run")
     mix: str = setting("", "MIX", "models and their shares of the requests, MODEL=SHARE,... or a TOML file of such pairs; empty: by --zipf", flag="--mix", group="run")

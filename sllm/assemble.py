@@ -133,7 +133,9 @@ def _spec(config: Config) -> WorkloadSpec:
     if config.trace:
         return spec
     stages = "" if config.concurrency else config.stages
-    duration_s = config.duration_s or (Stages.parse(stages).duration_s if stages else DURATION_S)
+    duration_s = config.duration_s or DURATION_S
+    if stages:
+        duration_s = min(config.duration_s or math.inf, Stages.parse(stages).duration_s)
     return dataclasses.replace(
         spec, lengths=config.lengths, sessions=config.sessions, concurrency=config.concurrency, think_s=config.think_s, stages=stages, duration_s=duration_s
     )

@@ -35,12 +35,12 @@ class Options:
     quiet: bool
     no_color: bool  # the user's wish, by the NO_COLOR convention
     dumb_terminal: bool
-    listing: str = ""  # what is to be listed instead of a run, one of LISTINGS
     given: frozenset[str] = frozenset()  # flags of the command line
     page: bool = False  # asked for
     no_page: bool = False  # refused
     fail_if: str = ""  # thresholds, separated by commas
     warnings: tuple[str, ...] = ()  # what the user should know before the run
+    listing: str = ""  # what is to be listed instead of a run, one of LISTINGS
 
     @property
     def outputs(self) -> dict[str, str]:

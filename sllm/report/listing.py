@@ -12,14 +12,14 @@ from typing import Any
 from config import Config
 from sllm.assemble import build_catalog
 from sllm.catalog import GB, HARDWARE_NAMES, KIB, MODEL_NAMES, model_preset
-from sllm.cli import EFFECTS, Options, flag_fields
+from sllm.cli import EFFECTS, flag_fields, parse
 from sllm.engine import ENGINES
 from sllm.placement.registry import broken_policies, policies
 from sllm.profiles import ENGINE_PROFILES, LOADER_PROFILES
 from sllm.sim.faults import COMMON, DEFAULT_HOSTS, DRAWN, DRAWN_FOR_S, KINDS, MEANINGS, RANDOM_KEYS, Key
 from sllm.workload.arrivals import ARRIVALS
 from sllm.workload.lengths import LENGTHS
-from sllm.workload.traces import BROKEN, FORMATS
+from sllm.workload.traces import BROKEN, FORMATS, TraceFormat
 from sllm.workload.traces.base import plain
 from sllm.workload.traces.own import OwnColumns
 
@@ -104,9 +104,9 @@ def _models(config: Config) -> list[str]:
 
 def _traces(config: Config) -> list[str]:
     lines = []
-    kinds: dict[str, Any] = {**FORMATS, OwnColumns.name: OwnColumns}
-    for name, kind in kinds.items():
-        lines += _entry(name, _said(sys.modules[kind.__module__ if isinstance(kind, type) else type(kind).__module__]), [f"known by: {kind.about}"])
+    kinds: list[type[TraceFormat]] = [*map(type, FORMATS.values()), OwnColumns]
+    for kind in kinds:
+        lines += _entry(kind.name, _said(sys.modules[kind.__module__]), [f"known by: {kind.about}"])
     return [*lines, *(f"not readable: {problem}" for problem in BROKEN.values())]
 
 
@@ -124,16 +124,17 @@ def _default(value: Any) -> str:
 
 
 def _fields_of(engine: str) -> list[dataclasses.Field[Any]]:
-    """The settings that have an effect with this engine and not with another, by the table of effects, and those of any engine."""
-    options = Options(True, False, "", "", "", "", "", True, False, False)
+    """The settings that have an effect with this engine and not with every other one, by the table of effects, and those of ENGINE_FLAGS."""
+    idle = {which: _idle(which) for which in ENGINES}
+    special = set(ENGINE_FLAGS).union(*idle.values()) - idle[engine]
+    return [field for field in flag_fields() if field.metadata["flag"] in special]
 
-    def idle(flag: str, which: str) -> bool:
-        config = Config(engine=which, service_load_s=1.0)
-        return any(flag in effect.flags and effect.missing(config, options) for effect in EFFECTS)
 
-    fields = [field for field in flag_fields() if field.metadata["flag"] in ENGINE_FLAGS or any(idle(field.metadata["flag"], other) for other in ENGINES)]
-    differing = [field for field in fields if field.metadata["flag"] in ENGINE_FLAGS or len({idle(field.metadata["flag"], other) for other in ENGINES}) > 1]
-    return [field for field in differing if not idle(field.metadata["flag"], engine)]
+def _idle(engine: str) -> set[str]:
+    """The flags without effect in a virtual run of this engine that loads models."""
+    config, options = parse(["--virtual", "--engine", engine], {}, "", "")
+    config = dataclasses.replace(config, service_load_s=1.0)
+    return {flag for effect in EFFECTS if effect.missing(config, options) for flag in effect.flags}
 
 
 ENGINE_FLAGS = ("--slots", "--keep-alive")  # that any engine goes by

@@ -23,9 +23,9 @@ the order and the rounding of times that are added up cannot matter."""
 class _User:
     __slots__ = ("count", "draws", "session", "think_rng")
 
-    def __init__(self, laws: Laws, rng: Callable[[str], Random]) -> None:
+    def __init__(self, laws: Laws, rng: Callable[[str], Random], thinks: bool) -> None:
         self.draws = Draws(laws, rng)
-        self.think_rng = rng("think")
+        self.think_rng = rng("think") if thinks else None
         self.session: Session | None = None
         self.count = 0  # of requests sent
 
@@ -36,7 +36,7 @@ class Users:
     def __init__(self, laws: Laws, number: int, think_s: float, until_s: float, seed: int) -> None:
         self.number = number
         self.think_s = think_s
-        self._users = [_User(laws, partial(_stream, seed, user)) for user in range(1, number + 1)]
+        self._users = [_User(laws, partial(_stream, seed, user), think_s > 0.0) for user in range(1, number + 1)]
         self._until_s = until_s
         self._waiting: dict[str, int] = {}  # whose request it is, by its id
 
@@ -52,8 +52,8 @@ class Users:
 
     def _next(self, index: int, now_s: float) -> Request | None:
         user = self._users[index]
-        arrival_s = now_s + (user.think_rng.expovariate(1.0) * self.think_s if self.think_s else 0.0)
-        if now_s:
+        arrival_s = now_s + (user.think_rng.expovariate(1.0) * self.think_s if user.think_rng is not None else 0.0)
+        if arrival_s:
             arrival_s = (math.floor(arrival_s * TICKS_PER_S) + 1) / TICKS_PER_S
         if arrival_s >= self._until_s:
             return None
