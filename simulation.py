@@ -112,9 +112,9 @@ class System:
         self.clients.append(node)
         return node
 
-    def workload(self) -> Workload:
+    def workload(self, *, live: bool) -> Workload:
         """The requests of this run, from the configuration."""
-        return build_workload(self.config, self.catalog, self._trace_models)
+        return build_workload(self.config, self.catalog, self._trace_models, live=live)
 
     @property
     def all_workers(self) -> list[Worker]:
@@ -159,7 +159,7 @@ class Run(ABC):
         self.violations: list[str] = []
         self.warnings: list[str] = [f"not readable, and passed over: {problem}" for problem in (*broken_policies(), *BROKEN.values())]
         self.system = System(config, wire=options.wire or self.mode == "udp", stopwatch=time.perf_counter)
-        self.workload = self.system.workload()
+        self.workload = self.system.workload(live=self.mode == "udp")
         check_models_fit(config, self.system.catalog, self.workload)
         self.warnings += self.workload.warnings
         if "--zipf" in options.given and self.workload.trace is not None and self.workload.trace.format.exact:
