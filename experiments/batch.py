@@ -189,5 +189,3 @@ def run_all(function: Callable[[T], R], items: Sequence[T], jobs: int, stopped: 
             if problem:
                 raise UsageError(problem)
             done(place, result)
-
-

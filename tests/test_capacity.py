@@ -20,7 +20,7 @@ def formula(**changes: object) -> float:
     return 2.0 * default_rate(config, build_catalog(config))
 
 
-@pytest.mark.parametrize(("workers", "measured_per_s"), [(5, 38.3), (20, 258.7), (100, 1487.0)])
+@pytest.mark.parametrize(("workers", "measured_per_s"), [(5, 38.3), (20, 261.3), (100, 1487.0)])
 def test_it_comes_within_a_quarter_of_what_was_measured(workers: int, measured_per_s: float) -> None:
     """Measured by `experiments/saturation.py --workers N`; docs/compare.md has the figures."""
     assert formula(workers=workers) == pytest.approx(measured_per_s, rel=0.25)
