@@ -26,7 +26,7 @@ R = TypeVar("R")
 BAR_WIDTH = 24
 REDRAW_EVERY_S = 0.2
 LINE_EVERY_S = 5.0  # where there is no terminal
-NOT_FOR_MANY = ("--requests-csv", "--record")  # what these write is of one run
+NOT_FOR_MANY = ("--requests-csv", "--record", "--page", "--pace", "--fail-if")  # what these write, show, hold back or judge is one run
 
 
 class Outcome(NamedTuple):

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 if __package__ in (None, ""):  # run as a script: the project's modules are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -35,7 +35,7 @@ from experiments.plan import Axes, Cell, Done, as_json, document, plan, read_run
 from sllm.cli import Options, Parser, flag_fields, input_files
 from sllm.errors import OutputError, UsageError
 from sllm.report.files import OutputFile, check_distinct
-from sllm.report.standard import BY_SIGNAL, STDOUT, complain, run_command
+from sllm.report.standard import BY_SIGNAL, STDOUT, complain, run_command, silence
 from sllm.report.text import can_encode, is_terminal, to_ascii
 
 PROGRAM = "compare.py"
@@ -196,14 +196,26 @@ def describe(groups: Sequence[Group]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def print_table(groups: Sequence[Group], stream: TextIO | None, *, no_color: bool, interrupted: bool) -> None:
+    """The table for people. OutputError if it cannot be written; a pipe that nobody reads is no error."""
+    if stream is None:
+        raise OutputError("stdout: cannot write: it is closed")
+    text = render_table(groups, colour=is_terminal(stream) and not no_color, interrupted=interrupted) + "\n"
+    try:
+        stream.write(text if can_encode(stream) else to_ascii(text))
+        stream.flush()
+    except BrokenPipeError:
+        silence(stream)
+    except (OSError, ValueError) as error:
+        silence(stream)
+        raise OutputError(f"{stream.name.strip('<>')}: cannot write: {getattr(error, 'strerror', None) or error}") from None
+
+
 def deliver(outputs: Mapping[str, OutputFile], groups: Sequence[Group], kept_as: Any, command: str, options: Options, interrupted: bool) -> None:
     """Write everything, the table first. OutputError for the first output that could not be written, after all have been tried."""
     if groups and not options.quiet:
-        stream = sys.stderr if any(output.path == STDOUT for output in outputs.values()) else sys.stdout
-        if stream is not None:
-            text = render_table(groups, colour=is_terminal(stream) and not options.no_color) + "\n"
-            stream.write(text if can_encode(stream) else to_ascii(text))
-            stream.flush()
+        to_stderr = any(output.path == STDOUT for output in outputs.values())
+        print_table(groups, sys.stderr if to_stderr else sys.stdout, no_color=options.no_color, interrupted=interrupted)
     render: dict[str, Callable[[], str]] = {
         "--json": lambda: json.dumps(kept_as, indent=1) + "\n", "--csv": lambda: render_csv(groups),
         "--html": lambda: render_html(groups, command, interrupted=interrupted), "--svg": lambda: render_svg(groups),

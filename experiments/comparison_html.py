@@ -8,7 +8,7 @@ from html import escape
 from typing import NamedTuple
 
 from experiments.comparison import DECIDES, QUANTILES, SHOWN, Estimate, Figure, Group, Row
-from experiments.comparison_text import BEST, legend, show
+from experiments.comparison_text import BEST, CUT_SHORT, legend, show
 from sllm.report.style import STYLE
 from sllm.report.svg import HEIGHT, WIDTH, Axis, Line, Plot, nice_top
 from sllm.report.text import count, rate
@@ -159,7 +159,7 @@ def render_html(groups: Sequence[Group], command: str, *, interrupted: bool = Fa
     """The page: a table for each setting, then the plots."""
     candidates = list(dict.fromkeys(row.candidate for group in groups for row in group.rows))
     title = f"{', '.join(candidates[:4])}{' and others' if len(candidates) > 4 else ''} compared"
-    cut = '<section class="cut" role="alert"><p>Interrupted: not every run was made.</p></section>\n' if interrupted else ""
+    cut = '<section class="cut" role="alert"><p>' + CUT_SHORT + "</p></section>\n" if interrupted else ""
     tables = "".join(_table(group) for group in groups)
     plots = "".join(plot.render() for plot in plots_of(groups))
     notes = "".join(f"<p>{escape(line)}</p>" for line in legend(groups).splitlines())

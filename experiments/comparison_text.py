@@ -7,17 +7,19 @@ import io
 from collections.abc import Sequence
 
 from experiments.comparison import DECIDES, SHOWN, Estimate, Figure, Group
-from sllm.report.text import BOLD, GREEN, count, paint
+from sllm.report.text import BOLD, GREEN, YELLOW, count, paint
 
 BEST = " *"
+CUT_SHORT = "Interrupted: not every run was made."
 COLUMNS = (
     "workers", "rate_per_s", "trace", "report_interval_s", "candidate", "figure", "seeds", "mean", "half_width", "difference", "difference_half_width", "best",
 )  # fmt: skip
 
 
-def render_table(groups: Sequence[Group], *, colour: bool = False) -> str:
+def render_table(groups: Sequence[Group], *, colour: bool = False, interrupted: bool = False) -> str:
     """One block for each setting: means with their intervals, and differences to the first candidate."""
-    return "\n\n".join(_block(group, colour) for group in groups) + "\n\n" + legend(groups)
+    cut = [paint(CUT_SHORT, YELLOW, colour)] if interrupted else []
+    return "\n\n".join([*cut, *(_block(group, colour) for group in groups), legend(groups)])
 
 
 def legend(groups: Sequence[Group]) -> str:
@@ -42,7 +44,7 @@ def show(estimate: Estimate | None, figure: Figure, *, sign: bool = False) -> st
 def _block(group: Group, colour: bool) -> str:
     first = group.rows[0].candidate
     seeds = sorted({row.seeds for row in group.rows})
-    title = f"{group.setting.describe()} · {count(seeds[-1], 'seed')}" + (f" (of some {seeds[0]})" if len(seeds) > 1 else "")
+    title = f"{group.setting.describe()} · {f'{seeds[0]} to ' if len(seeds) > 1 else ''}{count(seeds[-1], 'seed')}"
     table = [["", *(figure.title for figure in SHOWN), f"{DECIDES.title} against {first}"]]
     for row in group.rows:
         cells = [show(row.means.get(figure.name), figure) + (BEST if figure.name in row.best_at else "") for figure in SHOWN]

@@ -180,7 +180,7 @@ def _single(results: Mapping[str, Any]) -> dict[str, Any]:
     """The results of one run, as a comparison keeps it."""
     run, workload = results["run"], results["run"]["workload"]
     settings: dict[str, Any] = run.get("settings") or {}
-    interval_s = settings.get("report_interval_s", settings.get("--report-interval", Config.report_interval_s))
+    interval_s = settings.get("REPORT_INTERVAL", Config.report_interval_s)
     return {
         "key": "", "policy": run["policy"], "workers": run["workers"], "rate_per_s": workload.get("rate_per_s"), "trace": workload.get("trace", ""),
         "report_interval_s": float(interval_s), "seed": run["seed"], "figures": figures_of(results), "ttft_quantiles_s": [],
