@@ -84,33 +84,39 @@ class Swept(NamedTuple):
     groups: Sequence[tuple[float, Group]]
 
 
+SWEPT: tuple[tuple[str, str, frozenset[str]], ...] = (
+    ("rate_per_s", "requests a second", frozenset({"rate_per_s"})),
+    ("workers", "workers", frozenset({"workers"})),
+    ("workers", "workers", frozenset({"workers", "rate_per_s"})),  # each number of workers at a rate of its own
+    ("report_interval_s", "seconds between reports", frozenset({"report_interval_s"})),
+)
+"""Axes that settings may lie along: the field, its title, and the fields that differ along it."""
+
+
 def sweeps(groups: Sequence[Group]) -> list[Swept]:
-    """The settings along the first axis that has several values: the rate, else the number of workers, else the report interval."""
-    axes: tuple[tuple[str, str], ...] = (
-        ("rate_per_s", "requests a second"), ("workers", "workers"), ("report_interval_s", "seconds between reports"),
-    )  # fmt: skip
-    for field, title in axes:
-        values = {getattr(group.setting, field) for group in groups}
-        if len(values) < 2 or None in values:
-            continue
-        lines: dict[object, list[tuple[float, Group]]] = {}
+    """The settings along the first axis that some of them lie along."""
+    for field, title, differing in SWEPT:
+        lines: dict[object, dict[float, Group]] = {}
         for group in groups:
-            alike = tuple(value for key, value in group.setting._asdict().items() if key != field)
-            lines.setdefault(alike, []).append((float(getattr(group.setting, field)), group))
-        found = [(sorted(line, key=lambda pair: pair[0])) for line in lines.values()]
-        return [Swept(title, _rest(line[0][1], field), line) for line in found if len(line) > 1]
+            value = getattr(group.setting, field)
+            if value is not None:
+                alike = tuple(other for key, other in group.setting._asdict().items() if key not in differing)
+                lines.setdefault(alike, {})[float(value)] = group
+        found = [sorted(line.items()) for line in lines.values() if len(line) > 1]
+        if found:
+            return [Swept(title, _rest(line[0][1], differing), line) for line in found]
     return []
 
 
-def _rest(group: Group, field: str) -> str:
+def _rest(group: Group, differing: frozenset[str]) -> str:
     """What a line's settings have in common."""
     setting = group.setting
-    words = [] if field == "workers" else [count(setting.workers, "worker")]
-    if field != "rate_per_s":
-        words.append(setting.trace if setting.rate_per_s is None else rate(setting.rate_per_s))
-    if field != "report_interval_s":
-        words.append(f"reports every {setting.report_interval_s:g} s")
-    return " · ".join(words)
+    words = {
+        "workers": count(setting.workers, "worker"),
+        "rate_per_s": setting.trace if setting.rate_per_s is None else rate(setting.rate_per_s),
+        "report_interval_s": f"reports every {setting.report_interval_s:g} s",
+    }
+    return " · ".join(word for field, word in words.items() if field not in differing)
 
 
 def sweep_plot(swept: Swept, figure: Figure, groups: Sequence[Group], name: str) -> Plot | None:
@@ -175,8 +181,9 @@ def render_html(groups: Sequence[Group], command: str, *, interrupted: bool = Fa
 
 def _table(group: Group) -> str:
     first = group.rows[0].candidate
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in (*(figure.title for figure in SHOWN), f"{DECIDES.title} against {first}"))
-    body = "".join(_line(row, first) for row in group.rows)
+    titles = [*(figure.title for figure in SHOWN), *([f"{DECIDES.title} against {first}"] if len(group.rows) > 1 else [])]
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in titles)
+    body = "".join(_line(row, group) for row in group.rows)
     seeds = count(max(row.seeds for row in group.rows), "seed")
     return (
         f'<div class="wide"><h2>{escape(group.setting.describe())} · {seeds}</h2>'
@@ -184,13 +191,14 @@ def _table(group: Group) -> str:
     )
 
 
-def _line(row: Row, first: str) -> str:
+def _line(row: Row, group: Group) -> str:
     cells = ""
     for figure in SHOWN:
         text = escape(show(row.means.get(figure.name), figure))
         cells += f"<td><strong>{text}{BEST}</strong></td>" if figure.name in row.best_at else f"<td>{text}</td>"
-    against = "" if row.candidate == first else escape(show(row.against_first.get(DECIDES.name), DECIDES, sign=True))
-    return f'<tr><th scope="row">{escape(row.candidate)}</th>{cells}<td>{against}</td></tr>'
+    if len(group.rows) > 1:
+        cells += f"<td>{'' if row is group.rows[0] else escape(show(row.against_first.get(DECIDES.name), DECIDES, sign=True))}</td>"
+    return f'<tr><th scope="row">{escape(row.candidate)}</th>{cells}</tr>'
 
 
 # --- the picture --------------------------------------------------------------------------------------------------------------------

@@ -45,10 +45,12 @@ def _block(group: Group, colour: bool) -> str:
     first = group.rows[0].candidate
     seeds = sorted({row.seeds for row in group.rows})
     title = f"{group.setting.describe()} · {f'{seeds[0]} to ' if len(seeds) > 1 else ''}{count(seeds[-1], 'seed')}"
-    table = [["", *(figure.title for figure in SHOWN), f"{DECIDES.title} against {first}"]]
+    table = [["", *(figure.title for figure in SHOWN), *([f"{DECIDES.title} against {first}"] if len(group.rows) > 1 else [])]]
     for row in group.rows:
         cells = [show(row.means.get(figure.name), figure) + (BEST if figure.name in row.best_at else "") for figure in SHOWN]
-        table.append([row.candidate, *cells, "" if row.candidate == first else show(row.against_first.get(DECIDES.name), DECIDES, sign=True)])
+        if len(group.rows) > 1:
+            cells.append("" if row.candidate == first else show(row.against_first.get(DECIDES.name), DECIDES, sign=True))
+        table.append([row.candidate, *cells])
     widths = [max(len(line[column].removesuffix(BEST)) for line in table) for column in range(len(table[0]))]
     lines = [paint(title, BOLD, colour)]
     for index, line in enumerate(table):

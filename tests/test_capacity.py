@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from experiments.harness import configuration
-from sllm.assemble import build_catalog, default_rate
+from experiments.harness import Simulation, configuration
+from sllm.assemble import build_catalog, build_workload, default_rate
 from sllm.capacity import saturation_rate
 from sllm.catalog import Catalog, hardware_preset, model_preset
 
@@ -63,3 +63,21 @@ def test_loads_count_where_models_do_not_all_fit() -> None:
 def test_a_fleet_that_can_hold_nothing_serves_nothing() -> None:
     assert saturation_rate({hardware_preset("a5000-24g"): 3}, [(Catalog.demo(1)["llama-3.1-8b"], 1.0)], *LENGTHS) > 0.0
     assert saturation_rate({hardware_preset("a5000-24g"): 3}, [(model_preset("llama-2-70b"), 1.0)], *LENGTHS) == 0.0
+
+
+def test_the_default_run_has_hundreds_of_requests_with_cold_starts_and_queues_and_completes_them() -> None:
+    results = Simulation(configuration(workers=5)).complete()
+    assert results["requests"]["sent"] >= 300
+    assert results["requests"]["completed"] == results["requests"]["sent"]
+    assert results["actions"]["cold_start"] >= 5
+    assert results["queue_wait_s"]["max"] > 0.5  # the first of each model wait for it
+
+
+def test_a_live_run_is_bounded_by_what_one_process_passes_on() -> None:
+    config = configuration(workers=1000, speedup=4.0)
+    catalog = build_catalog(config)
+    with build_workload(config, catalog, live=True) as live, build_workload(config, catalog) as virtual:
+        assert live.spec.rate_per_s == 50.0
+        assert virtual.spec.rate_per_s == default_rate(config, catalog) > 5000.0
+    with build_workload(configuration(workers=1000, rate_per_s=700.0), catalog, live=True) as asked:
+        assert asked.spec.rate_per_s == 700.0

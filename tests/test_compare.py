@@ -244,6 +244,13 @@ def test_page_and_picture_are_well_formed_and_name_everybody(tmp_path: Path) -> 
     assert {"startup_time", "round_robin"} <= set(root.itertext())
 
 
+def test_fleets_at_rates_of_their_own_are_plotted_by_their_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "x.html"
+    assert run("--policies", "startup_time", "--workers", "1,2", "--duration", "4", "--seeds", "1", "--html", str(page)) == 0
+    assert page.read_text().count("by workers</h3>") == 4
+    assert "against" not in capsys.readouterr().out  # there is nobody else
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
