@@ -112,7 +112,7 @@ class System:
         self.clients.append(node)
         return node
 
-    def workload(self, *, live: bool) -> Workload:
+    def workload(self, *, live: bool = False) -> Workload:
         """The requests of this run, from the configuration."""
         return build_workload(self.config, self.catalog, self._trace_models, live=live)
 

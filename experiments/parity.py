@@ -78,7 +78,7 @@ class OtherLuck(Simulation):
 
     def __init__(self, config: Config, luck: int) -> None:
         super().__init__(dataclasses.replace(config, seed=config.seed + luck))
-        self.workload = System(config, wire=False).workload(live=False)
+        self.workload = System(config, wire=False).workload()
 
 
 def measure_luck(task: tuple[Config, int]) -> dict[str, Any]:
