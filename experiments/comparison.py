@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from experiments.theory import interval
 from sllm.report.text import count, duration, percent, rate
-from sllm.results import STATISTICS, rounded
+from sllm.results import rounded
 
 QUANTILES = (*(float(p) for p in range(100)), 99.5, 99.9, 100.0)  # percent, of the times to first token that are kept of each run
+STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
 TIMES = ("ttft", "e2e", "tpot", "queue_wait")
 COMPLETED_AS_MANY = 0.001  # times are of completed requests: who completes less of them, by more than this part, cannot win by its times
 
