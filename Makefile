@@ -55,6 +55,16 @@ run: ## a fleet on this machine: make run WORKERS=5 DURATION=30 ARGS="--virtual"
 	@$(call need,$(PYTHON),install Python 3.11)
 	$(PYTHON) centralized_simulation.py --workers $(WORKERS) --duration $(DURATION) $(ARGS)
 
+.PHONY: compare
+compare: ## policies under the same requests, with intervals: make compare ARGS="--workers 20 --rates 10,20 --html compare.html"
+	@$(call need_file,experiments/compare.py)
+	$(PYTHON) experiments/compare.py $(ARGS)
+
+.PHONY: saturation
+saturation: ## the largest rate that a fleet can serve: make saturation WORKERS=5
+	@$(call need_file,experiments/saturation.py)
+	$(PYTHON) experiments/saturation.py --workers $(WORKERS) $(ARGS)
+
 .PHONY: simulate
 simulate: ## random fleets with random faults and every checker on: make simulate SEEDS=200
 	@$(call need_file,experiments/simulate.py)

@@ -113,7 +113,7 @@ class Config:
     # --- a run ------------------------------------------------------------------------------------------------------------------------
     workers: int = setting(5, "WORKERS", "workers in the fleet", low=1, high=1_000_000, flag="--workers", group="run")
     duration_s: float = setting(0.0, "DURATION", "time in which requests arrive, in seconds of the run's clock; 0: 30 s, or all of the stages or the trace", unit="s", low=0.0, flag="--duration", group="run")
-    rate_per_s: float = setting(0.0, "RATE", "mean arrivals; 0: what keeps the fleet about half busy", unit="req/s", low=0.0, flag="--rate", group="run")
+    rate_per_s: float = setting(0.0, "RATE", "mean arrivals; 0: half of what the fleet can serve, live 200 at most", unit="req/s", low=0.0, flag="--rate", group="run")
     arrivals: str = setting("poisson", "ARRIVALS", "arrival process", choices=("poisson", "gamma", "deterministic"), flag="--arrivals", group="run")
     cv: float = setting(8.0, "CV", "coefficient of variation of gamma arrivals", above=0.0, high=100.0, flag="--cv", group="run")
     stages: str = setting("", "STAGES", "a rate that changes, as LENGTH:RATE,... such as 30s:5,60s:20,30s:0: in a straight line to each rate, from 0; 0s:RATE is a jump", flag="--stages", group="run")

@@ -180,7 +180,7 @@ class ClientPart:
 def _workload(config: Config) -> Workload:
     """The requests to send. The catalogue is the fleet's: a load generator cannot make it larger, however many models its trace names."""
     try:
-        return build_workload(config, build_catalog(config), count_trace_models(config))
+        return build_workload(config, build_catalog(config), count_trace_models(config), live=True)
     except TooFewModels as error:
         what = "a larger MODEL_CATALOG" if config.model_catalog else "the same larger MODELS, which sizes the demonstration catalogue"
         raise UsageError(f"{error}; or give coordinator, workers and load generator {what}") from None

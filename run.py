@@ -53,7 +53,7 @@ class Run(ABC):
         self.violations: list[str] = []
         self.warnings: list[str] = [f"not readable, and passed over: {problem}" for problem in (*broken_policies(), *BROKEN.values())]
         self.system = System(config, wire=options.wire or self.mode == "udp", stopwatch=time.perf_counter)
-        self.workload = self.system.workload()
+        self.workload = self.system.workload(live=self.mode == "udp")
         check_models_fit(config, self.system.catalog, self.workload)
         self.warnings += self.workload.warnings
         if "--zipf" in options.given and self.workload.trace is not None and self.workload.trace.format.exact:

@@ -76,9 +76,9 @@ class System:
         self.clients.append(node)
         return node
 
-    def workload(self) -> Workload:
+    def workload(self, *, live: bool = False) -> Workload:
         """The requests of this run, from the configuration."""
-        return build_workload(self.config, self.catalog, self._trace_models)
+        return build_workload(self.config, self.catalog, self._trace_models, live=live)
 
     @property
     def all_workers(self) -> list[Worker]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
+from math import log
 from random import Random
 from typing import Any, NamedTuple
 
 from config import Config
 from experiments.harness import ROOT, configuration
-from sllm.assemble import build_catalog, default_rate
+from sllm.assemble import build_catalog
 from sllm.catalog import Catalog, Hardware, Model
+from sllm.cost import service_s
 from sllm.limits import TOKENS_MAX
 from sllm.messages import HIGH, LOW, NORMAL
-from sllm.mix import parse_mix
+from sllm.mix import hardware_of_workers, parse_mix
 from sllm.placement.base import Costs
 from sllm.placement.costs import make_costs
 from sllm.placement.registry import policies
@@ -21,6 +24,8 @@ from sllm.sim.faults import KINDS, Fault, Schedule, random_faults
 from sllm.sim.network import Latency
 from sllm.streams import stream
 from sllm.workload import Request
+from sllm.workload.lengths import AZURE_CONV_OUTPUT, AZURE_CONV_PROMPT, clamped_mean
+from sllm.workload.popularity import Zipf
 
 LIMITS_CATALOG = ROOT / "experiments/limits-catalog.toml"
 REQUESTS_MAX = 500.0  # mean number of requests in a run
@@ -98,9 +103,26 @@ def _draw_config(rng: Random, seed: int, small: bool) -> Config:
     )
     if rng.random() < 0.25:
         config = _at_limits(rng, config)
-    busy = default_rate(config, build_catalog(config)) * rng.uniform(0.2, 2.5)
+    busy = _half_busy_rate(config) * rng.uniform(0.2, 2.5)
     most = (100.0 if small else REQUESTS_MAX) / config.duration_s
     return dataclasses.replace(config, rate_per_s=min(busy, most))
+
+
+def _half_busy_rate(config: Config) -> float:
+    """Requests a second that leave a worker with nothing to do half of the time: far below saturation, where a batch is full all the time, so that fleets are
+    idle, busy and full in turn. Arrivals of rate l at a worker find it busy with probability 1 - exp(-l S) (M/G/infinity), which is a half at l = ln 2 / S."""
+    if config.engine == "queue":
+        return 0.5 * config.workers * (config.slots or 1) / config.service_mean_s
+    catalog = build_catalog(config)
+    names = catalog.names[: config.models or None]
+    popularity = Zipf(names, config.zipf)
+    prompt, output = round(clamped_mean(AZURE_CONV_PROMPT)), round(clamped_mean(AZURE_CONV_OUTPUT))
+    rate_per_s = 0.0
+    for kind, workers in Counter(hardware_of_workers(config.hardware, config.workers)).items():
+        hardware = catalog.get_hardware(kind)
+        mean_s = sum(popularity.probability(rank) * service_s(catalog[name], hardware, prompt, output) for rank, name in enumerate(names))
+        rate_per_s += workers * log(2) / mean_s
+    return rate_per_s
 
 
 def _draw_engine(rng: Random, workers: int) -> dict[str, Any]:

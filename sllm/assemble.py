@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from random import Random
 
 from config import Config
+from sllm.capacity import saturation_rate
 from sllm.catalog import DEMO_MODELS, GB, Catalog, Hardware
-from sllm.cost import half_busy_rate, service_s
 from sllm.engine import Engine, LlmEngine, QueueEngine
 from sllm.errors import UsageError
 from sllm.mix import hardware_of_workers, parse_mix
@@ -26,6 +26,7 @@ from sllm.workload.traces.base import MODELS_MAX
 
 DEMO_CATALOG_MODELS = 8  # models of the demonstration catalogue unless more are asked for
 DURATION_S = 30.0  # of synthetic arrivals, unless said otherwise
+LIVE_RATE_MAX_PER_S = 200.0  # of wall time, unless said otherwise: what one process of Python passes on beside whatever else this machine does
 
 
 def build_catalog(config: Config, counts: ModelCounts | None = None, mix: Iterable[str] = ()) -> Catalog:
@@ -77,17 +78,14 @@ def build_engine(config: Config, catalog: Catalog, rng: Random) -> Engine:
 
 
 def default_rate(config: Config, catalog: Catalog) -> float:
-    """Requests a second that keep a fleet of `config.workers` about half busy, for the models and the mean lengths of its synthetic requests."""
+    """Half of the requests a second at which a fleet of `config.workers` saturates, for the models and the mean lengths of its synthetic requests."""
     if config.engine == "queue":
         return 0.5 * config.workers * (config.slots or 1) / config.service_mean_s
     popularity = popularity_of(_spec(config), catalog.names[: config.models or None])
-    prompt, output = map(round, mean_lengths(config))
-    rate_per_s = 0.0
-    for kind, workers in Counter(hardware_of_workers(config.hardware, config.workers)).items():
-        hardware = catalog.get_hardware(kind)
-        mean_s = sum(share * service_s(catalog[name], hardware, prompt, output) for name, share in popularity.items())
-        rate_per_s += half_busy_rate(workers, mean_s)
-    return rate_per_s
+    demand = [(catalog[name], share) for name, share in popularity.items()]
+    fleet = {catalog.get_hardware(kind): count for kind, count in Counter(hardware_of_workers(config.hardware, config.workers)).items()}
+    rate_per_s = 0.5 * saturation_rate(fleet, demand, *mean_lengths(config), config.slots)
+    return rate_per_s or 1.0  # nothing fits: whoever asks for a run is told so by `check_models_fit`
 
 
 def check_models_fit(config: Config, catalog: Catalog, workload: Workload) -> None:
@@ -141,10 +139,11 @@ def _spec(config: Config) -> WorkloadSpec:
     )
 
 
-def build_workload(config: Config, catalog: Catalog, counts: ModelCounts | None = None) -> Workload:
-    """The requests that a configuration describes, for the models of `catalog`; `counts` is what `count_trace_models` returned, if it was asked. UsageError
-    as `generate`."""
+def build_workload(config: Config, catalog: Catalog, counts: ModelCounts | None = None, *, live: bool = False) -> Workload:
+    """The requests that a configuration describes, for the models of `catalog`; `counts` is what `count_trace_models` returned, if it was asked. A default
+    rate is bounded by what a process can pass on if the run is `live`. UsageError as `generate`."""
     spec = _spec(config)
     if not (config.rate_per_s or spec.trace or spec.stages or spec.concurrency):
-        spec = dataclasses.replace(spec, rate_per_s=default_rate(config, catalog))
+        most_per_s = LIVE_RATE_MAX_PER_S / config.speedup if live else math.inf
+        spec = dataclasses.replace(spec, rate_per_s=min(default_rate(config, catalog), most_per_s))
     return generate(spec, catalog.names, config.seed, counts)

@@ -23,7 +23,6 @@ A load takes the fixed part of the hardware's own, else of its loader profile, a
 from __future__ import annotations
 
 from functools import lru_cache
-from math import log
 
 from sllm.catalog import DISK, GPU, HOST, Hardware, Model
 from sllm.catalog import StepCost as StepCost
@@ -90,11 +89,3 @@ def service_s(model: Model, hardware: Hardware, prompt_tokens: int, output_token
     steps = output_tokens - 1  # the prefill yields the first token
     context_growth = cost.k_s * steps * (steps + 1) / 2  # contexts of prompt + 1, prompt + 2, ...
     return step_s(cost, prompt_tokens, prompt_tokens) + steps * step_s(cost, 1, prompt_tokens) + context_growth
-
-
-def half_busy_rate(workers: int, mean_service_s: float) -> float:
-    """Requests a second that keep `workers` workers busy half of the time, when each request occupies one for `mean_service_s` and any number run at once.
-
-    Arrivals of rate l at each worker find it busy with probability 1 - exp(-l S) (M/G/infinity); a half at l = ln 2 / S.
-    """
-    return workers * log(2) / mean_service_s

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 from collections import defaultdict
-from math import exp
 from pathlib import Path
 from statistics import median
 
 import pytest
 
 from sllm.catalog import DISK, GPU, HARDWARE_NAMES, HOST, MODEL_NAMES, REMOTE, Hardware, hardware_preset, model_preset
-from sllm.cost import StepCost, decode_step_s, half_busy_rate, load_s, prefill_s, service_s, step_cost, step_s
+from sllm.cost import StepCost, decode_step_s, load_s, prefill_s, service_s, step_cost, step_s
 from sllm.profiles import SPLITWISE
 
 
@@ -148,11 +147,3 @@ def test_measured_prefill(key: tuple[str, int], preset: str) -> None:
     beyond = {n: table[n, 1][0] / prefill_s(model_preset("llama-2-70b"), of_2023(preset), n) for n in (128, 4096, 8192)}
     assert min(beyond.values()) > 0.9, beyond  # outside the fit the formula is too fast, and the presets say by how much
     assert max(beyond.values()) < 1.85, beyond
-
-
-# --- rates --------------------------------------------------------------------------------------------------------------------------
-
-
-def test_half_busy() -> None:
-    rate = half_busy_rate(10, 3.0)
-    assert 1 - exp(-rate / 10 * 3.0) == pytest.approx(0.5)

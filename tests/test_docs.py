@@ -35,10 +35,14 @@ NOT_RUN = {
     r"[a-z0-9]+ +python3 ": "checks against theory, days of simulated time: tests/test_validation.py runs shorter ones, and the catalogues are made by them",
 }
 """Commands that are shown and not run here, and why."""
-STANDS_FOR = {"AzureLLMInferenceTrace_conv.csv": "examples/traces/azure.csv"}
+STANDS_FOR = {name: "examples/traces/azure.csv" for name in ("AzureLLMInferenceTrace_conv.csv", "conv.csv", "code.csv")}
 """Files that a user downloads, and the rows of ours that stand for them here."""
 
-MADE_BY = {"results.json": "python3 centralized_simulation.py --virtual --quiet --json results.json"}
+MADE_BY = {
+    "results.json": "python3 centralized_simulation.py --virtual --quiet --json results.json",
+    "before.json": "python3 experiments/compare.py --duration 5 --seeds 2 --json before.json",
+    "after.json": "python3 experiments/compare.py --duration 5 --seeds 2 --policies least_loaded --json after.json",
+}
 """Files that a user has from a run of their own, and such a run. Made where a block mentions the file and does not write it itself."""
 
 

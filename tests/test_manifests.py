@@ -29,7 +29,7 @@ DEPLOYMENTS_OWN = {  # settings that say where things are: those a deployment de
 FOREIGN = {"ServiceMonitor", "Kustomization"}  # kinds that are not Kubernetes' own
 NEEDS_1_21 = {"PodDisruptionBudget"}
 # Targets that concern no deployment.
-LOCAL = {"run", "simulate", "validate", "parity", "engines", "bench", "venv", "test", "check", "clean", "help", "k8s-base"}
+LOCAL = {"run", "compare", "saturation", "simulate", "validate", "parity", "engines", "bench", "venv", "test", "check", "clean", "help", "k8s-base"}
 
 
 def documents(*paths: Path) -> Iterator[tuple[str, dict[str, Any]]]:
