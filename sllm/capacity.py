@@ -23,7 +23,7 @@ from typing import NamedTuple
 from sllm.catalog import DISK, Hardware, Model
 from sllm.cost import load_s, step_cost
 
-BORDERS, EFFICIENCY = 1.5, 0.85  # fitted to experiments/saturation.py for the demonstration mix on 5, 20 and 100 H100s; docs/compare.md says how well
+BORDERS, EFFICIENCY = 1.75, 0.82  # fitted to experiments/saturation.py for the demonstration mix on 5, 20 and 100 H100s; docs/compare.md says how well
 KV_PART_MIN = 0.25  # of the GPU memory that models leave for KV cache, where they need not all be there
 
 Demand = Sequence[tuple[Model, float]]  # models, the most wanted first, and the part of the requests that is for each
