@@ -20,7 +20,7 @@ def complain(text: str) -> None:
         if sys.stderr is not None:
             print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        _silence(sys.stderr)
+        silence(sys.stderr)
 
 
 def say(write: Callable[[TextIO], object]) -> None:
@@ -32,7 +32,7 @@ def say(write: Callable[[TextIO], object]) -> None:
         write(stream)
         stream.flush()
     except (OSError, ValueError) as error:
-        _silence(stream)
+        silence(stream)
         if not isinstance(error, BrokenPipeError):
             raise OutputError(f"stderr: cannot write: {getattr(error, 'strerror', None) or error}") from None
 
@@ -64,14 +64,14 @@ def run_command(program: str, main: Callable[[], int]) -> NoReturn:
             if stream is not None:
                 stream.flush()
         except (OSError, ValueError) as error:
-            _silence(stream)
+            silence(stream)
             if not isinstance(error, BrokenPipeError) and status == 0:
                 complain(f"{program}: error: {stream.name.strip('<>')}: cannot write: {getattr(error, 'strerror', None) or error}")
                 status = OutputError.status
     os._exit(status)
 
 
-def _silence(stream: TextIO) -> None:
+def silence(stream: TextIO) -> None:
     """Let what is still in the stream's buffer go nowhere: the interpreter would try again at its end, and complain."""
     try:
         descriptor = os.open(os.devnull, os.O_WRONLY)
