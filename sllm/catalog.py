@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sllm import toml
 from sllm.errors import UsageError
 from sllm.limits import SLOTS_MAX, name_problem
 from sllm.profiles import A100_LAYER_S, CUDA_GRAPHS, ENGINE_PROFILES, H100_LAYER_S, LOADER_PROFILES, SERVERLESSLLM, EngineProfile, LoaderProfile, find_profile
@@ -300,16 +300,7 @@ class Catalog:
 
         UsageError names the file, and the line and column of bad TOML or the table and key of a bad value.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise UsageError(f"catalogue {path}: cannot be read: {reason}") from None
-        try:
-            tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"catalogue {path}: {error}") from None
-        return _Reader(str(path)).catalog(tables)
+        return _Reader(str(path)).catalog(toml.parse(toml.read_text(path, "catalogue"), f"catalogue {path}"))
 
 
 HARDWARE_KEYS = {

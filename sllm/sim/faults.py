@@ -18,13 +18,13 @@ A fault may repeat (`every`, `until`) and may hit its hosts one after the other 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from sllm import toml
 from sllm.errors import UsageError
 from sllm.sim.network import Latency
 
@@ -179,20 +179,12 @@ class Schedule:
 
 def load_schedule(path: str, seed: int) -> Schedule:
     """The schedule in a TOML file. UsageError names the file, the line where it can, the fault and the key."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        raise UsageError(f"fault file {path}: {reason}") from None
-    return parse_schedule(text, seed, path)
+    return parse_schedule(toml.read_text(path, "fault file"), seed, path)
 
 
 def parse_schedule(text: str, seed: int, source: str = "faults") -> Schedule:
     """Like load_schedule, from text; `source` names it in errors."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{source}: {error}") from None
+    data = toml.parse(text, source)
     reader = _Reader(source, text)
     for key in data:
         if key not in ("name", "fault", "random"):

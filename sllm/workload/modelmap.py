@@ -7,12 +7,12 @@ first, of names with as many requests the one that comes first in the trace. Wha
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sllm import toml
 from sllm.errors import UsageError
 from sllm.workload.traces import open_trace
 from sllm.workload.traces.base import shorten
@@ -51,13 +51,7 @@ def count_models(path: str, until_s: float) -> ModelCounts | None:
 
 def read_map(path: str) -> dict[str, str]:
     """The pairs of a map file. UsageError names the file, and the place of bad TOML or the key of a bad value."""
-    try:
-        pairs = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        if isinstance(error, tomllib.TOMLDecodeError):
-            raise UsageError(f"model map {path}: {error}") from None
-        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
-        raise UsageError(f"model map {path}: cannot be read: {reason}") from None
+    pairs = toml.parse(toml.read_text(path, "model map"), f"model map {path}")
     for name, model in pairs.items():
         if isinstance(model, dict):
             raise UsageError(f'model map {path}: {shorten(name)} is a table; a name with a point in it needs quotes: "gpt-4.1" = "llama-3.1-8b"')
