@@ -92,7 +92,7 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.toml: cannot be read: No such file"):
         load_schedule(str(tmp_path / "nowhere.toml"), 1)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="is not UTF-8"):
+    with pytest.raises(UsageError, match="cannot be read: not UTF-8"):
         load_schedule(str(tmp_path / "binary.toml"), 1)
 
 
