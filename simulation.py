@@ -139,13 +139,14 @@ class System:
         """Seconds each worker was busy, all its lives together, where all go by one clock and none crashes."""
         return [sum(node.engine.busy_s(now) for node in lives) for lives in self.workers.values()]
 
-    def report_figures(self, copies: int = 0, lost: int | None = None) -> ReportFigures:
-        """The books of the reports; `copies` the network made count as sent. `lost` is what it lost; None: nobody knows but by what was not heard."""
+    def report_figures(self, copies: int = 0, lost: int | None = None, under_way: int = 0) -> ReportFigures:
+        """The books of the reports; `copies` the network made count as sent. `lost` is what it lost; None: nobody knows but by what was not heard.
+        `under_way` is what the network still has."""
         rejected: Counter[str] = Counter()
         for coordinator in self.coordinators:
             rejected.update(coordinator.reports_rejected)
         sent = sum(worker.reports_sent for worker in self.all_workers) + copies
-        return ReportFigures(sent, sum(c.reports_accepted for c in self.coordinators), rejected, lost)
+        return ReportFigures(sent, sum(c.reports_accepted for c in self.coordinators), rejected, lost, under_way)
 
 
 class Run(ABC):
@@ -349,9 +350,8 @@ class VirtualRun(Run):
         return [self._busy.busy_s(name) for name in self.system.workers]
 
     def report_figures(self) -> ReportFigures:
-        """What is still on its way when the books close will not be heard any more: it is lost."""
         network = self.world.network
-        return self.system.report_figures(network.duplicated_reports, network.lost_reports + self.world.reports_pending())
+        return self.system.report_figures(network.duplicated_reports, network.lost_reports, self.world.reports_pending())
 
     def conduct(self) -> None:
         world, system = self.world, self.system
@@ -410,7 +410,7 @@ class VirtualRun(Run):
         """What became of the reports, and the flag that is to blame."""
         config, books, flags = self.config, self.report_figures(), []
         refused = ", ".join(f"{number:,} were refused ({reason.replace('_', ' ')})" for reason, number in sorted(books.rejected.items()))
-        what = f"of {books.sent:,} reports {books.lost:,} were lost or still under way" + (f", {refused}" if refused else "")
+        what = f"of {books.sent:,} reports {books.lost:,} were lost and {books.under_way:,} still under way" + (f", {refused}" if refused else "")
         if config.loss > 0.0:
             flags.append(f"--loss {config.loss:.12g}")
         if refused or not flags:

@@ -112,7 +112,7 @@ def check_books(results: dict[str, Any]) -> str:
     ended = requests["completed"] + requests["failed"] + requests["rejected"]
     if requests["in_flight"] or requests["sent"] != ended:
         return f"requests do not add up: {requests}"
-    if reports["lost"] < 0 or reports["sent"] != reports["accepted"] + reports["lost"] + sum(reports["rejected"].values()):
+    if reports["lost"] < 0 or reports["sent"] != reports["accepted"] + reports["lost"] + reports["under_way"] + sum(reports["rejected"].values()):
         return f"reports do not add up: {reports}"
     if (results["fleet"]["utilisation"] or 0.0) > 1.0:
         return f"busier than there was time: {results['fleet']}"

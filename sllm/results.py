@@ -78,6 +78,7 @@ class ReportFigures(NamedTuple):
     accepted: int
     rejected: Mapping[str, int] = {}  # by reason
     lost: int | None = None  # None: nobody counted them; all that were neither accepted nor rejected
+    under_way: int = 0  # when the books were closed
 
 
 class Invariants(NamedTuple):
@@ -405,8 +406,8 @@ def _run_section(run: RunInfo, completed: int) -> dict[str, Any]:
 
 def _reports_section(reports: ReportFigures) -> dict[str, Any]:
     rejected = {reason: reports.rejected[reason] for reason in sorted(reports.rejected) if reports.rejected[reason]}
-    lost = reports.lost if reports.lost is not None else reports.sent - reports.accepted - sum(rejected.values())
-    return {"sent": reports.sent, "accepted": reports.accepted, "lost": lost, "rejected": rejected}
+    lost = reports.lost if reports.lost is not None else reports.sent - reports.accepted - sum(rejected.values()) - reports.under_way
+    return {"sent": reports.sent, "accepted": reports.accepted, "lost": lost, "under_way": reports.under_way, "rejected": rejected}
 
 
 def _rounded_tree(value: Any) -> Any:

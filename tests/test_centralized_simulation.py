@@ -43,7 +43,7 @@ def results(*arguments: str, **extra: str) -> dict[str, Any]:
 def books_balance(content: dict[str, Any]) -> None:
     requests, reports = content["requests"], content["reports"]
     assert requests["sent"] == requests["completed"] + requests["failed"] + requests["rejected"] + requests["in_flight"]
-    assert reports["sent"] == reports["accepted"] + reports["lost"] + sum(reports["rejected"].values())
+    assert reports["sent"] == reports["accepted"] + reports["lost"] + reports["under_way"] + sum(reports["rejected"].values())
 
 
 def without_wall_clock(content: dict[str, Any]) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def test_a_recording_names_its_models_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--loss", "1"], ["0 of 5 workers", "460 were lost", "(--loss 1)"]),
+        (["--loss", "1"], ["0 of 5 workers", "were lost and 0 still under way", "(--loss 1)"]),
         (["--loss", "1", "--wire"], ["0 of 5 workers", "(--loss 1)"]),
         (["--loss", "0.95", "--report-interval", "20"], ["of 5 workers", "(--loss 0.95)"]),
         (["--latency-ms", "60000"], ["0 of 5 workers", "stale", "(--latency-ms 60000)"]),

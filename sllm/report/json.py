@@ -18,7 +18,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(DISTRIBUTIONS, STATISTICS),
     "slo": ("ttft_s", "attainment"),
     "fleet": ("ready", "utilisation", "load_imbalance", "cold_start_rate", "model_hit_rate"),
-    "reports": ("sent", "accepted", "lost", "rejected"),
+    "reports": ("sent", "accepted", "lost", "under_way", "rejected"),
     "invariants": ("checked", "violations"),
 }  # fmt: skip
 NOT_OF_ALL = ("stall_s", "decision_s")  # distributions that not every completed request has a part in
@@ -27,7 +27,7 @@ TEXTS = {("run", "mode"), ("run", "architecture"), ("run", "policy")}
 TEXTS_OR_NULL = {("run", "engine_profile"), ("run", "loader")}
 COUNTS = {
     ("run", "workers"), ("run", "seed"), ("fleet", "ready"), ("invariants", "checked"),
-    *(("requests", key) for key in KEYS["requests"]), *(("actions", key) for key in KEYS["actions"]), *(("reports", key) for key in KEYS["reports"][:3]),
+    *(("requests", key) for key in KEYS["requests"]), *(("actions", key) for key in KEYS["actions"]), *(("reports", key) for key in KEYS["reports"][:4]),
 }  # fmt: skip
 COUNTS_BY_NAME = {("run", "hardware"), ("reports", "rejected")}
 FRACTIONS = {("slo", "attainment"), ("fleet", "utilisation"), ("fleet", "cold_start_rate"), ("fleet", "model_hit_rate")}
@@ -103,8 +103,9 @@ def _check_books(results: dict[str, Any]) -> list[str]:
     if requests["sent"] != sum(requests[key] for key in ends):
         wrong.append(f"requests: sent {requests['sent']} is not " + " + ".join(f"{key} {requests[key]}" for key in ends))
     rejected = sum(reports["rejected"].values())
-    if reports["sent"] != reports["accepted"] + reports["lost"] + rejected:
-        wrong.append(f"reports: sent {reports['sent']} is not accepted {reports['accepted']} + lost {reports['lost']} + rejected {rejected}")
+    if reports["sent"] != reports["accepted"] + reports["lost"] + reports["under_way"] + rejected:
+        unheard = f"lost {reports['lost']} + under way {reports['under_way']}"
+        wrong.append(f"reports: sent {reports['sent']} is not accepted {reports['accepted']} + {unheard} + rejected {rejected}")
     placed, rate = sum(actions.values()), results["fleet"]["cold_start_rate"]
     if placed < requests["completed"]:
         wrong.append(f"actions: {placed} placements for {requests['completed']} completed requests")
