@@ -286,11 +286,12 @@ class Run(ABC):
         return Begun(in_time, undecided)
 
     def put_in_flight(self) -> None:
-        """Give a row to each request that had not ended when the run was interrupted."""
-        if self.requests_csv is not None and self.interrupted:
+        """Give a row to each request that had not ended when the run did."""
+        reason = "interrupted" if self.interrupted else "the run ended"
+        if self.requests_csv is not None:
             for client in self.system.clients:
                 for pending in client.unfinished():
-                    self.requests_csv.put_in_flight(pending, "interrupted")
+                    self.requests_csv.put_in_flight(pending, reason)
 
     def results(self) -> dict[str, Any]:
         """The results, schema 1."""

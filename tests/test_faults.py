@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import re
+from math import exp, isfinite
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from simulated import Fleet
 
+from experiments.harness import Simulation, configuration, silent
+from simulation import VirtualRun
 from sllm.errors import UsageError
 from sllm.events import CoordinatorReady
 from sllm.messages import Address, Envelope, ScheduleRequest
 from sllm.node import Node
+from sllm.report.json import validate_results
+from sllm.report.outputs import Outputs
 from sllm.sim.faults import KINDS, Fault, Schedule, load_schedule, parse_schedule
 from sllm.sim.inject import Injector
-from sllm.sim.network import Network
+from sllm.sim.network import SIGMA_MAX, Latency, Network
 from sllm.sim.world import World
 
 SCENARIOS = sorted((Path(__file__).parent.parent / "experiments/scenarios").glob("*.toml"))
@@ -319,3 +327,47 @@ def test_a_fleet_comes_through_every_scenario(path: Path) -> None:
     fleet = Fleet(1, workers=6, rate_per_s=4.0, schedule=schedule).run()
     assert fleet.injector.applied > 0
     assert fleet.client.in_flight == 0
+
+
+# --- what never comes to an end -----------------------------------------------------------------------------------------------------
+
+
+def test_a_lognormal_latency_of_a_sigma_beyond_all_numbers_is_refused() -> None:
+    text = '[[fault]]\nat = 0\nkind = "degrade"\nlatency_ms = ["lognormal", 1000, 1000]\n'
+    with pytest.raises(UsageError, match=r"f\.toml:4: fault 1: latency_ms=.*sigma is 1000, must be at most 10"):
+        parse_schedule(text, 1, "f.toml")
+    largest = Latency("lognormal", 1e6, SIGMA_MAX)
+    rng = Random(1)
+    assert all(isfinite(largest.draw_s(rng)) for _ in range(10_000))
+    assert isfinite(largest.a * exp(SIGMA_MAX * 8.6)), "a normal deviate made of 53 random bits is never beyond that"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ['kind = "freeze"', 'kind = "slow"\nfactor = 1e6', 'kind = "clock_drift"\nrate = 1e-9', 'kind = "slow"\nfactor = 50'],
+    ids=lambda text: text.replace("\n", " "),
+)
+@pytest.mark.parametrize("hosts", ["*", "client", "worker-*", "coordinator"])
+def test_a_host_that_stands_still_or_is_slow_for_good_breaks_no_invariant(fault: str, hosts: str) -> None:
+    schedule = parse_schedule(f'[[fault]]\nat = 3\n{fault}\nhosts = ["{hosts}"]\n', 1)
+    results = Simulation(configuration(workers=3, duration_s=5.0, rate_per_s=4.0, request_timeout_s=20.0), schedule=schedule).complete()
+    assert results["invariants"]["violations"] == []
+    assert validate_results(results) == []
+    if "freeze" in fault:
+        assert (results["requests"]["in_flight"] > 0) == (hosts in ("*", "client")), "its client waits for those without end"
+
+
+def test_requests_of_a_client_that_stands_still_are_rows_too(tmp_path: Path) -> None:
+    faults, rows = tmp_path / "faults.toml", tmp_path / "rows.csv"
+    faults.write_text('[[fault]]\nat = 1\nkind = "freeze"\nhosts = ["client"]\n')
+    with Outputs({"--requests-csv": str(rows)}, {}) as outputs:
+        run = VirtualRun(configuration(workers=3, duration_s=5.0, rate_per_s=4.0), dataclasses.replace(silent(), faults=str(faults)), io.StringIO(), outputs)
+        run.conduct()
+        run.put_in_flight()
+        run.close()
+        results = run.results()
+        for step in outputs.finish({}):
+            step()
+    listed = rows.read_text().splitlines()[1:]
+    assert len(listed) == results["requests"]["sent"]
+    assert sum(",in_flight," in row and "the run ended" in row for row in listed) == results["requests"]["in_flight"] > 0
