@@ -330,6 +330,7 @@ class VirtualRun(Run):
         self._checkers = Checkers.watch(self.world, inspect_every_s=INSPECT_S)
         self._busy = BusyTime(self.world)
         self._schedule = load_schedule(options.faults, config.seed) if options.faults else None
+        self._injector: Injector | None = None
         self._exhausted = False
 
     @property
@@ -388,9 +389,9 @@ class VirtualRun(Run):
         """Schedule the faults; returns when the last of them ends."""
         if self._schedule is None:
             return 0.0
-        injector = Injector(self.world, self._schedule)
-        injector.install(origin_s=self.began_s)
-        return injector.end_s
+        self._injector = Injector(self.world, self._schedule)
+        self._injector.install(origin_s=self.began_s)
+        return self._injector.end_s
 
     def _stop_at_last_arrival(self) -> None:
         """The run's phases must not depend on how its time was sliced."""
@@ -430,7 +431,7 @@ class VirtualRun(Run):
 
     def _settle(self, faults_end_s: float) -> None:
         """After the last arrival and fault everything must finish; then the workers go home, so that no report is on its way when the books close."""
-        self.world.run(max(self.world.now, faults_end_s))
+        self.world.run(max(self.world.now, self._last_fault_s(faults_end_s)))
         self._come_to_rest()
         self.recorder.fleet.end()
         self.ready_workers = self.system.ready
@@ -440,6 +441,16 @@ class VirtualRun(Run):
                 host.node.drain(host.read_clock(host.node, self.world.now))
                 self.world.touch(host)
         self.world.run(self.world.now + (self.config.report_interval_s or 1.0))
+
+    def _last_fault_s(self, faults_end_s: float) -> float:
+        """When to wait for no more faults: at the end of the last, but not longer than requests live, for nothing is left then that it could disturb."""
+        last_s = self.now + self.config.request_timeout_s
+        if self._injector is None or faults_end_s <= last_s:
+            return faults_end_s
+        count = self._injector.end_by(last_s)
+        ended = f"{last_s - self.began_s:,.0f} s, when every request has ended"
+        self.warnings.append(f"{self.options.faults}: faults that begin or end after {ended}: {count:,}; what comes later was passed over")
+        return last_s
 
     def _come_to_rest(self) -> None:
         """Let all that was asked for come to an end."""

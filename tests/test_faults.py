@@ -329,6 +329,45 @@ def test_a_fleet_comes_through_every_scenario(path: Path) -> None:
     assert fleet.client.in_flight == 0
 
 
+# --- what comes too late --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        'at = 200000\nkind = "crash"\nhosts = ["worker-1"]', 'at = 1\nkind = "crash"\nhosts = ["worker-1"]\nfor = 200000',
+        'at = 1\nkind = "zombie"\nhosts = ["worker-1"]\nfor = 200000', 'at = 1\nkind = "cut"\nto = ["worker-1"]\nfor = 200000',
+        'at = 1\nkind = "crash"\nhosts = ["worker-*"]\nstagger = 100000\nfor = 1', 'at = 1\nkind = "freeze"\nhosts = ["client"]\nfor = 1e9',
+    ],
+)  # fmt: skip
+def test_a_fault_far_beyond_the_run_does_not_keep_it_going(fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "late.toml"
+    path.write_text(f"[[fault]]\n{fault}\n")
+    config = configuration(workers=3, duration_s=5.0, rate_per_s=4.0, request_timeout_s=30.0)
+    run = VirtualRun(config, dataclasses.replace(silent(), faults=str(path)), io.StringIO())
+    try:
+        run.conduct()
+    finally:
+        run.close()
+    assert run.results()["invariants"]["violations"] == []
+    assert run.now < 200.0
+    assert [warning for warning in run.warnings if "late.toml: faults that begin or end after" in warning and ": 1;" in warning]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[random]\nfrom = 30\nuntil = 25\nper_minute = { crash = 1 }\n', r"f\.toml:2: \[random\]: from=30: must be before until=25"),
+        ('[random]\nuntil = 1e9\nper_minute = { crash = 1 }\n', r"f\.toml:2: \[random\]: until=1000000000: would draw about 16,666,667 faults, .* 100,000"),
+        ('[[fault]]\nat = 5\nkind = "crash"\nhosts = ["w"]\nevery = 1\nuntil = 5\n', r"f\.toml:6: fault 1: until=5: must be after at=5"),
+    ],
+)  # fmt: skip
+def test_times_that_make_no_faults_or_too_many_are_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_schedule(text, 1, "f.toml")
+    assert re.fullmatch(message, str(caught.value)), str(caught.value)
+
+
 # --- what never comes to an end -----------------------------------------------------------------------------------------------------
 
 

@@ -86,8 +86,9 @@ class Checkers:
 
     def settle(self, within_s: float, grace_s: float, step_s: float = 1.0) -> float:
         """The liveness phase, after the last arrival and fault: let time pass until nothing is open, then `grace_s` more, for the last reports and
-        acknowledgements (some report intervals), then the last look. Both times are those of the slowest clock. Something must come to an end every `within_s`: workers may have
-        much left to do when they were given too much, even work their clients have given up. Returns how long the first part took."""
+        acknowledgements (some report intervals), then the last look. Both times are those of the slowest clock. Something must come to an end every
+        `within_s`: workers may have much left to do when they were given too much, even work their clients have given up. Returns how long the first part
+        took."""
         world = self.context.world
         assert world is not None
         slowest = min((host.clock_rate for host in world.hosts.values() if host.clock_rate < 1.0 and not host.stands_still), default=1.0)
