@@ -223,15 +223,22 @@ class JsonLinesFormat(TraceFormat):
     def matches(self, header: Header) -> bool:
         return header.record is not None and {self.time_key, self.prompt_key, self.output_key}.issubset(header.columns)
 
+    def check_keys(self, lines: Lines, request: Header) -> None:
+        """UsageError for a request of another format than the first, whose times may be in another unit."""
+
     def records(self, lines: Lines, body: Iterator[str], header: Header) -> Iterator[tuple[float, int, int, str | None]]:
         """(time in the file's own unit and from its own origin, tokens in, tokens out, model) of each request that did work, in order of time."""
         model_key = header.find(MODEL)
         read_name = ModelNames().read
         previous: float | None = None
+        keys: object = None
         for text in chain((header.text,), body):
             if text.isspace():
                 continue
             record = json_object(lines, text)
+            if record.keys() != keys:
+                keys = record.keys()
+                self.check_keys(lines, Header(text, tuple(record), record))
             time = json_number(lines, record, self.time_key)
             prompt, output = json_tokens(lines, record, self.prompt_key), json_tokens(lines, record, self.output_key)
             if model_key is None and MODEL in record:
