@@ -13,6 +13,8 @@ from sllm.errors import UsageError
 from sllm.folder import Folder, read_folder
 from sllm.placement.base import Policy
 
+PARAMETER_MAX = 1e9  # of any parameter, either way: not what a policy can use, but what it can compute with
+
 
 def policies() -> dict[str, type[Policy]]:
     """Every policy in this folder, by name, in alphabetical order. A file that cannot be imported has none."""
@@ -34,6 +36,17 @@ def _policies_of(module: ModuleType) -> dict[str, type[Policy]]:
     return {kind.name: kind for kind in kinds if not inspect.isabstract(kind)}
 
 
+def _read_number(label: str, text: str, *, whole: bool) -> float:
+    """The value of a parameter. UsageError, which begins with `label`, for what is no number up to `PARAMETER_MAX`; what else must hold, the policy says."""
+    try:
+        number = int(text) if whole else float(text)
+    except ValueError:
+        raise UsageError(f"{label} must be {'a whole number' if whole else 'a number'}") from None
+    if not -PARAMETER_MAX <= number <= PARAMETER_MAX:
+        raise UsageError(f"{label} must be a number from {-PARAMETER_MAX:.0f} to {PARAMETER_MAX:.0f}")
+    return number
+
+
 def make_policy(text: str) -> Policy:
     """The policy that `NAME[:key=value,...]` describes. UsageError names an unknown policy or parameter, or a value that does not fit."""
     name, _, rest = text.partition(":")
@@ -51,10 +64,9 @@ def make_policy(text: str) -> Policy:
         field = fields.get(key)
         if field is None or not equals:
             raise UsageError(f"policy {name!r}: {part!r} is not one of its parameters ({', '.join(fields) or 'it has none'})")
-        try:
-            values[key] = int(value) if field.type == "int" else float(value)
-        except ValueError:
-            raise UsageError(f"policy {name!r}: {key}={value!r} must be {'a whole number' if field.type == 'int' else 'a number'}") from None
+        if key in values:
+            raise UsageError(f"policy {name!r}: {key} is given twice")
+        values[key] = _read_number(f"policy {name!r}: {key}={value!r}", value, whole=field.type == "int")
     try:
         return kind(**values)
     except ValueError as error:
