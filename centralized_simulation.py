@@ -10,6 +10,11 @@ measured is printed all the same).
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from sllm.report.standard import end_at_signals
+
+    end_at_signals()
+
 import gc
 import os
 import shlex

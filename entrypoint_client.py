@@ -5,6 +5,11 @@ Exit status 0 when every request was completed, 1 when any failed, was rejected 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from sllm.report.standard import end_at_signals
+
+    end_at_signals()
+
 import contextlib
 import logging
 import os

@@ -28,9 +28,15 @@ from typing import Any, NamedTuple
 if __package__ in (None, ""):  # run as a script: the project's modules are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from sllm.report.standard import end_at_signals
+
+    end_at_signals()
+
 from experiments.harness import ROOT, configuration
 from sllm.assemble import build_catalog
 from sllm.messages import Address
+from sllm.report.standard import run_script
 from sllm.runtime.clock import Clock
 from sllm.runtime.keys import create_key_file, load_keyring
 from sllm.runtime.udp import UdpDriver
@@ -243,4 +249,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -22,11 +22,17 @@ from typing import Any, NamedTuple
 if __package__ in (None, ""):  # run as a script: the project's modules are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from sllm.report.standard import end_at_signals
+
+    end_at_signals()
+
 from config import Config
 from experiments.harness import ROOT, Simulation, configuration, cores, replace_section, silent, spread
 from simulation import LiveRun, Run, System, VirtualRun
 from sllm.events import RequestCompleted
 from sllm.messages import ACTIONS
+from sllm.report.standard import run_script
 
 DOCUMENT = ROOT / "docs" / "validation.md"
 TOLERATED = 0.10
@@ -175,4 +181,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)
