@@ -120,7 +120,7 @@ def wait_for(what: str, found: Callable[[], Any], within_s: float = PATIENCE_S) 
     until = time.monotonic() + within_s
     while not (result := found()):
         if time.monotonic() > until:
-            raise TimeoutError(f"{what}: not within {within_s:g} s")
+            raise TimeoutError(f"{what}: not within {within_s:.12g} s")
         time.sleep(POLL_S)
     return result
 
@@ -150,7 +150,7 @@ class Fleet:
         return process
 
     def client(self, name: str, duration_s: float, rate_per_s: float) -> Process:
-        return self.start("client", name, COORDINATOR_PORT=self.port, DURATION=f"{duration_s:g}", RATE=f"{rate_per_s:g}", MODELS="4")
+        return self.start("client", name, COORDINATOR_PORT=self.port, DURATION=f"{duration_s:.12g}", RATE=f"{rate_per_s:.12g}", MODELS="4")
 
     def get(self, path: str) -> str:
         """What the coordinator answers over HTTP; "" while it does not."""

@@ -138,8 +138,8 @@ def table(config: Config, live: Outcome, virtual: Outcome, lines: Sequence[Line]
     sent, actions = len(live.served_by), (live.results["actions"], virtual.results["actions"])
     counts = [f"| {action} | {actions[0][action]} | {actions[1][action]} | {actions[0][action] - actions[1][action]:+d} | | |" for action in ACTIONS]
     return "\n".join([
-        f"{config.workers} workers ({config.hardware}), policy {config.policy}, {config.rate_per_s:g} requests/s (Poisson) over {config.duration_s:g} s, "
-        f"{config.models} models, reports every {config.report_interval_s:g} s, seed {config.seed}, speed-up {config.speedup:g}: {sent} requests, "
+        f"{config.workers} workers ({config.hardware}), policy {config.policy}, {config.rate_per_s:.12g} requests/s (Poisson) over {config.duration_s:.12g} s, "
+        f"{config.models} models, reports every {config.report_interval_s:.12g} s, seed {config.seed}, speed-up {config.speedup:.12g}: {sent} requests, "
         f"{alike} of them served by the same worker in both runs.",
         "",
         f"| figure | live | virtual | difference | | {LUCKS} virtual runs with other luck |",

@@ -325,6 +325,7 @@ _STEP_KEYS = ("weight_floor_ms", "a_ms", "p_ms", "k_ms", "overhead_ms")
 _MAY_BE_ZERO = ("a_ms", "p_ms", "k_ms", "overhead_ms", "init_s", "layer_overhead_ms", "host_memory_gb", "disk_gb", "context_tokens")
 _WHOLE = ("size_bytes", "kv_bytes_per_token", "layers", "context_tokens", "gpu_memory_bytes", "host_memory_bytes", "disk_bytes", "slots", "gpus")
 _LARGEST = 1e9  # of any number: an exabyte in GB, whose bytes a report can still say
+_MOST = {"slots": SLOTS_MAX}  # of those that have a bound of their own
 
 
 class _Reader:
@@ -366,8 +367,9 @@ class _Reader:
     def number(self, table: str, values: dict[str, Any], key: str) -> float:
         value = values[key]
         low = "0 or more" if key in _MAY_BE_ZERO else "above 0"
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST or (value == 0 and key not in _MAY_BE_ZERO):
-            raise self.fail(table, f"{key} = {value!r}: must be a number {low}, at most {_LARGEST:g}")
+        most = _MOST.get(key, _LARGEST)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or (value == 0 and key not in _MAY_BE_ZERO):
+            raise self.fail(table, f"{key} = {value!r}: must be a number {low}, at most {most:.0f}")
         return value
 
     def fields(self, table: str, values: dict[str, Any], keys: Mapping[str, tuple[str, float]], others: tuple[str, ...]) -> dict[str, Any]:
@@ -379,8 +381,6 @@ class _Reader:
                 value = self.number(table, values, key) * factor
                 if field in ("layers", "slots", "gpus", "context_tokens") and value != int(value):
                     raise self.fail(table, f"{key} = {values[key]!r}: must be a whole number")
-                if field == "slots" and value > SLOTS_MAX:
-                    raise self.fail(table, f"{key} = {values[key]!r}: must be at most {SLOTS_MAX}")
                 fields[field] = round(value) if field in _WHOLE else float(value)
             elif key not in others:
                 raise self.fail(table, f"unknown key {key!r}: must be one of {', '.join((*keys, *others))}")

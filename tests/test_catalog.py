@@ -58,6 +58,12 @@ def test_unknown_presets_list_the_known_ones(find, known) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("key", "value", "most"), [("slots", "100001", "100000"), ("slots", "1e9", "100000"), ("disk_gb", "1e10", "1000000000")])
+def test_a_bound_in_an_error_is_the_one_that_holds_and_is_written_out(key: str, value: str, most: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"{key} = .*: must be a number .*, at most {most}$"):
+        Catalog.from_file(written(tmp_path, f'[model.opt-13b]\n[hardware.box]\npreset = "a100-80g"\n{key} = {value}\n'))
+
+
 def test_models_are_values() -> None:
     first, second = Catalog.demo(2)["opt-6.7b"], Catalog.demo(3)["opt-6.7b"]
     assert first == second

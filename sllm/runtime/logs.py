@@ -208,7 +208,7 @@ def one_line(text: str) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.12g}"
     text = one_line(str(value))
     return f'"{text}"' if not text or re.search(r'[\s"=]', text) else text
 
