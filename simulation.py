@@ -243,6 +243,16 @@ class Run(ABC):
         if self._busy_before and not self._busy_after:
             self.window_s = self.now - self.began_s
             self._busy_after = self.busy_s()
+            if not (self.recorder.sent_at or self.interrupted or self.options.faults):
+                self.warnings.append(f"no request was sent: {self._why_nothing_came()}")
+
+    def _why_nothing_came(self) -> str:
+        """For a user who asked for a run and got an empty one."""
+        within_s = self.workload.spec.duration_s or self.window_s
+        if self.workload.trace is not None:
+            return f"{self.config.trace} has none before {within_s:.12g} s (--duration)"
+        rate = "--rate" if self.config.rate_per_s else "the default rate, which keeps this fleet about half busy (--rate, --catalog)"
+        return f"none came within {within_s:.12g} s at {rate}: one in {1.0 / self.workload.spec.rate_per_s:,.0f} s"
 
     def close(self) -> None:
         """Close what was read, and leave the terminal as it was, whatever happened."""

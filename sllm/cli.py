@@ -119,10 +119,14 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], program: str, descrip
     for field in flag_fields():
         text = getattr(arguments, field.name)
         if text is not None:
+            if not text.strip() and "" not in (field.metadata["choices"] or ()):
+                raise UsageError(f"{field.metadata['flag']}: is empty")
             overrides[field.name] = parse_setting(field, text, field.metadata["flag"])
     values: dict[str, Any] = {}
     for flag, env, *_ in OUTPUTS:
         given = getattr(arguments, _dest(flag))
+        if given is not None and not given.strip():
+            raise UsageError(f"{flag}: is empty")
         values[_dest(flag)] = given if given is not None else environ.get(env, "").strip()
     for flag, env, _ in SWITCHES:
         values[_dest(flag)] = bool(getattr(arguments, _dest(flag))) or _switched_on(env, environ)

@@ -154,6 +154,8 @@ MINE = "[model.m]\nsize_gb = 1\nkv_kib_per_token = 1\nlayers = 1\n"
         (MINE + "step.h100-80g = { a_ms = 1 }\n", ["[model.m.step.h100-80g]", "weight_floor_ms is missing"]),
         (MINE + "step.h100-80g = { weight_floor_ms = 1, a_ms = 1, p_ms = 1, k_ms = 'x', overhead_ms = 1 }\n", ["[model.m.step.h100-80g]", "k_ms = 'x'"]),
         (MINE + "[model.x]\npreset = 'opt-6.7b'\ncount = 2\n[model.x-2]\npreset = 'opt-6.7b'\n", ["[model.x-2]", "'x-2'"]),
+        (MINE + "[hardware.'box:2']\npreset = 'h100-80g'\n", ["[hardware]", "'box:2'", "--hardware"]),
+        (MINE + "[hardware.'box,box']\npreset = 'h100-80g'\n", ["[hardware]", "'box,box'", "--hardware"]),
         (MINE + "[hardware.box]\ninit_s = 1\n", ["[hardware.box]", "gpu_memory_gb is missing"]),
         (MINE + "[hardware.box]\npreset = 'h100-80g'\nslots = 0\n", ["[hardware.box]", "slots = 0"]),
         (MINE + "[hardware.box]\npreset = 'h100-80g'\nram = 0\n", ["[hardware.box]", "'ram'"]),

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from sllm.cli import parse
+from sllm.errors import UsageError
 from sllm.report.json import validate_results
 from sllm.results import WALL_CLOCK_KEYS
 
@@ -265,6 +268,28 @@ def test_a_fleet_that_never_starts_ends_the_run_with_the_reason(arguments: list[
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("flag", ["--json", "--requests-csv", "--html", "--record", "--faults", "--trace", "--catalog", "--model-map", "--policy", "--workers"])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_value_of_a_flag_is_refused(flag: str, empty: str) -> None:
+    with pytest.raises(UsageError, match=rf"^{flag}: is empty$"):
+        parse(["--virtual", flag, empty], {}, "program", "")
+
+
+def test_an_empty_profile_is_the_hardwares_own() -> None:
+    assert parse(["--engine-profile", ""], {}, "program", "")[0].engine_profile == ""
+
+
+def test_a_run_that_sends_nothing_says_why(tmp_path: Path) -> None:
+    slow = tmp_path / "slow.toml"
+    slow.write_text('[model.opt-13b]\n[hardware.box]\npreset = "h100-80g"\ngpu_tflops = 1e-9\n')
+    done = run("--virtual", "--quiet", "--catalog", str(slow), "--hardware", "box")
+    said = r"warning: no request was sent: none came within 30 s at the default rate, which keeps .* \(--rate, --catalog\): one in [\d,]{5,} s\n"
+    assert re.search(said, done.stderr)
+    done = run("--virtual", "--quiet", "--rate", "0.0001")
+    assert done.stderr == "centralized_simulation.py: warning: no request was sent: none came within 30 s at --rate: one in 10,000 s\n"
+    assert "no request was sent" not in run("--virtual", "--quiet").stderr
+
+
 def test_a_bad_variable_is_one_clear_line() -> None:
     done = run("--virtual", expect=2, REPORT_INTERVAL="soon")
     assert done.stderr.count("\n") == 1
@@ -325,7 +350,7 @@ def test_the_models_of_a_trace_are_kept_apart_and_said(mode: list[str], tmp_path
     told = json.loads(done.stdout)["run"]["workload"]["trace_models"]
     assert told == [{"name": name, "model": model, "requests": names.count(name)} for name, model in models.items()]
     assert "Models     ChatGPT as llama-3.1-8b: 10   GPT-4 as opt-6.7b: 5   Claude as mistral-7b: 5\n" in done.stderr
-    assert f"warning: {trace}: 2 of its 3 model names are not in the catalogue" in done.stderr
+    assert f"warning: {trace}: model names not in the catalogue: 2 of 3" in done.stderr
 
 
 def test_help_lists_every_option() -> None:

@@ -433,7 +433,7 @@ def test_a_load_generator_says_what_the_models_of_its_trace_are(bench: Bench, tm
     told = client.wait_event("TraceModels")["trace_models"]
     assert told == [{"name": "name-0", "model": "opt-6.7b", "requests": 2}, {"name": "name-1", "model": "llama-3.1-8b", "requests": 1}]
     (warning,) = [line["message"] for line in client.told if line["level"] == "warning"]
-    assert "1 of its 2 model names are not in the catalogue" in warning
+    assert "model names not in the catalogue: 1 of 2" in warning
     workers[0].signal(signal.SIGTERM)
 
 

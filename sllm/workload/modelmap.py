@@ -85,7 +85,7 @@ class ModelMap:
             count, named = len(self.replaced), len(self.models)
             shown = [f"{name} as {self.models[name]}" for name in self.replaced[:SHOWN]]
             listed = ", ".join(shown) + (f" and {count - SHOWN} more" if count > SHOWN else "")
-            said.append(f"{trace}: {count} of its {named} model names are not in the catalogue; each was mapped to a model of it: {listed} (--model-map)")
+            said.append(f"{trace}: model names not in the catalogue: {count} of {named}; each was mapped to a model of it: {listed} (--model-map)")
         if self.counts.unnamed:
             said.append(f"{trace}: requests that name no model: {self.counts.unnamed}; theirs were drawn by popularity (--zipf)")
         if self.idle:

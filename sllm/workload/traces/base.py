@@ -67,12 +67,17 @@ class Lines:
             column = len(error.object[: error.start].decode()) + 1
             raise self.error(str(column), f"not UTF-8 (byte 0x{error.object[error.start]:02x})") from None
         except EOFError:
-            raise UsageError(f"{self.path}, after line {self.number}: compressed data ends early; the file is cut off") from None
+            raise UsageError(f"{self._reached}: compressed data ends early; the file is cut off") from None
         except (OSError, zlib.error) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UsageError(f"{self.path}, after line {self.number}: cannot be read: {reason}") from None
+            raise UsageError(f"{self._reached}: cannot be read: {reason}") from None
         finally:
             self.close()
+
+    @property
+    def _reached(self) -> str:
+        """Up to where the file could be read."""
+        return f"{self.path}, after line {self.number}" if self.number else self.path
 
     def close(self) -> None:
         self._file.close()
