@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +17,9 @@ from sllm.limits import DATAGRAM_MAX_BYTES
 from sllm.messages import Envelope, LoadReport, Message, ReportAck
 from sllm.node import Rejected
 from sllm.schema import MESSAGES, SCHEMAS
-from sllm.wire import CODECS, HEADER, PICKLE_VERSION, TAG_BYTES, Keyring, PickleCodec
+from sllm.wire import CODECS, HEADER, PICKLE_VERSION, REASONS, TAG_BYTES, Keyring, PickleCodec
 
+ROOT = Path(__file__).resolve().parent.parent
 EVERY = pytest.mark.parametrize("message", SAMPLES.values(), ids=lambda m: type(m).__name__)
 
 
@@ -194,3 +198,35 @@ def test_two_versions_refuse_each_other_in_both_orders(monkeypatch: pytest.Monke
     monkeypatch.undo()
     assert old_data[4] == PICKLE_VERSION - 1
     assert refusal(old_data) == "version"
+
+
+def reasons_in_the_code() -> set[str]:
+    """Why messages are refused: what the codec lists, what is counted under a name, what a judge returns or hands on."""
+    found = set(REASONS)
+    for path in (ROOT / "sllm" / "node.py", *(ROOT / f"{role}.py" for role in ("coordinator", "worker", "client"))):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            for node in ast.walk(function):
+                values: list[ast.AST] = []
+                if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr in ("rejected", "reports_rejected"):
+                    values = [node.slice]
+                elif isinstance(node, ast.Return) and node.value is not None and function.name.startswith("judge"):
+                    values = [node.value]
+                elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "reason":
+                    values = [node.value]
+                elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "refuse" and len(node.args) == 3:
+                    values = [node.args[1]]
+                for value in values:
+                    branches = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
+                    found |= {one.value for one in branches if isinstance(one, ast.Constant) and isinstance(one.value, str) and one.value}
+    return found
+
+
+def test_the_document_lists_every_reason_and_no_other() -> None:
+    text = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
+    section = text.partition("## What is checked, in this order")[2].partition("\n## ")[0]
+    rows = [line.rstrip(" |").rpartition(" | ")[2] for line in section.splitlines() if line.startswith("| ") and "---" not in line]
+    listed = {word for row in rows for word in re.findall(r"`(\w+)`", row)}
+    assert listed == reasons_in_the_code()
+    assert {"not_asked", "table_full", "unknown_hardware", "out_of_order", "future_incarnation"} <= listed
