@@ -200,26 +200,30 @@ def test_two_versions_refuse_each_other_in_both_orders(monkeypatch: pytest.Monke
     assert refusal(old_data) == "version"
 
 
+def reason_in(node: ast.AST) -> ast.AST | None:
+    """The expression of a reason in a piece of code: what is counted under a name, handed to `refuse`, or called the reason."""
+    match node:
+        case ast.Subscript(value=ast.Attribute(attr="rejected" | "reports_rejected")):
+            return node.slice
+        case ast.Call(func=ast.Attribute(attr="refuse"), args=[_, reason, _]):
+            return reason
+        case ast.Assign(targets=[ast.Name(id="reason")]):
+            return node.value
+    return None
+
+
 def reasons_in_the_code() -> set[str]:
-    """Why messages are refused: what the codec lists, what is counted under a name, what a judge returns or hands on."""
+    """Why messages are refused: what the codec lists, what roles count, and what their judges return."""
     found = set(REASONS)
     for path in (ROOT / "sllm" / "node.py", *(ROOT / f"{role}.py" for role in ("coordinator", "worker", "client"))):
-        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(function, ast.FunctionDef):
-                continue
-            for node in ast.walk(function):
-                values: list[ast.AST] = []
-                if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr in ("rejected", "reports_rejected"):
-                    values = [node.slice]
-                elif isinstance(node, ast.Return) and node.value is not None and function.name.startswith("judge"):
-                    values = [node.value]
-                elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "reason":
-                    values = [node.value]
-                elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "refuse" and len(node.args) == 3:
-                    values = [node.args[1]]
-                for value in values:
-                    branches = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
-                    found |= {one.value for one in branches if isinstance(one, ast.Constant) and isinstance(one.value, str) and one.value}
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        judges = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("judge")]
+        reasons = [reason_in(node) for node in ast.walk(tree)]
+        reasons += [node.value for judge in judges for node in ast.walk(judge) if isinstance(node, ast.Return)]
+        for reason in reasons:
+            for one in (reason.body, reason.orelse) if isinstance(reason, ast.IfExp) else (reason,):
+                if isinstance(one, ast.Constant) and one.value:
+                    found.add(one.value)
     return found
 
 
