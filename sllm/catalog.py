@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 from sllm import toml
 from sllm.errors import UsageError
-from sllm.limits import SLOTS_MAX, name_problem
-from sllm.mix import SEPARATORS
+from sllm.limits import HARDWARE_SEPARATORS, SLOTS_MAX, name_problem
 from sllm.profiles import A100_LAYER_S, CUDA_GRAPHS, ENGINE_PROFILES, H100_LAYER_S, LOADER_PROFILES, SERVERLESSLLM, EngineProfile, LoaderProfile, find_profile
 
 GPU, HOST, DISK, REMOTE = 0, 1, 2, 3
@@ -363,7 +362,7 @@ class _Reader:
                 raise self.fail(f"{key}.{name}", f"must be a table, not {table!r}")
             if problem := name_problem(name):
                 raise self.fail(key, f"name {name!r}: {problem}")
-            if key == "hardware" and not SEPARATORS.isdisjoint(name):
+            if key == "hardware" and not HARDWARE_SEPARATORS.isdisjoint(name):
                 raise self.fail(key, f"name {name!r}: must have no ',' or ':', which --hardware NAME:COUNT,NAME:COUNT takes for its own")
         return list(found.items())
 

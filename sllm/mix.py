@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sllm.errors import UsageError
+from sllm.limits import HARDWARE_SEPARATORS
 
-SEPARATORS = frozenset(",:")  # no name of hardware has them
 COUNT_MAX = 999_999_999
 
 
@@ -14,7 +14,7 @@ def parse_mix(text: str, label: str = "--hardware") -> dict[str, int]:
     UsageError, naming `label`, for a part without a count, a count that no fleet has and a name given twice.
     """
     parts = text.split(",")
-    if SEPARATORS.isdisjoint(text):
+    if HARDWARE_SEPARATORS.isdisjoint(text):
         return {text.strip(): 0}
     mix: dict[str, int] = {}
     for part in parts:
