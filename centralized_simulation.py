@@ -10,6 +10,11 @@ missed, 130 after Ctrl-C and 143 after SIGTERM (what was measured is printed all
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from sllm.report.standard import end_at_signals
+
+    end_at_signals()
+
 import gc
 import os
 import signal

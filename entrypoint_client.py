@@ -5,6 +5,11 @@ Exit status 0 when every request was completed, 1 when any failed, was rejected 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from sllm.report.standard import end_at_signals
+
+    end_at_signals()
+
 import contextlib
 import logging
 import os
@@ -35,6 +40,7 @@ from sllm.workload.modelmap import TooFewModels
 
 RECEIVE_BUFFER_BYTES = 4 << 20
 PROGRESS_S = 5.0
+SUBMIT_MAX = 1000  # requests that come in one go at most
 UNRESOLVED_S = 60.0  # a coordinator's name that has had no address for so long is a wrong one: better an end than a Job that waits for ever
 ENDS = (RequestCompleted, RequestFailed, RequestRejected)  # of a request
 # What a simulation does with these, a load generator cannot: it sees its own requests and no fleet. Rather one clear line than a wish ignored.
@@ -62,23 +68,25 @@ class ClientPart:
     # --- the workload -----------------------------------------------------------------------------------------------------------------
 
     def _submit_due(self, following: Request | None = None) -> None:
-        """Hand in every request whose time has come, and come back for the next."""
+        """Hand in every request whose time has come, some at a time so that datagrams, timers and signals have their turns, and come back for the next."""
         assert self._begin_s is not None
-        clock, host = self._service.clock, self._service.host
-        if following is not None and not self._exhausted:
-            self.node.submit(following, clock.now)
-        while not self._exhausted:
-            request = next(self._requests, None)
+        service, clock = self._service, self._service.clock
+        for _ in range(SUBMIT_MAX):
+            if self._exhausted or service.interrupted_by:
+                break
+            request, following = following or next(self._requests, None), None
             if request is None:
                 self._end_arrivals()
                 break
             at = self._begin_s + request.arrival_s
             if at > clock.now:
-                self._service.driver.call_at(at, partial(self._submit_due, request))
+                service.driver.call_at(at, partial(self._submit_due, request))
                 break
             self.node.submit(request, clock.now)
-        if host is not None:
-            host.touch()
+        else:
+            service.driver.call_at(clock.now, self._submit_due)
+        if service.host is not None:
+            service.host.touch()
 
     def _end_arrivals(self) -> None:
         """No more requests come; those of closed-loop load come until the time is over."""

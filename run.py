@@ -182,6 +182,18 @@ class Run(ABC):
         if self._used_before and not self._used_after:
             self.window_s = self.now - self.began_s
             self._used_after = self.usage()
+            if not (self.recorder.sent_at or self.interrupted or self.options.faults):
+                self.warnings.append(f"no request was sent: {self._why_nothing_came()}")
+
+    def _why_nothing_came(self) -> str:
+        """For a user who asked for a run and got an empty one."""
+        within_s = self.workload.spec.duration_s or self.window_s
+        if self.workload.trace is not None:
+            return f"{self.config.trace} has none before {within_s:.12g} s (--duration)"
+        if self.config.stages or self.config.concurrency:
+            return f"none came within {within_s:.12g} s"
+        rate = "--rate" if self.config.rate_per_s else "the default rate, half of what this fleet can serve (--rate, --catalog)"
+        return f"none came within {within_s:.12g} s at {rate}: one in {1.0 / self.workload.spec.rate_per_s:,.0f} s"
 
     def close(self) -> None:
         """Close what was read and served, and leave the terminal as it was, whatever happened."""
@@ -260,11 +272,12 @@ class Run(ABC):
         return []
 
     def put_in_flight(self) -> None:
-        """Give a row to each request that had not ended when the run was interrupted."""
-        if self.requests_csv is not None and self.interrupted:
+        """Give a row to each request that had not ended when the run did."""
+        reason = "interrupted" if self.interrupted else "the run ended"
+        if self.requests_csv is not None:
             for client in self.system.clients:
                 for pending in client.unfinished():
-                    self.requests_csv.put_in_flight(pending, "interrupted")
+                    self.requests_csv.put_in_flight(pending, reason)
 
     def results(self) -> dict[str, Any]:
         """The results, schema 2."""

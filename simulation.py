@@ -80,6 +80,7 @@ class VirtualRun(Run):
         self._busy = BusyTime(self.world)
         self._pacer = Pacer(config.pace) if config.pace else None
         self._schedule = load_schedule(options.faults, config.seed) if options.faults else None
+        self._injector: Injector | None = None
         self._exhausted = False
 
     @property
@@ -104,9 +105,8 @@ class VirtualRun(Run):
         self.world.call_at(at, callback)
 
     def report_figures(self) -> ReportFigures:
-        """What is still on its way when the books close will not be heard any more: it is lost."""
         network = self.world.network
-        return self.system.report_figures(network.duplicated_reports, network.lost_reports + self.world.reports_pending())
+        return self.system.report_figures(network.duplicated_reports, network.lost_reports, self.world.reports_pending())
 
     def marks(self) -> list[Mark]:
         faults = self._schedule.faults if self._schedule is not None else ()
@@ -181,9 +181,9 @@ class VirtualRun(Run):
         """Schedule the faults; returns when the last of them ends."""
         if self._schedule is None:
             return 0.0
-        injector = Injector(self.world, self._schedule)
-        injector.install(origin_s=self.began_s)
-        return injector.end_s
+        self._injector = Injector(self.world, self._schedule)
+        self._injector.install(origin_s=self.began_s)
+        return self._injector.end_s
 
     def _stop_at_last_arrival(self) -> None:
         """The run's phases must not depend on how its time was sliced."""
@@ -204,7 +204,7 @@ class VirtualRun(Run):
         """What became of the reports, and the flag that is to blame."""
         config, books, flags = self.config, self.report_figures(), []
         refused = ", ".join(f"{number:,} were refused ({reason.replace('_', ' ')})" for reason, number in sorted(books.rejected.items()))
-        what = f"of {books.sent:,} reports {books.lost:,} were lost or still under way" + (f", {refused}" if refused else "")
+        what = f"of {books.sent:,} reports {books.lost:,} were lost and {books.under_way:,} still under way" + (f", {refused}" if refused else "")
         if config.loss > 0.0:
             flags.append(f"--loss {config.loss:.12g}")
         if refused or not flags:
@@ -223,7 +223,7 @@ class VirtualRun(Run):
 
     def _settle(self, faults_end_s: float) -> None:
         """After the last arrival and fault everything must finish; then the workers go home, so that no report is on its way when the books close."""
-        self.world.run(max(self.world.now, faults_end_s))
+        self.world.run(max(self.world.now, self._last_fault_s(faults_end_s)))
         self._come_to_rest()
         self.stop_looking()
         self.recorder.fleet.end()
@@ -234,6 +234,16 @@ class VirtualRun(Run):
                 host.node.drain(host.read_clock(host.node, self.world.now))
                 self.world.touch(host)
         self.world.run(self.world.now + (self.config.report_interval_s or 1.0))
+
+    def _last_fault_s(self, faults_end_s: float) -> float:
+        """When to wait for no more faults: at the end of the last, but not longer than requests live, for nothing is left then that it could disturb."""
+        last_s = self.now + self.config.request_timeout_s
+        if self._injector is None or faults_end_s <= last_s:
+            return faults_end_s
+        count = self._injector.end_by(last_s)
+        ended = f"{last_s - self.began_s:,.0f} s, when every request has ended"
+        self.warnings.append(f"{self.options.faults}: faults that begin or end after {ended}: {count:,}; what comes later was passed over")
+        return last_s
 
     def _come_to_rest(self) -> None:
         """Let all that was asked for come to an end."""

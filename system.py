@@ -115,10 +115,11 @@ class System:
             rows.append(WorkerFigures(name, self._worker_configs[name].hardware, engine.slots, engine.memory_bytes, usage))
         return rows
 
-    def report_figures(self, copies: int = 0, lost: int | None = None) -> ReportFigures:
-        """The books of the reports; `copies` the network made count as sent. `lost` is what it lost; None: nobody knows but by what was not heard."""
+    def report_figures(self, copies: int = 0, lost: int | None = None, under_way: int = 0) -> ReportFigures:
+        """The books of the reports; `copies` the network made count as sent. `lost` is what it lost; None: nobody knows but by what was not heard.
+        `under_way` is what the network still has."""
         rejected: Counter[str] = Counter()
         for coordinator in self.coordinators:
             rejected.update(coordinator.reports_rejected)
         sent = sum(worker.reports_sent for worker in self.all_workers) + copies
-        return ReportFigures(sent, sum(c.reports_accepted for c in self.coordinators), rejected, lost)
+        return ReportFigures(sent, sum(c.reports_accepted for c in self.coordinators), rejected, lost, under_way)

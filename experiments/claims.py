@@ -81,7 +81,7 @@ def time_in_system(rate: float, requests: float, **changes: Any) -> Figure:
 
 
 def queue_command(rate: float, requests: float, extra: str) -> str:
-    run = f"--rate {rate:g} --duration {requests / rate:.0f} --models 1"
+    run = f"--rate {rate:.12g} --duration {requests / rate:.0f} --models 1"
     return f"python3 centralized_simulation.py --virtual --engine queue --queue-threshold 100000000 {run} {extra}"
 
 
@@ -192,7 +192,7 @@ def _queue(key: str, what: str, source: str, exact: Callable[[], float], rate: f
 
 def _board(key: str, what: str, policy: str, exact: Callable[[], float] | None, source: str, fleet: dict[str, Any], requests: float) -> Claim:
     workers, rate = fleet["workers"], 0.8 * fleet["workers"]
-    extra = f"--workers {workers} --policy {policy} --latency-ms 0 --report-interval {STALE_S:g}"
+    extra = f"--workers {workers} --policy {policy} --latency-ms 0 --report-interval {STALE_S:.12g}"
     return Claim(key, what, source, exact, time_in_system(rate, requests, policy=policy, **fleet), queue_command(rate, requests, extra))
 
 
@@ -220,7 +220,7 @@ def claims() -> list[Claim]:
               lambda: theory.two_choices_time(0.9, 200.0),
               time_in_system(180.0, 36e3, workers=200, policy="power_of_two", report_interval_s=0.0, latency_ms=0.0),
               queue_command(180.0, 36e3, "--workers 200 --policy power_of_two --report-interval 0 --latency-ms 0")),
-        _board("stale2", f"two choices among 400 that believe boards renewed every {STALE_S:g} s, load 0.8: time in system, s", "power_of_two:corrected=0",
+        _board("stale2", f"two choices among 400 that believe boards renewed every {STALE_S:.12g} s, load 0.8: time in system, s", "power_of_two:corrected=0",
                lambda: theory.stale_two_choices_time(0.8, STALE_S), "fixed point of the board, infinitely many", BOARD, 50e3),
         _board("herd", "the same, the shortest of all 100: it herds", "power_of_two:choices=100,corrected=0", None, "", HERD, 15e3),
         _board("stale2n", "the same, two choices among 100: no herd", "power_of_two:corrected=0", None, "", HERD, 15e3),

@@ -59,7 +59,7 @@ class Scenario(NamedTuple):
         faults = f"{len(self.schedule.faults)} faults{'' if self.schedule.heals else ', some for good'}"
         limits = f", {self.limits_part:.0%} of requests at limits" if self.limits_part else ""
         limits += ", strangers" if self.strangers_per_s else ""
-        return f"{what}, {how}{limits}, reports every {config.report_interval_s:g} s, {faults}{', bytes' if self.wire else ''}"
+        return f"{what}, {how}{limits}, reports every {config.report_interval_s:.12g} s, {faults}{', bytes' if self.wire else ''}"
 
 
 def draw_scenario(seed: int, *, small: bool = False) -> Scenario:

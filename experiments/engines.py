@@ -28,6 +28,11 @@ from typing import NamedTuple
 if __package__ in (None, ""):  # run as a script: the project's modules are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from sllm.report.standard import end_at_signals
+
+    end_at_signals()
+
 from experiments.harness import ROOT, replace_section
 from sllm.catalog import DISK, HOST, Catalog, model_preset
 from sllm.cost import load_s
@@ -35,6 +40,7 @@ from sllm.engine import LlmEngine
 from sllm.engine.base import Finished, FirstTokenOut, RequestTooLarge
 from sllm.errors import UsageError
 from sllm.profiles import ENGINE_PROFILES, LOADER_PROFILES
+from sllm.report.standard import run_script
 
 DOCUMENT = ROOT / "docs" / "validation.md"
 Row = dict[str, str]
@@ -306,4 +312,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    run_script(lambda: main(sys.argv[1:]))

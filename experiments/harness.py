@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -158,11 +159,11 @@ def cores() -> int:
 
 
 def spread(function: Callable[[T], R], items: Sequence[T], jobs: int) -> Iterator[R]:
-    """function(item) for every item, in order, over `jobs` processes; in this process if one is enough."""
+    """function(item) for every item, in order, over `jobs` processes, which Ctrl-C ends through this one; in this process if one is enough."""
     if jobs <= 1 or len(items) <= 1:
         yield from map(function, items)
         return
-    with multiprocessing.get_context("fork").Pool(min(jobs, len(items)), maxtasksperchild=50) as pool:
+    with multiprocessing.get_context("fork").Pool(min(jobs, len(items)), signal.signal, (signal.SIGINT, signal.SIG_IGN), 50) as pool:
         yield from pool.imap(function, items)
 
 

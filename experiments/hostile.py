@@ -28,9 +28,15 @@ from typing import Any, NamedTuple
 if __package__ in (None, ""):  # run as a script: the project's modules are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from sllm.report.standard import end_at_signals
+
+    end_at_signals()
+
 from experiments.harness import ROOT, configuration
 from sllm.assemble import build_catalog
 from sllm.messages import Address
+from sllm.report.standard import run_script
 from sllm.runtime.clock import Clock
 from sllm.runtime.keys import create_key_file, load_keyring
 from sllm.runtime.udp import UdpDriver
@@ -114,7 +120,7 @@ def wait_for(what: str, found: Callable[[], Any], within_s: float = PATIENCE_S) 
     until = time.monotonic() + within_s
     while not (result := found()):
         if time.monotonic() > until:
-            raise TimeoutError(f"{what}: not within {within_s:g} s")
+            raise TimeoutError(f"{what}: not within {within_s:.12g} s")
         time.sleep(POLL_S)
     return result
 
@@ -144,7 +150,7 @@ class Fleet:
         return process
 
     def client(self, name: str, duration_s: float, rate_per_s: float) -> Process:
-        return self.start("client", name, COORDINATOR_PORT=self.port, DURATION=f"{duration_s:g}", RATE=f"{rate_per_s:g}", MODELS="4")
+        return self.start("client", name, COORDINATOR_PORT=self.port, DURATION=f"{duration_s:.12g}", RATE=f"{rate_per_s:.12g}", MODELS="4")
 
     def get(self, path: str) -> str:
         """What the coordinator answers over HTTP; "" while it does not."""
@@ -243,4 +249,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -22,12 +22,18 @@ from typing import Any, NamedTuple
 if __package__ in (None, ""):  # run as a script: the project's modules are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from sllm.report.standard import end_at_signals
+
+    end_at_signals()
+
 from config import Config
 from experiments.harness import ROOT, Simulation, configuration, cores, replace_section, silent, spread
 from run import Run
 from simulation import LiveRun, VirtualRun
 from sllm.events import RequestCompleted
 from sllm.messages import ACTIONS
+from sllm.report.standard import run_script
 from system import System
 
 DOCUMENT = ROOT / "docs" / "validation.md"
@@ -134,8 +140,8 @@ def table(config: Config, live: Outcome, virtual: Outcome, lines: Sequence[Line]
     sent, actions = len(live.served_by), (live.results["actions"], virtual.results["actions"])
     counts = [f"| {action} | {actions[0][action]} | {actions[1][action]} | {actions[0][action] - actions[1][action]:+d} | | |" for action in ACTIONS]
     return "\n".join([
-        f"{config.workers} workers ({config.hardware}), policy {config.policy}, {config.rate_per_s:g} requests/s (Poisson) over {config.duration_s:g} s, "
-        f"{config.models} models, reports every {config.report_interval_s:g} s, seed {config.seed}, speed-up {config.speedup:g}: {sent} requests, "
+        f"{config.workers} workers ({config.hardware}), policy {config.policy}, {config.rate_per_s:.12g} requests/s (Poisson) over {config.duration_s:.12g} s, "
+        f"{config.models} models, reports every {config.report_interval_s:.12g} s, seed {config.seed}, speed-up {config.speedup:.12g}: {sent} requests, "
         f"{alike} of them served by the same worker in both runs.",
         "",
         f"| figure | live | virtual | difference | | {LUCKS} virtual runs with other luck |",
@@ -178,4 +184,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

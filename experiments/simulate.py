@@ -23,12 +23,18 @@ from typing import Any, NamedTuple
 if __package__ in (None, ""):  # run as a script: the project's modules are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from sllm.report.standard import end_at_signals
+
+    end_at_signals()
+
 from experiments.draw import Bounds, Scenario, draw_scenario, limit_requests
 from experiments.harness import PROBE, Simulation, cores, fingerprint, spread
 from sllm.assemble import build_catalog
 from sllm.events import RequestCompleted, RequestFailed, RequestRejected, RequestRetried
 from sllm.messages import MODEL_TOO_LARGE, REFUSED_TOO_LARGE, REQUEST_TOO_LARGE
 from sllm.node import Node
+from sllm.report.standard import run_script
 from sllm.streams import stream
 from sllm.workload import Request
 
@@ -112,7 +118,7 @@ def check_books(results: dict[str, Any]) -> str:
     ended = requests["completed"] + requests["failed"] + requests["rejected"]
     if requests["in_flight"] or requests["sent"] != ended:
         return f"requests do not add up: {requests}"
-    if reports["lost"] < 0 or reports["sent"] != reports["accepted"] + reports["lost"] + sum(reports["rejected"].values()):
+    if reports["lost"] < 0 or reports["sent"] != reports["accepted"] + reports["lost"] + reports["under_way"] + sum(reports["rejected"].values()):
         return f"reports do not add up: {reports}"
     if (results["fleet"]["utilisation"] or 0.0) > 1.0:
         return f"busier than there was time: {results['fleet']}"
@@ -191,4 +197,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

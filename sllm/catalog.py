@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sllm import toml
 from sllm.errors import UsageError
-from sllm.limits import SLOTS_MAX, name_problem
+from sllm.limits import HARDWARE_SEPARATORS, SLOTS_MAX, name_problem
 from sllm.profiles import A100_LAYER_S, CUDA_GRAPHS, ENGINE_PROFILES, H100_LAYER_S, LOADER_PROFILES, SERVERLESSLLM, EngineProfile, LoaderProfile, find_profile
 
 GPU, HOST, DISK, REMOTE = 0, 1, 2, 3
@@ -305,16 +305,7 @@ class Catalog:
 
         UsageError names the file, and the line and column of bad TOML or the table and key of a bad value.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise UsageError(f"catalogue {path}: cannot be read: {reason}") from None
-        try:
-            tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"catalogue {path}: {error}") from None
-        return _Reader(str(path)).catalog(tables)
+        return _Reader(str(path)).catalog(toml.parse(toml.read_text(path, "catalogue"), f"catalogue {path}"))
 
 
 HARDWARE_KEYS = {
@@ -339,6 +330,7 @@ _STEP_KEYS = ("weight_floor_ms", "a_ms", "p_ms", "k_ms", "overhead_ms")
 _MAY_BE_ZERO = ("a_ms", "p_ms", "k_ms", "overhead_ms", "init_s", "layer_overhead_ms", "host_memory_gb", "disk_gb", "context_tokens")
 _WHOLE = ("size_bytes", "kv_bytes_per_token", "layers", "context_tokens", "gpu_memory_bytes", "host_memory_bytes", "disk_bytes", "slots", "gpus")
 _LARGEST = 1e9  # of any number: an exabyte in GB, whose bytes a report can still say
+_MOST = {"slots": SLOTS_MAX}  # of those that have a bound of their own
 
 
 class _Reader:
@@ -375,13 +367,16 @@ class _Reader:
                 raise self.fail(f"{key}.{name}", f"must be a table, not {table!r}")
             if problem := name_problem(name):
                 raise self.fail(key, f"name {name!r}: {problem}")
+            if key == "hardware" and not HARDWARE_SEPARATORS.isdisjoint(name):
+                raise self.fail(key, f"name {name!r}: must have no ',' or ':', which --hardware NAME:COUNT,NAME:COUNT takes for its own")
         return list(found.items())
 
     def number(self, table: str, values: dict[str, Any], key: str) -> float:
         value = values[key]
         low = "0 or more" if key in _MAY_BE_ZERO else "above 0"
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST or (value == 0 and key not in _MAY_BE_ZERO):
-            raise self.fail(table, f"{key} = {value!r}: must be a number {low}, at most {_LARGEST:g}")
+        most = _MOST.get(key, _LARGEST)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or (value == 0 and key not in _MAY_BE_ZERO):
+            raise self.fail(table, f"{key} = {value!r}: must be a number {low}, at most {most:.0f}")
         return value
 
     def fields(self, table: str, values: dict[str, Any], keys: Mapping[str, tuple[str, float]], others: tuple[str, ...]) -> dict[str, Any]:
@@ -393,8 +388,6 @@ class _Reader:
                 value = self.number(table, values, key) * factor
                 if field in ("layers", "slots", "gpus", "context_tokens") and value != int(value):
                     raise self.fail(table, f"{key} = {values[key]!r}: must be a whole number")
-                if field == "slots" and value > SLOTS_MAX:
-                    raise self.fail(table, f"{key} = {values[key]!r}: must be at most {SLOTS_MAX}")
                 fields[field] = round(value) if field in _WHOLE else float(value)
             elif key not in others:
                 raise self.fail(table, f"unknown key {key!r}: must be one of {', '.join((*keys, *others))}")

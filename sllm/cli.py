@@ -139,12 +139,16 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], program: str, descrip
     for field in flag_fields():
         text = getattr(arguments, field.name)
         if text is not None:
+            if not text.strip() and "" not in (field.metadata["choices"] or ()):
+                raise UsageError(f"{field.metadata['flag']}: is empty")
             overrides[field.name] = parse_setting(field, text, field.metadata["flag"])
     values: dict[str, Any] = {}
     for flag, env, *_ in OUTPUTS:
         given = getattr(arguments, _dest(flag))
-        text = ",".join(given) if isinstance(given, list) else given
-        values[_dest(flag)] = text if text is not None else environ.get(env, "").strip()
+        parts = given if isinstance(given, list) else [] if given is None else [given]
+        if not all(part.strip() for part in parts):
+            raise UsageError(f"{flag}: is empty")
+        values[_dest(flag)] = ",".join(parts) if given is not None else environ.get(env, "").strip()
     for flag, env, _ in SWITCHES:
         values[_dest(flag)] = bool(getattr(arguments, _dest(flag))) or _switched_on(env, environ)
     given = frozenset(name for name, value in vars(arguments).items() if value is not None)

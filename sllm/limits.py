@@ -15,6 +15,7 @@ TEXT_MAX_BYTES = 255  # of any string in a body: what one length byte can say
 NAME_MAX_BYTES = 128  # of a model, of hardware, of a request
 ID_MAX_BYTES = 63  # of a worker, a client, a coordinator: what the wire's header has room for, and the longest host name
 HOST_MAX_BYTES = 253  # the longest name that the domain name system has
+HARDWARE_SEPARATORS = frozenset(",:")  # no name of hardware has them: NAME:COUNT,NAME:COUNT is a fleet
 NAMES_MAX = 500  # in one list of a report
 
 NUMBER_MAX = (1 << 63) - 1  # of an incarnation, a sequence, bytes

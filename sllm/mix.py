@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+from sllm import toml
 from sllm.errors import UsageError
-from sllm.workload.shares import read_toml
+from sllm.limits import HARDWARE_SEPARATORS
 
-WORKERS_MAX = 1_000_000
+COUNT_MAX = 999_999_999
 
 
 def parse_mix(text: str, label: str = "--hardware") -> dict[str, int]:
     """Workers by hardware name, in order, of `NAME:COUNT,NAME:COUNT`; {NAME: 0} of a bare `NAME`, which is the hardware of all workers.
 
-    UsageError, naming `label`, for a part without a count, a count below 1 and a name given twice.
+    UsageError, naming `label`, for a part without a count, a count that no fleet has and a name given twice.
     """
     parts = text.split(",")
-    if len(parts) == 1 and not _is_counted(text):
+    if HARDWARE_SEPARATORS.isdisjoint(text):
         return {text.strip(): 0}
     mix: dict[str, int] = {}
     for part in parts:
         name, _, number = (piece.strip() for piece in part.rpartition(":"))
-        if not _is_counted(part) or not name or int(number) < 1:
-            raise UsageError(f"{label}={text!r}: {part.strip()!r} is not NAME:COUNT with a count of at least 1")
+        if not name or not _is_count(number):
+            raise UsageError(f"{label}={text!r}: {part.strip()!r} is not NAME:COUNT with a whole number from 1 to {COUNT_MAX}")
         if name in mix:
             raise UsageError(f"{label}={text!r}: {name!r} is named twice")
         mix[name] = int(number)
     return mix
 
 
-def _is_counted(part: str) -> bool:
-    _, colon, number = part.rpartition(":")
-    number = number.strip()
-    return bool(colon) and number.isascii() and number.isdigit() and len(number) <= 9
+def _is_count(number: str) -> bool:
+    return number.isascii() and number.isdigit() and len(number) <= len(str(COUNT_MAX)) and int(number) >= 1
 
 
 def hardware_of_workers(text: str, workers: int, label: str = "--hardware") -> list[str]:
@@ -45,9 +44,9 @@ def hardware_of_workers(text: str, workers: int, label: str = "--hardware") -> l
 
 def read_fleet(path: str) -> str:
     """The mix that a fleet file says, `"h100-80g" = 3` a line, as `parse_mix` reads it. UsageError names the file and the key."""
-    counts = read_toml(path, "fleet")
+    counts = toml.parse(toml.read_text(path, "fleet"), f"fleet {path}")
     for name, count in counts.items():
-        if type(count) is not int or not 0 < count <= WORKERS_MAX:
+        if type(count) is not int or not 0 < count <= COUNT_MAX:
             raise UsageError(f"fleet {path}: {name!r} = {count!r}: must be a number of workers, at least 1")
     if not counts:
         raise UsageError(f"fleet {path}: names no hardware")

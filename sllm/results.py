@@ -82,6 +82,7 @@ class ReportFigures(NamedTuple):
     accepted: int
     rejected: Mapping[str, int] = {}  # by reason
     lost: int | None = None  # None: nobody counted them; all that were neither accepted nor rejected
+    under_way: int = 0  # when the books were closed
 
 
 class Invariants(NamedTuple):
@@ -291,5 +292,5 @@ def _worker_rows(recorder: Recorder, fleet: FleetFigures) -> list[dict[str, Any]
 
 def _reports_section(reports: ReportFigures) -> dict[str, Any]:
     rejected = {reason: reports.rejected[reason] for reason in sorted(reports.rejected) if reports.rejected[reason]}
-    lost = reports.lost if reports.lost is not None else reports.sent - reports.accepted - sum(rejected.values())
-    return {"sent": reports.sent, "accepted": reports.accepted, "lost": lost, "rejected": rejected}
+    lost = reports.lost if reports.lost is not None else reports.sent - reports.accepted - sum(rejected.values()) - reports.under_way
+    return {"sent": reports.sent, "accepted": reports.accepted, "lost": lost, "under_way": reports.under_way, "rejected": rejected}

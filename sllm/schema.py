@@ -195,7 +195,7 @@ SECONDS = _real(
 )  # fmt: skip
 PART = _real(lambda value: 0.0 <= value <= 1.000001, "a float from 0 to 1", 0.0, 1.0, (0.0, 1.0, 0.5), rb"|\x3f\xf0\x00\x00\x00\x00\x00\x00")
 INTERVAL = _real(
-    lambda value: 0.0 < value <= limits.REPORT_INTERVAL_MAX_S, f"a float of seconds above 0 and at most {limits.REPORT_INTERVAL_MAX_S:g}",
+    lambda value: 0.0 < value <= limits.REPORT_INTERVAL_MAX_S, f"a float of seconds above 0 and at most {limits.REPORT_INTERVAL_MAX_S:.12g}",
     2.0**-20, 2.0**5, (5e-324, limits.REPORT_INTERVAL_MAX_S, 1e-6, 0.1, 1.0),
 )  # fmt: skip
 NAMES = _distinct(NAME, limits.NAMES_MAX)

@@ -11,14 +11,17 @@ import pytest
 
 from experiments.harness import Simulation, configuration, silent
 from simulation import LiveRun
+from sllm.events import RequestSent
 from sllm.messages import LoadReport
+from sllm.report.json import validate_results
+from sllm.report.table import render_table
 from sllm.sim.faults import load_schedule
 
 SCENARIOS = Path(__file__).parent.parent / "experiments" / "scenarios"
 
 
 def balance(reports: dict[str, Any]) -> int:
-    return int(reports["sent"] - reports["accepted"] - reports["lost"] - sum(reports["rejected"].values()))
+    return int(reports["sent"] - reports["accepted"] - reports["lost"] - reports["under_way"] - sum(reports["rejected"].values()))
 
 
 def virtual(scenario: str, *, wire: bool = False, link: dict[str, Any] | None = None) -> Simulation:
@@ -38,8 +41,27 @@ def test_lost_is_what_was_lost_whatever_lost_it(scenario: str) -> None:
     run = virtual(scenario, link={"loss": 0.05, "duplicate": 0.1, "corrupt": 0.05, "reorder": 0.2, "reorder_extra_s": 1.0})
     reports = run.complete()["reports"]
     assert balance(reports) == 0
-    assert reports["lost"] == run.world.network.lost_reports + run.world.reports_pending() > 0
+    assert (reports["lost"], reports["under_way"]) == (run.world.network.lost_reports, run.world.reports_pending())
+    assert reports["lost"] > 0
     assert run.world.network.duplicated_reports > 0
+
+
+@pytest.mark.parametrize("wire", [False, True])
+def test_what_is_under_way_when_the_books_close_is_not_lost(wire: bool) -> None:
+    run = Simulation(configuration(workers=5, duration_s=10.0, latency_ms=20_000.0), wire=wire)
+    results = run.complete()
+    assert validate_results(results) == []
+    assert results["reports"]["lost"] == balance(results["reports"]) == 0
+    assert results["reports"]["under_way"] == run.world.reports_pending() > 0
+    assert f"{results['reports']['under_way']:,} under way" in render_table(results)
+
+
+def test_what_is_under_way_at_an_interrupt_is_not_lost() -> None:
+    run = Simulation(configuration(workers=5, duration_s=1000.0, latency_ms=1000.0))
+    run.world.observe(lambda node, event: run.interrupt() if len(run.recorder.sent_at) == 20 else None, RequestSent)
+    reports = run.complete()["reports"]
+    assert reports["lost"] == balance(reports) == 0
+    assert reports["under_way"] >= 5
 
 
 def test_a_report_dropped_by_the_coordinator_shows_in_the_results() -> None:

@@ -58,6 +58,12 @@ def test_unknown_presets_list_the_known_ones(find, known) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("key", "value", "most"), [("slots", "100001", "100000"), ("slots", "1e9", "100000"), ("disk_gb", "1e10", "1000000000")])
+def test_a_bound_in_an_error_is_the_one_that_holds_and_is_written_out(key: str, value: str, most: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"{key} = .*: must be a number .*, at most {most}$"):
+        Catalog.from_file(written(tmp_path, f'[model.opt-13b]\n[hardware.box]\npreset = "a100-80g"\n{key} = {value}\n'))
+
+
 def test_models_are_values() -> None:
     first, second = Catalog.demo(2)["opt-6.7b"], Catalog.demo(3)["opt-6.7b"]
     assert first == second
@@ -148,6 +154,8 @@ MINE = "[model.m]\nsize_gb = 1\nkv_kib_per_token = 1\nlayers = 1\n"
         (MINE + "step.h100-80g = { a_ms = 1 }\n", ["[model.m.step.h100-80g]", "weight_floor_ms is missing"]),
         (MINE + "step.h100-80g = { weight_floor_ms = 1, a_ms = 1, p_ms = 1, k_ms = 'x', overhead_ms = 1 }\n", ["[model.m.step.h100-80g]", "k_ms = 'x'"]),
         (MINE + "[model.x]\npreset = 'opt-6.7b'\ncount = 2\n[model.x-2]\npreset = 'opt-6.7b'\n", ["[model.x-2]", "'x-2'"]),
+        (MINE + "[hardware.'box:2']\npreset = 'h100-80g'\n", ["[hardware]", "'box:2'", "--hardware"]),
+        (MINE + "[hardware.'box,box']\npreset = 'h100-80g'\n", ["[hardware]", "'box,box'", "--hardware"]),
         (MINE + "[hardware.box]\ninit_s = 1\n", ["[hardware.box]", "gpu_memory_gb is missing"]),
         (MINE + "[hardware.box]\npreset = 'h100-80g'\nslots = 0\n", ["[hardware.box]", "slots = 0"]),
         (MINE + "[hardware.box]\npreset = 'h100-80g'\nram = 0\n", ["[hardware.box]", "'ram'"]),

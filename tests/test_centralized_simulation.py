@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -15,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from sllm.cli import repeat_command
+from sllm.cli import parse, repeat_command
+from sllm.errors import UsageError
 from sllm.report.json import validate_results
 from sllm.results import without_wall
 
@@ -45,7 +47,7 @@ def results(*arguments: str, **extra: str) -> dict[str, Any]:
 def books_balance(content: dict[str, Any]) -> None:
     requests, reports = content["requests"], content["reports"]
     assert requests["sent"] == requests["completed"] + requests["failed"] + requests["rejected"] + requests["in_flight"]
-    assert reports["sent"] == reports["accepted"] + reports["lost"] + sum(reports["rejected"].values())
+    assert reports["sent"] == reports["accepted"] + reports["lost"] + reports["under_way"] + sum(reports["rejected"].values())
 
 
 def test_a_misspelt_variable_is_one_warning() -> None:
@@ -301,7 +303,7 @@ def test_a_recording_names_its_models_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--loss", "1"], ["0 of 5 workers", "515 were lost", "(--loss 1)"]),
+        (["--loss", "1"], ["0 of 5 workers", "were lost and 0 still under way", "(--loss 1)"]),
         (["--loss", "1", "--wire"], ["0 of 5 workers", "(--loss 1)"]),
         (["--loss", "0.95", "--report-interval", "20"], ["of 5 workers", "(--loss 0.95)"]),
         (["--latency-ms", "60000"], ["0 of 5 workers", "stale", "(--latency-ms 60000)"]),
@@ -313,6 +315,28 @@ def test_a_fleet_that_never_starts_ends_the_run_with_the_reason(arguments: list[
     for word in words:
         assert word in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--json", "--requests-csv", "--html", "--record", "--faults", "--trace", "--catalog", "--model-map", "--policy", "--workers"])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_value_of_a_flag_is_refused(flag: str, empty: str) -> None:
+    with pytest.raises(UsageError, match=rf"^{flag}: is empty$"):
+        parse(["--virtual", flag, empty], {}, "program", "")
+
+
+def test_an_empty_profile_is_the_hardwares_own() -> None:
+    assert parse(["--engine-profile", ""], {}, "program", "")[0].engine_profile == ""
+
+
+def test_a_run_that_sends_nothing_says_why(tmp_path: Path) -> None:
+    slow = tmp_path / "slow.toml"
+    slow.write_text('[model.opt-13b]\n[hardware.box]\npreset = "h100-80g"\ngpu_tflops = 1e-9\n')
+    done = run("--virtual", "--quiet", "--catalog", str(slow), "--hardware", "box")
+    said = r"warning: no request was sent: none came within 30 s at the default rate, which keeps .* \(--rate, --catalog\): one in [\d,]{5,} s\n"
+    assert re.search(said, done.stderr)
+    done = run("--virtual", "--quiet", "--rate", "0.0001")
+    assert done.stderr == "centralized_simulation.py: warning: no request was sent: none came within 30 s at --rate: one in 10,000 s\n"
+    assert "no request was sent" not in run("--virtual", "--quiet").stderr
 
 
 def test_a_bad_variable_is_one_clear_line() -> None:
@@ -375,7 +399,7 @@ def test_the_models_of_a_trace_are_kept_apart_and_said(mode: list[str], tmp_path
     told = json.loads(done.stdout)["run"]["workload"]["trace_models"]
     assert told == [{"name": name, "model": model, "requests": names.count(name)} for name, model in models.items()]
     assert "Models     ChatGPT as llama-3.1-8b: 10   GPT-4 as opt-6.7b: 5   Claude as mistral-7b: 5\n" in done.stderr
-    assert f"warning: {trace}: 2 of its 3 model names are not in the catalogue" in done.stderr
+    assert f"warning: {trace}: model names not in the catalogue: 2 of 3" in done.stderr
 
 
 def test_help_lists_every_option() -> None:

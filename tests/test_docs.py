@@ -35,7 +35,7 @@ NOT_RUN = {
     r"[a-z0-9]+ +python3 ": "checks against theory, days of simulated time: tests/test_validation.py runs shorter ones, and the catalogues are made by them",
 }
 """Commands that are shown and not run here, and why."""
-STANDS_FOR = {name: "examples/traces/azure.csv" for name in ("AzureLLMInferenceTrace_conv.csv", "conv.csv", "code.csv")}
+STANDS_FOR = dict.fromkeys(("AzureLLMInferenceTrace_conv.csv", "conv.csv", "code.csv"), "examples/traces/azure.csv")
 """Files that a user downloads, and the rows of ours that stand for them here."""
 
 MADE_BY = {

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -182,6 +183,36 @@ def test_a_fleet_started_by_hand_serves_and_ends(bench: Bench) -> None:
     assert [path.name for path in left] == ["cluster.key"]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
         again.bind(("127.0.0.1", int(port)))
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("role", ["coordinator", "worker", "client"])
+def test_a_process_whose_standard_streams_are_closed_does_its_work(role: str, closed: str, tmp_path: Path) -> None:
+    port = free_port()
+    environ = {
+        "PATH": os.environ["PATH"], "HOME": str(tmp_path), **QUICK, "COORDINATOR_PORT": "0" if role == "coordinator" else str(free_port()),
+        "WORKER_PORT": "0", "HEALTH_PORT": str(port), "DURATION": "1000",
+    }  # fmt: skip
+    shell = f"exec {shlex.quote(sys.executable)} {shlex.quote(str(ROOT / f'entrypoint_{role}.py'))} {closed}"
+    with subprocess.Popen(["sh", "-c", shell], env=environ, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + PATIENCE_S
+        while process.poll() is None and time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                if get(f"http://127.0.0.1:{port}/livez") == (200, "ok\n"):
+                    break
+        process.send_signal(signal.SIGTERM)
+        if role == "client":
+            process.send_signal(signal.SIGTERM)  # a second one: nobody answers what it has sent
+        _, told = process.communicate(timeout=PATIENCE_S)
+    assert told == ""
+    assert process.returncode in ((0, 1, 143) if role == "client" else (0,))
+
+
+@pytest.mark.parametrize("asked", ["--print-config", "--help", "--version"])
+def test_what_is_asked_for_on_a_closed_stdout_is_an_output_error(asked: str, tmp_path: Path) -> None:
+    shell = f"exec {shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'entrypoint_worker.py'))} {asked} >&-"
+    done = subprocess.run(["sh", "-c", shell], env={"PATH": os.environ["PATH"]}, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr) == (3, "worker: stdout: cannot write: it is closed\n")
 
 
 def test_health_metrics_and_state_over_http(bench: Bench) -> None:
@@ -424,7 +455,7 @@ def test_a_load_generator_says_what_the_models_of_its_trace_are(bench: Bench, tm
     told = client.wait_event("TraceModels")["trace_models"]
     assert told == [{"name": "name-0", "model": "opt-6.7b", "requests": 2}, {"name": "name-1", "model": "llama-3.1-8b", "requests": 1}]
     (warning,) = [line["message"] for line in client.told if line["level"] == "warning"]
-    assert "1 of its 2 model names are not in the catalogue" in warning
+    assert "model names not in the catalogue: 1 of 2" in warning
     workers[0].signal(signal.SIGTERM)
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import re
+from math import exp, isfinite
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from simulated import Fleet
 
+from experiments.harness import Simulation, configuration, silent
+from simulation import VirtualRun
 from sllm.errors import UsageError
 from sllm.events import CoordinatorReady
 from sllm.messages import Address, Envelope, ScheduleRequest
 from sllm.node import Node
+from sllm.report.json import validate_results
+from sllm.report.outputs import Outputs
 from sllm.sim.faults import KINDS, Fault, Schedule, load_schedule, parse_schedule
 from sllm.sim.inject import Injector
-from sllm.sim.network import Network
+from sllm.sim.network import SIGMA_MAX, Latency, Network
 from sllm.sim.world import World
 
 SCENARIOS = sorted((Path(__file__).parent.parent / "experiments/scenarios").glob("*.toml"))
@@ -89,10 +97,10 @@ def test_a_mistake_is_named_with_file_line_fault_and_key(text: str, message: str
 
 
 def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"nowhere\.toml: No such file"):
+    with pytest.raises(UsageError, match=r"nowhere\.toml: cannot be read: No such file"):
         load_schedule(str(tmp_path / "nowhere.toml"), 1)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="is not UTF-8"):
+    with pytest.raises(UsageError, match="cannot be read: not UTF-8"):
         load_schedule(str(tmp_path / "binary.toml"), 1)
 
 
@@ -319,3 +327,86 @@ def test_a_fleet_comes_through_every_scenario(path: Path) -> None:
     fleet = Fleet(1, workers=6, rate_per_s=4.0, schedule=schedule).run()
     assert fleet.injector.applied > 0
     assert fleet.client.in_flight == 0
+
+
+# --- what comes too late --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        'at = 200000\nkind = "crash"\nhosts = ["worker-1"]', 'at = 1\nkind = "crash"\nhosts = ["worker-1"]\nfor = 200000',
+        'at = 1\nkind = "zombie"\nhosts = ["worker-1"]\nfor = 200000', 'at = 1\nkind = "cut"\nto = ["worker-1"]\nfor = 200000',
+        'at = 1\nkind = "crash"\nhosts = ["worker-*"]\nstagger = 100000\nfor = 1', 'at = 1\nkind = "freeze"\nhosts = ["client"]\nfor = 1e9',
+    ],
+)  # fmt: skip
+def test_a_fault_far_beyond_the_run_does_not_keep_it_going(fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "late.toml"
+    path.write_text(f"[[fault]]\n{fault}\n")
+    config = configuration(workers=3, duration_s=5.0, rate_per_s=4.0, request_timeout_s=30.0)
+    run = VirtualRun(config, dataclasses.replace(silent(), faults=str(path)), io.StringIO())
+    try:
+        run.conduct()
+    finally:
+        run.close()
+    assert run.results()["invariants"]["violations"] == []
+    assert run.now < 200.0
+    assert [warning for warning in run.warnings if "late.toml: faults that begin or end after" in warning and ": 1;" in warning]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[random]\nfrom = 30\nuntil = 25\nper_minute = { crash = 1 }\n', r"f\.toml:2: \[random\]: from=30: must be before until=25"),
+        ('[random]\nuntil = 1e9\nper_minute = { crash = 1 }\n', r"f\.toml:2: \[random\]: until=1000000000: would draw about 16,666,667 faults, .* 100,000"),
+        ('[[fault]]\nat = 5\nkind = "crash"\nhosts = ["w"]\nevery = 1\nuntil = 5\n', r"f\.toml:6: fault 1: until=5: must be after at=5"),
+    ],
+)  # fmt: skip
+def test_times_that_make_no_faults_or_too_many_are_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_schedule(text, 1, "f.toml")
+    assert re.fullmatch(message, str(caught.value)), str(caught.value)
+
+
+# --- what never comes to an end -----------------------------------------------------------------------------------------------------
+
+
+def test_a_lognormal_latency_of_a_sigma_beyond_all_numbers_is_refused() -> None:
+    text = '[[fault]]\nat = 0\nkind = "degrade"\nlatency_ms = ["lognormal", 1000, 1000]\n'
+    with pytest.raises(UsageError, match=r"f\.toml:4: fault 1: latency_ms=.*sigma is 1000, must be at most 10"):
+        parse_schedule(text, 1, "f.toml")
+    largest = Latency("lognormal", 1e6, SIGMA_MAX)
+    rng = Random(1)
+    assert all(isfinite(largest.draw_s(rng)) for _ in range(10_000))
+    assert isfinite(largest.a * exp(SIGMA_MAX * 8.6)), "a normal deviate made of 53 random bits is never beyond that"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ['kind = "freeze"', 'kind = "slow"\nfactor = 1e6', 'kind = "clock_drift"\nrate = 1e-9', 'kind = "slow"\nfactor = 50'],
+    ids=lambda text: text.replace("\n", " "),
+)
+@pytest.mark.parametrize("hosts", ["*", "client", "worker-*", "coordinator"])
+def test_a_host_that_stands_still_or_is_slow_for_good_breaks_no_invariant(fault: str, hosts: str) -> None:
+    schedule = parse_schedule(f'[[fault]]\nat = 3\n{fault}\nhosts = ["{hosts}"]\n', 1)
+    results = Simulation(configuration(workers=3, duration_s=5.0, rate_per_s=4.0, request_timeout_s=20.0), schedule=schedule).complete()
+    assert results["invariants"]["violations"] == []
+    assert validate_results(results) == []
+    if "freeze" in fault:
+        assert (results["requests"]["in_flight"] > 0) == (hosts in ("*", "client")), "its client waits for those without end"
+
+
+def test_requests_of_a_client_that_stands_still_are_rows_too(tmp_path: Path) -> None:
+    faults, rows = tmp_path / "faults.toml", tmp_path / "rows.csv"
+    faults.write_text('[[fault]]\nat = 1\nkind = "freeze"\nhosts = ["client"]\n')
+    with Outputs({"--requests-csv": str(rows)}, {}) as outputs:
+        run = VirtualRun(configuration(workers=3, duration_s=5.0, rate_per_s=4.0), dataclasses.replace(silent(), faults=str(faults)), io.StringIO(), outputs)
+        run.conduct()
+        run.put_in_flight()
+        run.close()
+        results = run.results()
+        for step in outputs.finish({}):
+            step()
+    listed = rows.read_text().splitlines()[1:]
+    assert len(listed) == results["requests"]["sent"]
+    assert sum(",in_flight," in row and "the run ended" in row for row in listed) == results["requests"]["in_flight"] > 0

@@ -31,6 +31,7 @@ from sllm.report.table import render_table
 from sllm.report.text import span
 from sllm.workload import Request, write_recorded
 
+EXPERIMENTS = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("experiments/*.py")) if "__main__" in path.read_text(encoding="utf-8")]
 WITHIN_S = 10.0  # of wall time on a busy machine; what is held to it took minutes, or had no end
 
 
@@ -256,3 +257,23 @@ def test_a_signal_that_comes_when_the_work_is_done_is_quiet() -> None:
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         done = subprocess.run([sys.executable, "-c", code.format(int(number))], capture_output=True, cwd=ROOT, check=False, timeout=60)
         assert (done.returncode, done.stderr) == (status, b"")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("program", [*sorted(path.name for path in ROOT.glob("entrypoint_*.py")), "centralized_simulation.py", *EXPERIMENTS])
+def test_a_signal_while_a_program_is_imported_ends_it_without_a_word(program: str, number: int, tmp_path: Path) -> None:
+    """The signal comes when the catalogue imports its reader of TOML."""
+    (tmp_path / "tomllib.py").write_text(f"import os\nos.kill(os.getpid(), {number})\n")
+    command = [sys.executable, str(ROOT / program), "--help"]
+    done = subprocess.run(command, env=environment(PYTHONPATH=str(tmp_path)), capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
+
+
+def test_ctrl_c_in_an_experiment_is_status_130_and_no_traceback() -> None:
+    """One process of several must not speak for itself either."""
+    code = "import os, signal\nfrom experiments.harness import spread\nfrom sllm.report.standard import run_script\n"
+    code += "def interrupt(item):\n    os.killpg(0, signal.SIGINT)\nrun_script(lambda: len(list(spread(interrupt, range(100), 2))))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=60, start_new_session=True, check=False
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "")

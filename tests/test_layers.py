@@ -77,6 +77,12 @@ def test_imports_point_down(name: str) -> None:
         assert not {module for module in used if is_driver(module)}, "a mechanism knows no driver"
 
 
+def test_numbers_that_people_read_are_written_out() -> None:
+    """`:g` without a number of digits writes 1e+06 and rounds to six."""
+    sources = [*ROOT.glob("*.py"), *ROOT.glob("sllm/**/*.py"), *ROOT.glob("experiments/*.py")]
+    assert [path.name for path in sources if ":g}" in path.read_text(encoding="utf-8")] == []
+
+
 def test_only_the_wire_unpickles() -> None:
     assert [name for name, tree in MODULES.items() if {"pickle", "marshal", "shelve"} & imports(tree)] == ["sllm.wire"]
 

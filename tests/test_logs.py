@@ -248,3 +248,8 @@ def test_everything_is_written_at_the_end() -> None:
     code = "from sllm.runtime import logs; logs.BURST = 10**9; log = logs.setup()\nfor n in range(5000): log.info('line %d', n)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line.rpartition(" ")[2] for line in done.stdout.splitlines()] == [str(n) for n in range(5000)]
+
+
+def test_large_numbers_are_written_out(stream: io.StringIO) -> None:
+    logs.setup("info", "text", stream).info("configuration", extra={"fields": {"RATE": 1e9, "DURATION": 1234567.5, "SHARE": 0.1 + 0.2}})
+    assert stream.getvalue().endswith("configuration RATE=1000000000 DURATION=1234567.5 SHARE=0.3\n")

@@ -36,6 +36,12 @@ def test_a_mix_that_says_nothing_clear_is_refused(text: str) -> None:
         parse_mix(text)
 
 
+@pytest.mark.parametrize("count", ["1.5", "99999999999", "0", "-1", "+1", "x", ""])
+def test_a_wrong_count_of_known_hardware_is_called_that(count: str) -> None:
+    with pytest.raises(UsageError, match=r"is not NAME:COUNT with a whole number from 1 to 999999999"):
+        hardware_of_workers(f"h100-80g:{count}", 3)
+
+
 def test_counts_that_do_not_make_the_fleet_are_refused() -> None:
     with pytest.raises(UsageError, match="sum to 5, but the fleet has 6 workers"):
         System(configuration(workers=6, hardware="h100-80g:3,a5000-24g:2"), wire=False)

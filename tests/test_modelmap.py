@@ -219,7 +219,7 @@ def test_a_map_file_goes_before_the_rule_and_names_may_share_a_model(tmp_path: P
     model_map = put(tmp_path, 'x = "beta"\n"z z" = "gamma"\nbeta = "gamma"\n', "map.toml")
     assert models_of(path, model_map=model_map) == ["beta", "gamma", "beta", "alpha", "beta", "alpha", "gamma"]
     with generate(WorkloadSpec(trace=path, model_map=model_map), MODELS, 1) as workload:
-        assert workload.warnings == [f"{path}: 1 of its 4 model names are not in the catalogue; each was mapped to a model of it: y as alpha (--model-map)"]
+        assert workload.warnings == [f"{path}: model names not in the catalogue: 1 of 4; each was mapped to a model of it: y as alpha (--model-map)"]
         assert workload.describe()["model_map"] == model_map
 
 
@@ -323,7 +323,7 @@ def test_the_mapping_is_in_the_results_and_in_every_report(tmp_path: Path) -> No
     rows = json.loads(to_json(results))["run"]["workload"]["trace_models"]
     assert rows[:2] == [{"name": "Chat<GPT>", "model": "llama-3.1-8b", "requests": 2}, {"name": "GPT-4", "model": "opt-6.7b", "requests": 1}]
     assert sum(row["requests"] for row in rows) == results["requests"]["sent"] == 12
-    assert "11 of its 11 model names are not in the catalogue" in run.warnings[0]
+    assert "model names not in the catalogue: 11 of 11" in run.warnings[0]
     line = next(line for line in render_table(results).splitlines() if line.startswith("Models"))
     assert "Chat<GPT> as llama-3.1-8b: 2   GPT-4 as opt-6.7b: 1" in line
     assert "and 6 more" in render_table(results)

@@ -16,6 +16,7 @@ from test_centralized_simulation import ROOT, environment, run
 from sllm.errors import OutputError, UsageError
 from sllm.report.files import OutputFile, check_distinct
 from sllm.report.json import validate_results
+from sllm.report.outputs import Outputs
 
 FLAGS = ("--json", "--requests-csv", "--html", "--record")
 SHORT = ("--virtual", "--duration", "5", "--rate", "5")
@@ -210,3 +211,14 @@ def test_a_pipe_that_was_made_non_blocking_gets_everything() -> None:
     with os.fdopen(reading, "rb") as pipe:
         assert len(pipe.read()) == 1_000_000
     assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize(
+    ("name", "reason"), [("a" * 300, "File name too long"), ("é" * 200, "File name too long"), ("loop", "Too many levels of symbolic links")]
+)  # fmt: skip
+def test_a_path_that_can_never_work_is_found_before_the_run(flag: str, name: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match=rf"^{flag} .*: cannot write: {reason}$"), Outputs({flag: str(tmp_path / name)}, {}):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]

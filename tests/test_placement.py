@@ -143,7 +143,9 @@ def test_a_full_kv_cache_is_a_last_resort() -> None:
     ("text", "says"),
     [
         ("fastest", "startup_time"), ("power_of_two:d=3", "choices"), ("power_of_two:choices=x", "whole number"), ("power_of_two:choices=0", "at least 1"),
-        ("startup_time:margin_s=-1", "negative"), ("random:x", "none"), ("", "startup_time"),
+        ("startup_time:margin_s=-1", "negative"), ("startup_time:margin_s=nan", "from -1000000000 to"), ("startup_time:eviction_s=inf", "from -1000000000 to"),
+        ("startup_time:margin_s=1e308", "from -1000000000 to"), ("power_of_two:choices=10000000000", "from -1000000000 to"),
+        ("startup_time:sample=2,margin_s=1,sample=3", "sample is given twice"), ("random:x", "none"), ("", "startup_time"),
     ],
 )  # fmt: skip
 def test_a_bad_policy_is_one_clear_line(text: str, says: str) -> None:

@@ -74,7 +74,7 @@ def test_keys_are_those_of_the_schema_in_order():
         assert list(results[name]) == ["mean", "p50", "p90", "p95", "p99", "max"]
     assert list(results["slo"]) == ["ttft_s", "tpot_s", "attainment", "goodput"]
     assert list(results["reasons"]) == ["failed", "rejected", "retried"]
-    assert list(results["reports"]) == ["sent", "accepted", "lost", "rejected"]
+    assert list(results["reports"]) == ["sent", "accepted", "lost", "under_way", "rejected"]
     assert list(results["invariants"]) == ["checked", "violations"]
     assert results["schema"] == 2
     assert tuple(results) == TOP_KEYS
@@ -102,7 +102,7 @@ def test_figures_follow_from_the_events():
     assert results["slo"]["attainment"] == rounded(sum(event.ttft_s <= 2.0 for event in done) / 3000)
     assert results["fleet"]["utilisation"] == 0.2
     assert results["fleet"]["load_imbalance"] == rounded(20 / 15)
-    assert results["reports"] == {"sent": 240, "accepted": 236, "lost": 1, "rejected": {"bad_tag": 2, "replayed": 1}}
+    assert results["reports"] == {"sent": 240, "accepted": 236, "lost": 1, "under_way": 0, "rejected": {"bad_tag": 2, "replayed": 1}}
     assert validate_results(results) == []
 
 
@@ -134,7 +134,7 @@ def test_rejected_reports_are_in_order_whatever_the_counting_order():
     figures = [ReportFigures(6, 1, reasons) for reasons in ({"b": 2, "a": 3, "c": 0}, {"c": 0, "a": 3, "b": 2})]
     texts = {to_json(make_results(Recorder(), RUN, fleet_of(measured_s=0.0)._replace(ready=0), figure)) for figure in figures}
     assert len(texts) == 1
-    assert json.loads(texts.pop())["reports"] == {"sent": 6, "accepted": 1, "lost": 0, "rejected": {"a": 3, "b": 2}}
+    assert json.loads(texts.pop())["reports"] == {"sent": 6, "accepted": 1, "lost": 0, "under_way": 0, "rejected": {"a": 3, "b": 2}}
 
 
 def test_a_run_without_requests_has_nulls_and_no_complaint():
@@ -226,7 +226,7 @@ BROKEN = [
     (("wall", "decision_s"), {}, "wall.decision_s: 'mean' is missing"),
     (("models",), {}, "models: is not a list of objects"),
     (("series", "at_s"), None, "series.at_s: None is not a list"),
-    (("reports", "lost"), 0, "reports: sent 240 is not accepted 236 + lost 0 + rejected 3"),
+    (("reports", "lost"), 0, "reports: sent 240 is not accepted 236 + lost 0 + under way 0 + rejected 3"),
     (("reports", "rejected"), {"x": 0}, "reports.rejected: {'x': 0}: 0 is not a whole number above 0"),
     (("invariants", "violations"), [1], "invariants.violations: [1] is not a list of texts"),
 ]

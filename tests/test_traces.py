@@ -293,7 +293,9 @@ def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path) -> None:
 def test_damaged_gzip(tmp_path: Path) -> None:
     raw = bytearray(gzip.compress(GOOD["vidur"][0].encode() * 3))
     raw[25:35] = b"\xaa" * 10
-    assert "cannot be read" in failure(put(tmp_path, bytes(raw)))
+    said = failure(put(tmp_path, bytes(raw)))
+    assert "cannot be read" in said
+    assert "line 0" not in said
 
 
 @pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
@@ -427,6 +429,20 @@ def test_a_quote_without_its_other_half(tmp_path: Path) -> None:
 
 
 # --- units ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spelling", ["chat_id", "Chat_ID", "CHAT_ID"])
+def test_a_bailian_trace_is_known_whatever_the_case_of_its_mark(spelling: str, tmp_path: Path) -> None:
+    with open_trace(put(tmp_path, GOOD["bailian"][0].replace("chat_id", spelling))) as trace:
+        assert trace.format_name == "bailian"
+
+
+@pytest.mark.parametrize(("first", "second"), [("", '"Chat_ID": 1, '), ('"chat_id": 1, ', "")])
+def test_a_file_of_bailian_and_mooncake_requests_is_refused(first: str, second: str, tmp_path: Path) -> None:
+    """Their times are in different units."""
+    lines = [f'{{{mark}"timestamp": 3, "input_length": 10, "output_length": 5}}\n' for mark in (first, first, second)]
+    with pytest.raises(UsageError, match=r"line 3, column chat_id: .*in seconds, of others in milliseconds"):
+        list(read_trace(put(tmp_path, "".join(lines))))
 
 
 def test_bailian_times_are_seconds_and_are_not_spread_over_buckets(tmp_path: Path) -> None:

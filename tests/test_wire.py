@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +17,9 @@ from sllm.limits import DATAGRAM_MAX_BYTES
 from sllm.messages import Envelope, LoadReport, Message, ReportAck
 from sllm.node import Rejected
 from sllm.schema import MESSAGES, SCHEMAS
-from sllm.wire import CODECS, HEADER, PICKLE_VERSION, TAG_BYTES, Keyring, PickleCodec
+from sllm.wire import CODECS, HEADER, PICKLE_VERSION, REASONS, TAG_BYTES, Keyring, PickleCodec
 
+ROOT = Path(__file__).resolve().parent.parent
 EVERY = pytest.mark.parametrize("message", SAMPLES.values(), ids=lambda m: type(m).__name__)
 
 
@@ -194,3 +198,39 @@ def test_two_versions_refuse_each_other_in_both_orders(monkeypatch: pytest.Monke
     monkeypatch.undo()
     assert old_data[4] == PICKLE_VERSION - 1
     assert refusal(old_data) == "version"
+
+
+def reason_in(node: ast.AST) -> ast.AST | None:
+    """The expression of a reason in a piece of code: what is counted under a name, handed to `refuse`, or called the reason."""
+    match node:
+        case ast.Subscript(value=ast.Attribute(attr="rejected" | "reports_rejected")):
+            return node.slice
+        case ast.Call(func=ast.Attribute(attr="refuse"), args=[_, reason, _]):
+            return reason
+        case ast.Assign(targets=[ast.Name(id="reason")]):
+            return node.value
+    return None
+
+
+def reasons_in_the_code() -> set[str]:
+    """Why messages are refused: what the codec lists, what roles count, and what their judges return."""
+    found = set(REASONS)
+    for path in (ROOT / "sllm" / "node.py", *(ROOT / f"{role}.py" for role in ("coordinator", "worker", "client"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        judges = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("judge")]
+        reasons = [reason_in(node) for node in ast.walk(tree)]
+        reasons += [node.value for judge in judges for node in ast.walk(judge) if isinstance(node, ast.Return)]
+        for reason in reasons:
+            for one in (reason.body, reason.orelse) if isinstance(reason, ast.IfExp) else (reason,):
+                if isinstance(one, ast.Constant) and one.value:
+                    found.add(one.value)
+    return found
+
+
+def test_the_document_lists_every_reason_and_no_other() -> None:
+    text = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
+    section = text.partition("## What is checked, in this order")[2].partition("\n## ")[0]
+    rows = [line.rstrip(" |").rpartition(" | ")[2] for line in section.splitlines() if line.startswith("| ") and "---" not in line]
+    listed = {word for row in rows for word in re.findall(r"`(\w+)`", row)}
+    assert listed == reasons_in_the_code()
+    assert {"not_asked", "table_full", "unknown_hardware", "out_of_order", "future_incarnation"} <= listed

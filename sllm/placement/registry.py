@@ -16,6 +16,7 @@ from sllm.folder import Folder, import_file, read_folder
 from sllm.placement.base import Policy
 
 WHOLE = ("int", int)  # the type of a field, with and without postponed annotations
+PARAMETER_MAX = 1e9  # of any parameter, either way: not what a policy can use, but what it can compute with
 
 
 def policies() -> dict[str, type[Policy]]:
@@ -38,6 +39,17 @@ def _policies_of(module: ModuleType) -> dict[str, type[Policy]]:
     return {kind.name: kind for kind in kinds if not inspect.isabstract(kind)}
 
 
+def _read_number(label: str, text: str, *, whole: bool) -> float:
+    """The value of a parameter. UsageError, which begins with `label`, for what is no number up to `PARAMETER_MAX`; what else must hold, the policy says."""
+    try:
+        number = int(text) if whole else float(text)
+    except ValueError:
+        raise UsageError(f"{label} must be {'a whole number' if whole else 'a number'}") from None
+    if not -PARAMETER_MAX <= number <= PARAMETER_MAX:
+        raise UsageError(f"{label} must be a number from {-PARAMETER_MAX:.0f} to {PARAMETER_MAX:.0f}")
+    return number
+
+
 def make_policy(text: str) -> Policy:
     """The policy that `NAME[:key=value,...]` describes, or `FILE.py[:NAME][:key=value,...]`, where it is in a file of the user's own. UsageError names an
     unknown policy or parameter, a value that does not fit, and a file that cannot be read."""
@@ -50,10 +62,9 @@ def make_policy(text: str) -> Policy:
         field = fields.get(key)
         if field is None or not equals:
             raise UsageError(f"policy {name!r}: {part!r} is not one of its parameters ({', '.join(fields) or 'it has none'})")
-        try:
-            values[key] = int(value) if field.type in WHOLE else float(value)
-        except ValueError:
-            raise UsageError(f"policy {name!r}: {key}={value!r} must be {'a whole number' if field.type in WHOLE else 'a number'}") from None
+        if key in values:
+            raise UsageError(f"policy {name!r}: {key} is given twice")
+        values[key] = _read_number(f"policy {name!r}: {key}={value!r}", value, whole=field.type in WHOLE)
     try:
         return kind(**values)
     except ValueError as error:

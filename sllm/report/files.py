@@ -57,7 +57,10 @@ class OutputFile:
     def _open(self, path: str) -> int:
         if os.path.isdir(path) or path.endswith(os.sep):
             raise IsADirectoryError(errno.EISDIR, "is a directory")
-        kind = os.stat(path).st_mode if os.path.exists(path) else 0
+        try:
+            kind = os.stat(path).st_mode
+        except FileNotFoundError:
+            kind = 0  # any other error (a name too long, a link to itself) would come again when the file gets its name
         if (kind and not stat.S_ISREG(kind)) or os.path.abspath(path).startswith(_OPEN_ALREADY):
             return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if kind:

@@ -136,7 +136,7 @@ def _figures_tables(results: Mapping[str, Any]) -> str:
                 ("KV cache in use", percent(fleet["kv_occupancy"])),
                 ("time with any request", percent(fleet["utilisation"])),
                 ("busiest worker / mean", f"{imbalance:.2f}" if imbalance is not None else "—"),
-                *((f"reports {name}", f"{reports[name]:,}") for name in ("sent", "accepted", "lost")),
+                *((f"reports {name.replace('_', ' ')}", f"{reports[name]:,}") for name in ("sent", "accepted", "lost", "under_way")),
                 *((f"reports rejected: {reason.replace('_', ' ')}", f"{number:,}") for reason, number in reports["rejected"].items()),
                 ("invariants checked", f"{results['invariants']['checked']:,}"),
             ],

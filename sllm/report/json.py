@@ -26,7 +26,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     ),
     "reasons": ("failed", "rejected", "retried"),
     "series": ("bin_s", "at_s"),
-    "reports": ("sent", "accepted", "lost", "rejected"),
+    "reports": ("sent", "accepted", "lost", "under_way", "rejected"),
     "invariants": ("checked", "violations"),
 }  # fmt: skip
 ROWS = ("models", "workers")  # sections that are lists of objects
@@ -37,7 +37,7 @@ TEXTS_OR_EMPTY = {("run", "version")}
 TEXTS_OR_NULL = {("run", "engine_profile"), ("run", "loader")}
 COUNTS = {
     ("run", "workers"), ("run", "seed"), ("fleet", "ready"), ("fleet", "loads"), ("invariants", "checked"), ("throughput", "output_tokens"),
-    *(("requests", key) for key in KEYS["requests"]), *(("actions", key) for key in KEYS["actions"]), *(("reports", key) for key in KEYS["reports"][:3]),
+    *(("requests", key) for key in KEYS["requests"]), *(("actions", key) for key in KEYS["actions"]), *(("reports", key) for key in KEYS["reports"][:4]),
 }  # fmt: skip
 COUNTS_BY_NAME = {("run", "hardware"), ("reports", "rejected"), ("fleet", "loads_by_tier"), *(("reasons", key) for key in KEYS["reasons"])}
 FRACTIONS = {
@@ -128,8 +128,9 @@ def _check_books(results: dict[str, Any]) -> list[str]:
     if requests["sent"] != sum(requests[key] for key in ends):
         wrong.append(f"requests: sent {requests['sent']} is not " + " + ".join(f"{key} {requests[key]}" for key in ends))
     rejected = sum(reports["rejected"].values())
-    if reports["sent"] != reports["accepted"] + reports["lost"] + rejected:
-        wrong.append(f"reports: sent {reports['sent']} is not accepted {reports['accepted']} + lost {reports['lost']} + rejected {rejected}")
+    if reports["sent"] != reports["accepted"] + reports["lost"] + reports["under_way"] + rejected:
+        unheard = f"lost {reports['lost']} + under way {reports['under_way']}"
+        wrong.append(f"reports: sent {reports['sent']} is not accepted {reports['accepted']} + {unheard} + rejected {rejected}")
     placed, rate = sum(actions.values()), results["fleet"]["cold_start_rate"]
     if placed < requests["completed"]:
         wrong.append(f"actions: {placed} placements for {requests['completed']} completed requests")

@@ -208,7 +208,8 @@ def _fleet(results: Mapping[str, Any]) -> list[_Line | str]:
     heard = _plain(f"{reports['sent']:,} sent", f"{reports['accepted']:,} accepted")
     lost = (f"{reports['lost']:,} lost", YELLOW if reports["lost"] else None)
     rejected = [(f"{number:,} rejected: {reason.replace('_', ' ')}", YELLOW) for reason, number in reports["rejected"].items()]
-    return [_Line("Fleet", [ready, *used, *uneven]), _Line("Reports", [*heard, lost, *(rejected or _plain("0 rejected"))])]
+    under_way = _plain(f"{reports['under_way']:,} under way") if reports["under_way"] else []
+    return [_Line("Fleet", [ready, *used, *uneven]), _Line("Reports", [*heard, lost, *under_way, *(rejected or _plain("0 rejected"))])]
 
 
 def _invariants(results: Mapping[str, Any]) -> list[_Line | str]:

@@ -66,7 +66,7 @@ class Bridge:
             with contextlib.suppress(OSError):
                 self._wake_in.send(b"\0")
             if not question.settled.wait(timeout_s):
-                raise LoopSilent(f"no answer within {timeout_s:g} s")
+                raise LoopSilent(f"no answer within {timeout_s:.12g} s")
             if question.error is not None:
                 raise question.error
             return question.answer

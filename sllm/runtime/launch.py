@@ -6,11 +6,12 @@ import argparse
 import http.client
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from config import Config
 from sllm import __version__
-from sllm.errors import UsageError
+from sllm.errors import OutputError, UsageError
+from sllm.report.standard import complain, occupy_closed_descriptors, silence
 from sllm.runtime import logs
 
 HEALTHCHECK_S = 3.0
@@ -21,24 +22,28 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; --help lists the options")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help and version. argparse would pass over what cannot be written."""
+        _print(message)
+
 
 def launch(
     role: str, description: str, argv: Sequence[str], environ: Mapping[str, str], serve: Callable[[Config, Mapping[str, str]], int]
 ) -> int:
     """Read arguments and environment and `serve`; returns the exit status. Wrong usage: one line on stderr, status 2. Anything unforeseen is
-    logged with its stack, status 1."""
+    logged with its stack, status 1. Standard streams that are closed are done without; what was asked for on one of those is an OutputError, status 3."""
+    occupy_closed_descriptors()
     try:
         arguments = _parse(role, description, argv)
         config = Config.from_env(environ)
         if arguments.print_config:
-            for name, value in config.describe().items():
-                print(f"{name}={value}")
+            _print("".join(f"{name}={value}\n" for name, value in config.describe().items()))
             return 0
         if arguments.healthcheck:
             return healthcheck(config, arguments.healthcheck)
         return serve(config, environ)
     except UsageError as error:
-        print(f"{role}: {error}", file=sys.stderr)
+        complain(f"{role}: {error}")
         return error.status
     except KeyboardInterrupt:
         return 130
@@ -46,6 +51,20 @@ def launch(
         logs.setup(environ.get("LOG_LEVEL", "info") if environ.get("LOG_LEVEL") in logs.LEVELS else "info", environ.get("LOG_FORMAT", "text"))
         logs.logger().exception("unexpected error")
         return 1
+
+
+def _print(text: str) -> None:
+    """What was asked for, on stdout. OutputError if that is closed or full."""
+    if sys.stdout is None:
+        raise OutputError("stdout: cannot write: it is closed")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence(sys.stdout)
+    except OSError as error:
+        silence(sys.stdout)
+        raise OutputError(f"stdout: cannot write: {error.strerror}") from None
 
 
 def _parse(role: str, description: str, argv: Sequence[str]) -> argparse.Namespace:
@@ -87,7 +106,7 @@ def healthcheck(config: Config, path: str) -> int:
     """Ask our own HTTP side; 0 if it says yes."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(config.bind_host, config.bind_host)
     if config.health_port == 0:
-        print("HEALTH_PORT=0: there is nothing to ask", file=sys.stderr)
+        complain("HEALTH_PORT=0: there is nothing to ask")
         return 1
     connection = http.client.HTTPConnection(host, config.health_port, timeout=HEALTHCHECK_S)
     try:
@@ -95,9 +114,10 @@ def healthcheck(config: Config, path: str) -> int:
         answer = connection.getresponse()
         text = answer.read(200).decode(errors="replace").strip()
     except (OSError, http.client.HTTPException) as error:
-        print(f"no answer from {host}:{config.health_port}: {error}", file=sys.stderr)
+        complain(f"no answer from {host}:{config.health_port}: {error}")
         return 1
     finally:
         connection.close()
-    print(text)
+    if sys.stdout is not None:
+        print(text)  # for people: what counts is the status
     return 0 if answer.status == 200 else 1

@@ -208,7 +208,7 @@ def one_line(text: str) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.12g}"
     text = one_line(str(value))
     return f'"{text}"' if not text or re.search(r'[\s"=]', text) else text
 
@@ -218,9 +218,10 @@ def _value(value: Any) -> str:
 
 class Output(logging.Handler):
     """Writes lines to a stream. One that somebody reads (a pipe, a terminal, a file) is written by a thread of its own, so that whoever logs never waits for
-    the reader. A reader that has gone away is no reason to stop working, nor to complain about it for every line."""
+    the reader. A reader that has gone away is no reason to stop working, nor to complain about it for every line; nor is a stream that was closed before the
+    process began (None): its lines go nowhere."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         super().__init__()
         self.stream: Final = stream
         self.dropped = 0  # lines that did not fit, since the start
@@ -232,8 +233,9 @@ class Output(logging.Handler):
         self._ended = False
         self._changed = threading.Condition()
         self._descriptor: int | None = None
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            self._descriptor = stream.fileno()
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                self._descriptor = stream.fileno()
         self._thread: threading.Thread | None = None  # none: lines are written where they are logged
         if self._descriptor is not None:
             thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -319,6 +321,8 @@ class Output(logging.Handler):
         return self.format(record) + "\n"
 
     def _write(self, text: str) -> None:
+        if self.stream is None:
+            return
         with contextlib.suppress(OSError, ValueError):  # the reader, or the stream, is gone
             if self._descriptor is None:
                 self.stream.write(text)

@@ -81,15 +81,18 @@ class Checkers:
 
     @property
     def at_rest(self) -> bool:
-        """Nothing is open: no request at a client, no work at a worker that could go on with it."""
+        """Nothing is open at who could go on with it: no request at a client, no work at a worker."""
         return all(checker.at_rest for checker in self.all)
 
     def settle(self, within_s: float, grace_s: float, step_s: float = 1.0) -> float:
         """The liveness phase, after the last arrival and fault: let time pass until nothing is open, then `grace_s` more, for the last reports and
-        acknowledgements (some report intervals), then the last look. Something must come to an end every `within_s`: workers may have much left to do
-        when they were given too much, even work their clients have given up. Returns how long the first part took."""
+        acknowledgements (some report intervals), then the last look. Both times are those of the slowest clock. Something must come to an end every
+        `within_s`: workers may have much left to do when they were given too much, even work their clients have given up. Returns how long the first part
+        took."""
         world = self.context.world
         assert world is not None
+        slowest = min((host.clock_rate for host in world.hosts.values() if host.clock_rate < 1.0 and not host.stands_still), default=1.0)
+        within_s, grace_s = within_s / slowest, grace_s / slowest
         began = since = world.now
         finished = self._finished
         while not self.at_rest:

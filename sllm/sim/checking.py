@@ -47,6 +47,10 @@ class Context:
         """Every node that runs now."""
         return [host.node for host in self.world.hosts.values() if host.node is not None] if self.world else []
 
+    def still_nodes(self) -> set[Node]:
+        """Those on hosts that stand still: what is open there comes to no end."""
+        return {host.node for host in self.world.hosts.values() if host.node is not None and host.stands_still} if self.world else set()
+
     def is_host(self, worker_id: str) -> bool:
         """A worker of this world. What others report, nothing is known to be right of; of a live run nobody knows."""
         return self.world is not None and worker_id in self.world.hosts

@@ -131,9 +131,11 @@ class InFlight(Checker):
             self._look(node, row)
 
     def finish(self, at_rest: bool) -> None:
+        world, still = self.context.world, self.context.still_nodes()
         for node, row in every_row(self.context):
             self._look(node, row)
-            if not at_rest or row.state != READY or not self.context.is_host(row.worker_id):
+            host = world.hosts.get(row.worker_id) if world else None
+            if not at_rest or row.state != READY or host is None or host.stands_still or node in still:
                 continue
             if row.ledger.entries:
                 self.fail(f"at rest {len(row.ledger.entries)} dispatches are in flight to {row.worker_id}")

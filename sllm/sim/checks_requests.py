@@ -84,9 +84,14 @@ class Conservation(Checker):
             if getattr(node, "in_flight", carried[node]) != carried[node]:
                 self.fail(f"{node.node_id} carries {getattr(node, 'in_flight', 0)} requests, {carried[node]} of its requests are open")
 
+    def _left(self) -> list[str]:
+        """Requests open at clients that can see them through."""
+        still = self.context.still_nodes()
+        return [request_id for request_id, node in self.open.items() if node not in still]
+
     @property
     def at_rest(self) -> bool:
-        return not self.open
+        return not self._left()
 
     @property
     def finished(self) -> int:
@@ -94,8 +99,9 @@ class Conservation(Checker):
 
     def finish(self, at_rest: bool) -> None:
         self.inspect()
-        if at_rest and self.open:
-            self.fail(f"at rest {len(self.open)} requests are open, such as {next(iter(self.open))}")
+        left = self._left() if at_rest else []
+        if left:
+            self.fail(f"at rest {len(left)} requests are open, such as {left[0]}")
 
 
 @register
@@ -150,7 +156,7 @@ class WorkOnce(Checker):
 
     def _left(self) -> list[tuple[Node, set[str]]]:
         """Work open on nodes that can go on with it."""
-        healthy = {host.node for host in self.context.world.hosts.values() if not host.frozen} if self.context.world else set()
+        healthy = {host.node for host in self.context.world.hosts.values() if not host.stands_still} if self.context.world else set()
         return [(node, taken) for node, taken in self.open.items() if taken and node in healthy]
 
     @property
@@ -161,7 +167,7 @@ class WorkOnce(Checker):
         """What was given up still runs somewhere."""
         for host in self.context.world.hosts.values() if self.context.world and self._emptying else ():
             node: Any = host.node
-            if node in self._emptying and not host.frozen:
+            if node in self._emptying and not host.stands_still:
                 now = host.node_time(self.context.now())
                 if node.engine.next_at <= now or node.engine.snapshot(now).running:
                     return True

@@ -18,17 +18,18 @@ A fault may repeat (`every`, `until`) and may hit its hosts one after the other 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from sllm import toml
 from sllm.errors import UsageError
 from sllm.sim.network import Latency
 
 REPEATS_MAX = 10_000
+RANDOM_MAX = 100_000  # faults drawn, on average
 DEFAULT_HOSTS = ("random:1",)
 
 
@@ -194,20 +195,12 @@ class Schedule:
 
 def load_schedule(path: str, seed: int) -> Schedule:
     """The schedule in a TOML file. UsageError names the file, the line where it can, the fault and the key."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        raise UsageError(f"fault file {path}: {reason}") from None
-    return parse_schedule(text, seed, path)
+    return parse_schedule(toml.read_text(path, "fault file"), seed, path)
 
 
 def parse_schedule(text: str, seed: int, source: str = "faults") -> Schedule:
     """Like load_schedule, from text; `source` names it in errors."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{source}: {error}") from None
+    data = toml.parse(text, source)
     reader = _Reader(source, text)
     for key in data:
         if key not in ("name", "fault", "random"):
@@ -297,6 +290,8 @@ class _Reader:
             self.fail(f"nothing is degraded; give one of {', '.join(LINK_QUALITIES)}", table="fault", index=index)
         if (every is None) != (until is None):
             self.fail("every and until go together", table="fault", index=index, key="every" if until is None else "until")
+        if until is not None and until <= at:
+            self.fail(f"until={until:.12g}: must be after at={at:.12g}", table="fault", index=index, key="until")
         times = [at]
         while every is not None and (following := at + every * len(times)) < until:
             times.append(following)
@@ -318,13 +313,19 @@ class _Reader:
             if kind not in KINDS:
                 self.fail(f"per_minute: {kind!r} is no kind of fault; there are {', '.join(KINDS)}", table="random", key="per_minute")
             self.value(Key(NUMBER, "", high=60_000.0), rate, "random", 0, f"per_minute.{kind}")
+        begins_s, ends_s = values["from"], values["until"]
+        if begins_s >= ends_s:
+            self.fail(f"from={begins_s:.12g}: must be before until={ends_s:.12g}", table="random", key="from")
+        expected = sum(rates.values()) * (ends_s - begins_s) / 60.0
+        if expected > RANDOM_MAX:
+            self.fail(f"until={ends_s:.12g}: would draw about {expected:,.0f} faults, must be at most {RANDOM_MAX:,}", table="random", key="until")
         span = table.get("for", list(DRAWN_FOR_S))
         if not isinstance(span, list) or len(span) != 2 or not all(_is_number(x) and x >= 0 for x in span) or span[0] > span[1]:
             self.fail(f"for={span!r}: must be [least, most] seconds", table="random", key="for")
         hosts = self.value(HOSTS["hosts"], table.get("hosts", list(DEFAULT_HOSTS)), "random", 0, "hosts")
         chosen = values["seed"] if values["seed"] is not None else seed
         rng = Random(f"{chosen}/fault schedule")
-        return random_faults(rng, values["from"], values["until"], rates, (float(span[0]), float(span[1])), tuple(hosts))
+        return random_faults(rng, begins_s, ends_s, rates, (float(span[0]), float(span[1])), tuple(hosts))
 
     def read_keys(self, rules: Mapping[str, Key], table: Mapping[str, Any], name: str, index: int, of: str) -> dict[str, Any]:
         """Every key checked, defaults filled in."""

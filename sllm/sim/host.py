@@ -9,6 +9,7 @@ from sllm.messages import Address
 from sllm.node import Node
 
 INF = float("inf")
+STILL_RATE = 0.01  # of a host's clock: one that is slower stands still, as far as anybody waits for it
 
 MakeNode = Callable[[int, float], Node]
 """(incarnation, now) -> a new life of the node."""
@@ -51,6 +52,11 @@ class Host:
     @property
     def has_own_clock(self) -> bool:
         return self.clock_rate != 1.0 or self.clock_base_s != self.node_base_s
+
+    @property
+    def stands_still(self) -> bool:
+        """What is open here comes to no end while this lasts."""
+        return self.frozen or self.clock_rate < STILL_RATE
 
     def node_time(self, now: float) -> float:
         """The host's own monotonic clock at world time `now`."""

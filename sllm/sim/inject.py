@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from sllm.errors import UsageError
@@ -34,6 +34,8 @@ class Injector:
         self.applied = 0
         self.skipped = 0
         self.end_s = 0.0  # the faults stop at this time of the world; known after install()
+        self._last_s = inf  # nothing of the schedule happens later
+        self._ends: list[float] = []  # when each fault ends, by the world's time
         self._rng = stream(world.seed, "faults")
         self._off_rate: set[str] = set()  # hosts whose clock a fault has changed
 
@@ -44,8 +46,18 @@ class Injector:
         """
         for fault in self.schedule.faults:
             hit = self._check(fault)
-            self.end_s = max(self.end_s, origin_s + fault.end_s_for(hit))
-            self.world.call_at(origin_s + fault.at_s, partial(self._begin, fault))
+            self._ends.append(origin_s + fault.end_s_for(hit))
+            self._call_at(origin_s + fault.at_s, partial(self._begin, fault))
+        self.end_s = max(self._ends, default=0.0)
+
+    def end_by(self, last_s: float) -> int:
+        """Let nothing of the schedule happen after `last_s` of the world; returns how many faults begin or end later, and so are passed over or for good."""
+        self._last_s = last_s
+        return sum(end_s > last_s for end_s in self._ends)
+
+    def _call_at(self, at: float, fn: Callable[[], object]) -> None:
+        """Do it then, unless nothing of the schedule is to happen any more."""
+        self.world.call_at(at, lambda: fn() if self.world.now <= self._last_s else None)
 
     def _check(self, fault: Fault) -> int:
         """How many hosts it hits at most."""
@@ -105,7 +117,7 @@ class Injector:
             return
         act: Callable[[Fault, Host], bool] = getattr(self, f"_{fault.kind}")
         for place, host in enumerate(hosts):
-            self.world.call_at(self.world.now + place * fault.options["stagger"], partial(self._hit, act, fault, host))
+            self._call_at(self.world.now + place * fault.options["stagger"], partial(self._hit, act, fault, host))
 
     def _hit(self, act: Callable[[Fault, Host], bool], fault: Fault, host: Host) -> None:
         if act(fault, host):
@@ -138,7 +150,7 @@ class Injector:
             fn()
             self.log.append((self.world.now, text))
 
-        self.world.call_at(self.world.now + delay_s, act)
+        self._call_at(self.world.now + delay_s, act)
 
     # Each returns False when the host is in no state for it.
 

@@ -27,6 +27,7 @@ UNROUTABLE = "unroutable"  # nobody ever listened at the address
 
 HEADER_BYTES = 120  # Ethernet, IP and UDP headers, our header and tag: about what any datagram costs beside its body
 ATOM_BYTES = 6  # a number in the body, with its opcode
+SIGMA_MAX = 10.0  # of a lognormal latency: one in six is beyond 22,000 times the median then
 TEXT_BYTES = 3  # what a string costs beside its characters
 
 
@@ -43,6 +44,8 @@ class Latency:
     def __init__(self, kind: str, a: float, b: float = 0.0) -> None:
         if kind not in self.KINDS:
             raise ValueError(f"latency kind {kind!r}: must be one of {', '.join(self.KINDS)}")
+        if kind == "lognormal" and b > SIGMA_MAX:
+            raise ValueError(f"latency lognormal: sigma is {b:.12g}, must be at most {SIGMA_MAX:.12g}")
         if not (a >= 0.0 and b >= 0.0 and math.isfinite(a) and math.isfinite(b)) or (kind == "uniform" and b < a):
             raise ValueError(f"latency {kind}({a}, {b}): must be finite, not negative and, if uniform, in order")
         self.kind = kind

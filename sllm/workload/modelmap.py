@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sllm import toml
 from sllm.errors import UsageError
-from sllm.workload.shares import read_toml
 from sllm.workload.traces import open_trace
 from sllm.workload.traces.base import shorten
 
@@ -51,7 +51,7 @@ def count_models(path: str, until_s: float, columns: str = "") -> ModelCounts | 
 
 def read_map(path: str) -> dict[str, str]:
     """The pairs of a map file. UsageError names the file, and the place of bad TOML or the key of a bad value."""
-    pairs = read_toml(path, "model map")
+    pairs = toml.parse(toml.read_text(path, "model map"), f"model map {path}")
     for name, model in pairs.items():
         if isinstance(model, dict):
             raise UsageError(f'model map {path}: {shorten(name)} is a table; a name with a point in it needs quotes: "gpt-4.1" = "llama-3.1-8b"')
@@ -85,7 +85,7 @@ class ModelMap:
             count, named = len(self.replaced), len(self.models)
             shown = [f"{name} as {self.models[name]}" for name in self.replaced[:SHOWN]]
             listed = ", ".join(shown) + (f" and {count - SHOWN} more" if count > SHOWN else "")
-            said.append(f"{trace}: {count} of its {named} model names are not in the catalogue; each was mapped to a model of it: {listed} (--model-map)")
+            said.append(f"{trace}: model names not in the catalogue: {count} of {named}; each was mapped to a model of it: {listed} (--model-map)")
         if self.counts.unnamed:
             said.append(f"{trace}: requests that name no model: {self.counts.unnamed}; theirs were drawn by popularity (--zipf)")
         if self.idle:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import tomllib
-from pathlib import Path
 from typing import Any
 
+from sllm import toml
 from sllm.errors import UsageError
 from sllm.messages import HIGH, LOW, NORMAL
 
@@ -37,21 +36,10 @@ def parse_shares(text: str, label: str) -> dict[str, float]:
     return _check_sum(shares, f"{label}={text!r}")
 
 
-def read_toml(path: str, label: str) -> dict[str, Any]:
-    """The tables of a TOML file. UsageError, naming `label` and the file, if it cannot be read."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{label} {path}: {error}") from None
-    except (OSError, ValueError) as error:
-        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
-        raise UsageError(f"{label} {path}: cannot be read: {reason}") from None
-
-
 def read_share_file(path: str, label: str) -> dict[str, float]:
     """The shares of a TOML file of pairs, `"llama-3.1-8b" = 3`. UsageError names `label`, the file and the key."""
     shares: dict[str, float] = {}
-    for name, value in read_toml(path, label).items():
+    for name, value in toml.parse(toml.read_text(path, label), f"{label} {path}").items():
         if isinstance(value, dict):
             raise UsageError(f'{label} {path}: {name!r} is a table; a name with a point in it needs quotes: "llama-3.1-8b" = 3')
         shares[name] = _share(value, f"{label} {path}: {name!r} = {value!r}")

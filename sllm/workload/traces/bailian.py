@@ -20,7 +20,11 @@ class Bailian(JsonLinesFormat):
     about = 'JSON lines {"chat_id": number, "timestamp": s, "input_length": tokens, "output_length": tokens, ...}'
 
     def matches(self, header: Header) -> bool:
-        return super().matches(header) and MARK in header.columns
+        return super().matches(header) and header.find(MARK) is not None
+
+    def check_keys(self, lines: Lines, request: Header) -> None:
+        if request.find(MARK) is None:
+            raise lines.error(MARK, "missing, and the first request of the file has it: times of such traces are in seconds, of others in milliseconds")
 
     def rows(self, lines: Lines, body: Iterator[str], header: Header) -> Iterator[TraceRow]:
         origin_s: float | None = None

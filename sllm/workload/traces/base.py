@@ -70,12 +70,17 @@ class Lines:
             column = len(error.object[: error.start].decode()) + 1
             raise self.error(str(column), f"not UTF-8 (byte 0x{error.object[error.start]:02x})") from None
         except EOFError:
-            raise UsageError(f"{self.path}, after line {self.number}: compressed data ends early; the file is cut off") from None
+            raise UsageError(f"{self._reached}: compressed data ends early; the file is cut off") from None
         except (OSError, zlib.error) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UsageError(f"{self.path}, after line {self.number}: cannot be read: {reason}") from None
+            raise UsageError(f"{self._reached}: cannot be read: {reason}") from None
         finally:
             self.close()
+
+    @property
+    def _reached(self) -> str:
+        """Up to where the file could be read."""
+        return f"{self.path}, after line {self.number}" if self.number else self.path
 
     def close(self) -> None:
         self._file.close()
@@ -236,15 +241,22 @@ class JsonLinesFormat(TraceFormat):
     def matches(self, header: Header) -> bool:
         return header.record is not None and {self.time_key, self.prompt_key, self.output_key}.issubset(header.columns)
 
+    def check_keys(self, lines: Lines, request: Header) -> None:
+        """UsageError for a request of another format than the first, whose times may be in another unit."""
+
     def records(self, lines: Lines, body: Iterator[str], header: Header) -> Iterator[tuple[float, int, int, str | None]]:
         """(time in the file's own unit and from its own origin, tokens in, tokens out, model) of each request that did work, in order of time."""
         model_key = self.model_column(header)
         read_name = ModelNames().read
         previous: float | None = None
+        keys: object = None
         for text in chain((header.text,), body):
             if text.isspace():
                 continue
             record = json_object(lines, text)
+            if record.keys() != keys:
+                keys = record.keys()
+                self.check_keys(lines, Header(text, tuple(record), record))
             time = json_number(lines, record, self.time_key)
             prompt, output = json_tokens(lines, record, self.prompt_key), json_tokens(lines, record, self.output_key)
             if model_key is None and MODEL in record:

@@ -26,7 +26,11 @@ class Mooncake(JsonLinesFormat):
     about = 'JSON lines {"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [...]}'
 
     def matches(self, header: Header) -> bool:
-        return super().matches(header) and MARK not in header.columns
+        return super().matches(header) and header.find(MARK) is None
+
+    def check_keys(self, lines: Lines, request: Header) -> None:
+        if request.find(MARK) is not None:
+            raise lines.error(MARK, "is there, and not in the first request of the file: times of such traces are in seconds, of others in milliseconds")
 
     def rows(self, lines: Lines, body: Iterator[str], header: Header) -> Iterator[TraceRow]:
         origin_ms: float | None = None
