@@ -33,7 +33,6 @@ from sllm.events import (
 from sllm.messages import (
     CANCELLED,
     COMPLETED,
-    COORDINATOR_ID,
     Address,
     CancelRequest,
     Enveloped,
@@ -117,7 +116,7 @@ class Client(Node):
 
     __slots__ = (
         "_contacts", "_finished", "_heard_at", "_overdue_at", "_pending", "_poll_s", "_retry_initial_s", "_rng", "_timeout_s", "_timers", "acknowledged",
-        "config", "coordinator",
+        "config",
     )  # fmt: skip
 
     def __init__(
@@ -213,9 +212,8 @@ class Client(Node):
     # --- what is heard --------------------------------------------------------------------------------------------------------------
 
     def _on_schedule_response(self, envelope: Enveloped[ScheduleResponse], addr: Address, now: float) -> None:
-        sender_id, _, _, _, response = envelope
-        if not self._hear_coordinator(sender_id, addr, now):
-            return
+        _, _, _, _, response = envelope
+        self._hear_coordinator(now)
         pending = self._pending.get(response.request_id)
         if pending is None or pending.state not in (ASKING, BACKING_OFF) or response in pending.given_up:
             return  # a late answer to a question asked twice
@@ -228,9 +226,8 @@ class Client(Node):
         self._send_inference(pending, now)
 
     def _on_schedule_error(self, envelope: Enveloped[ScheduleError], addr: Address, now: float) -> None:
-        sender_id, _, _, _, error = envelope
-        if not self._hear_coordinator(sender_id, addr, now):
-            return
+        _, _, _, _, error = envelope
+        self._hear_coordinator(now)
         pending = self._pending.get(error.request_id)
         if pending is None or pending.state != ASKING:
             return
@@ -242,14 +239,9 @@ class Client(Node):
         pending.state = BACKING_OFF
         self._set_timer(pending, now + error.retry_after_s)
 
-    def _hear_coordinator(self, sender_id: str, addr: Address, now: float) -> bool:
-        """Whether it was the coordinator that was asked, and not somebody else with the key."""
-        if sender_id != COORDINATOR_ID or addr != self.coordinator:
-            self.rejected["not_asked"] += 1
-            return False
+    def _hear_coordinator(self, now: float) -> None:
         self._heard_at = now
         self.acknowledged = True
-        return True
 
     def _on_accepted(self, envelope: Enveloped[InferenceAccepted], addr: Address, now: float) -> None:
         sender_id, _, _, _, accepted = envelope
@@ -306,9 +298,10 @@ class Client(Node):
 
     def _on_worker_lost(self, envelope: Enveloped[WorkerLost], addr: Address, now: float) -> None:
         """The coordinator has not heard a worker for some time. If we have, it lives all the same."""
-        sender_id, _, _, _, lost = envelope
+        _, _, _, _, lost = envelope
+        self._hear_coordinator(now)
         contact = self._contacts.find(lost.worker_id)
-        if self._hear_coordinator(sender_id, addr, now) and contact is not None and not contact.was_heard_lately(now):
+        if contact is not None and not contact.was_heard_lately(now):
             self._leave_worker(contact, "lost", now)
             self._plan()
 

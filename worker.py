@@ -38,7 +38,6 @@ from sllm.fitting import always_fits, fitted
 from sllm.messages import (
     CANCELLED,
     COMPLETED,
-    COORDINATOR_ID,
     DRAINING,
     READY,
     REFUSED_DRAINING,
@@ -94,7 +93,7 @@ class Worker(Node):
         "_accept_after_s", "_accept_at", "_always_fits", "_changed", "_done", "_drain_until", "_heard_at", "_heard_epoch", "_initiators", "_interval_s",
         "_jobs", "_jobs_max", "_last_report", "_next_drop", "_next_report", "_overdue_at", "_owed", "_patience_min_s", "_patience_s", "_present", "_receipts",
         "_report_always", "_rivals", "_rng", "_silent_s", "_snapshot", "_starting", "_state_changed", "_unanswered", "advertise", "catalog", "config",
-        "coordinator", "displaced", "drained", "engine", "refused", "reports_sent", "rival", "served", "state",
+        "displaced", "drained", "engine", "refused", "reports_sent", "rival", "served", "state",
     )  # fmt: skip
 
     def __init__(
@@ -329,9 +328,7 @@ class Worker(Node):
     # --- reports --------------------------------------------------------------------------------------------------------------------
 
     def _on_report_ack(self, envelope: Enveloped[ReportAck], addr: Address, now: float) -> None:
-        sender_id, _, _, _, ack = envelope
-        if not self._is_coordinator(sender_id, addr):
-            return
+        _, _, _, _, ack = envelope
         epoch = ack.epoch
         self._heard_at = now
         self._rivals.hear_newest(now)
@@ -346,17 +343,10 @@ class Worker(Node):
             self._receipts = Receipts()
             self._last_report = None
 
-    def _is_coordinator(self, sender_id: str, addr: Address) -> bool:
-        """It was the coordinator, and not somebody else with the key."""
-        if sender_id == COORDINATOR_ID and addr == self.coordinator:
-            return True
-        self.rejected["not_asked"] += 1
-        return False
-
     def _on_worker_lost(self, envelope: Enveloped[WorkerLost], addr: Address, now: float) -> None:
         """This life's reports are refused because a newer life has its name."""
-        sender_id, _, _, _, lost = envelope
-        if self._is_coordinator(sender_id, addr) and (lost.worker_id, lost.incarnation) == (self.node_id, self.incarnation):
+        _, _, _, _, lost = envelope
+        if (lost.worker_id, lost.incarnation) == (self.node_id, self.incarnation):
             self._heard_at = now
             self._set_displaced(True, now)
 

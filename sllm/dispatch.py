@@ -10,7 +10,9 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from sllm.limits import MISSING_MAX
+from sllm.limits import MISSING_MAX, NUMBER_MAX
+
+JUMP_MAX = 1 << 32  # dispatches lost in a row: a number further ahead than that is none of the coordinator's
 
 
 class Entry(NamedTuple):
@@ -35,10 +37,11 @@ class Ledger:
     (`live`, `kv_bytes`), and `begins_at`, when a request sent now would begin, is the end of a queue that time takes from.
     """
 
-    __slots__ = ("_ended", "_ends", "begins_at", "entries", "kv_bytes", "live", "loads", "next_number")
+    __slots__ = ("_ended", "_ends", "_first", "begins_at", "entries", "kv_bytes", "live", "loads", "next_number")
 
     def __init__(self) -> None:
         self.next_number = 1
+        self._first = 1  # entries with lower numbers are acknowledged by none: they end by time
         self.entries: dict[int, Entry] = NO_ENTRIES  # by number, so in order of time
         self.loads: dict[int, Entry] | None = None  # those entries that start a cold start; None: there are none
         self.live = 0  # entries that are not over yet
@@ -69,6 +72,11 @@ class Ledger:
         heappush(self._ends, (begins_at + entry.load_s + entry.service_s, number))
         self.begins_at = begins_at + entry.prefill_s
         return number
+
+    def number_from(self, number: int) -> None:
+        """Give this number to the next dispatch; unless it is too high to go on from."""
+        if number <= NUMBER_MAX // 2:
+            self.next_number = self._first = number
 
     def settle(self, now: float) -> None:
         """Count those out that are over by now."""
@@ -107,15 +115,19 @@ class Ledger:
         return True
 
     def acknowledge(self, high: int, missing: tuple[int, ...]) -> bool:
-        """Release every entry that a report with this highest number has counted in: all up to it but the missing ones. True if any was released. A number
-        that was never given out is a lie, and acknowledges nothing."""
+        """Release every entry that a report with this highest number has counted in: all up to it but the missing ones. True if any was released.
+
+        A number that was never given out acknowledges nothing: somebody else has told it the worker, or the worker invents it. Numbers go on from there, for
+        the worker takes lower ones for old; what is under way can be acknowledged no more.
+        """
         if high >= self.next_number:
+            self.number_from(high + 1)
             return False
         arrived = []
         for number in self.entries:  # in order: the cost does not grow with what was sent after `high`
             if number > high:
                 break
-            if number not in missing:
+            if number >= self._first and number not in missing:
                 arrived.append(number)
         for number in arrived:
             self.release(number)
@@ -131,6 +143,12 @@ class Ledger:
             self.release(number)
             lost += 1
         return lost
+
+    def renew(self) -> None:
+        """The worker has a new life, which takes no number that is too high for a first one."""
+        self.clear()
+        if self.next_number > JUMP_MAX:
+            self.next_number = self._first = 1
 
     def clear(self) -> None:
         """Forget every entry (the worker's life they were sent to is over); numbers go on growing."""
@@ -159,11 +177,13 @@ class Receipts:
         self.missing: tuple[int, ...] = ()  # below `high`, rising, at most MISSING_MAX
 
     def note(self, epoch: int, number: int) -> None:
-        """A dispatch arrived. One of an earlier life of the coordinator says nothing to the present one."""
+        """A dispatch arrived. One of an earlier life of the coordinator says nothing to the present one, nor does one that the coordinator cannot have sent."""
         if epoch < self.epoch:
             return
         if epoch > self.epoch:
             self.epoch, self.high, self.missing = epoch, 0, ()
+        if number > self.high + JUMP_MAX:
+            return
         if number > self.high:
             if number > self.high + 1:
                 gap = range(max(self.high + 1, number - MISSING_MAX), number)

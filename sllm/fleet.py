@@ -15,7 +15,6 @@ from math import ceil
 from sllm.catalog import Hardware
 from sllm.dispatch import Entry, Ledger
 from sllm.index import Bag, Levels
-from sllm.limits import NUMBER_MAX
 from sllm.messages import DRAINING, READY, STARTING, STOPPED, Address, Dispatch, LoadReport
 from sllm.node import new_tuple
 from sllm.timers import NEVER
@@ -253,8 +252,8 @@ class Fleet:
         """A row for a worker never heard of, or forgotten since: then its dispatches are numbered on from those of this `epoch` that it has received."""
         row = self.rows[worker_id] = Row(worker_id, self._kind(hardware), report)
         row.kind.members += 1
-        if report.epoch == epoch and report.dispatch_high <= NUMBER_MAX // 2:
-            row.ledger.next_number = report.dispatch_high + 1
+        if report.epoch == epoch:
+            row.ledger.number_from(report.dispatch_high + 1)
         return row
 
     def _kind(self, hardware: Hardware) -> Kind:
@@ -312,7 +311,7 @@ class Fleet:
         changed = report is not row.report  # a worker that has nothing new to say says the same object again, and a codec may know it again
         if incarnation != row.incarnation:
             row.incarnation = incarnation
-            row.ledger.clear()
+            row.ledger.renew()
             row.proven, row.expired = False, 0
             changed = True
         elif sequence != row.sequence + 1:

@@ -21,7 +21,7 @@ from types import FunctionType
 from typing import Any, Protocol
 
 from sllm.events import Event
-from sllm.messages import Address, Envelope, Enveloped, LoadReport, Message
+from sllm.messages import COORDINATOR_ID, Address, Envelope, Enveloped, LoadReport, Message, ReportAck, ScheduleError, ScheduleResponse, WorkerLost
 from sllm.recent import Recent
 
 FRESH_WITHIN_S = 30.0  # a datagram stamped further from our wall clock than this is refused
@@ -29,6 +29,8 @@ LIFE_TIMEOUT_S = 10.0  # a sender's life that has been silent for so long is for
 REPLAY_WINDOW = 64  # sequence numbers below the highest in which a late datagram is still told from a repeated one
 GUARDED_MAX = 200_000  # senders remembered for each message type; those longest silent go first. A repeat they would have shown is harmless
 _NONE_SEEN = (1 << REPLAY_WINDOW) - 1
+
+OF_COORDINATOR = frozenset((ScheduleResponse, ScheduleError, ReportAck, WorkerLost))  # what is heard from the coordinator that was asked, and nobody else
 
 Handler = Callable[[Enveloped[Any], Address, float], None]
 
@@ -71,8 +73,8 @@ class Node:
     """
 
     __slots__ = (
-        "_guard", "_sequences", "codec", "events", "handlers", "incarnation", "last_refused", "life_timeout_s", "node_id", "on_refused", "outbox", "rejected",
-        "wake_at", "wall_offset_s",
+        "_guard", "_heard_from", "_sequences", "codec", "coordinator", "events", "handlers", "incarnation", "last_refused", "life_timeout_s", "node_id",
+        "on_refused", "outbox", "rejected", "wake_at", "wall_offset_s",
     )  # fmt: skip
 
     def __init_subclass__(cls) -> None:
@@ -91,6 +93,8 @@ class Node:
         self.codec = codec
         self.wall_offset_s = wall_offset_s
         self.life_timeout_s = life_timeout_s
+        self.coordinator: Address = ("", 0)  # of a role that asks it
+        self._heard_from: Address = ("", 0)  # the source of what is being judged
         self.wake_at = inf  # when `handle_timer` wants to be called, absolute; inf: not until something arrives
         self.outbox: list[tuple[Enveloped[Any], Address]] = []
         self.events: list[Event] = []
@@ -114,6 +118,7 @@ class Node:
     def receive_datagram(self, data: bytes | memoryview, addr: Address, now: float) -> None:
         """Hear bytes from the network. Whatever they are, nothing is raised: what is not accepted is counted in `rejected` by reason."""
         assert self.codec is not None, "a node without a codec hears envelopes only"
+        self._heard_from = addr
         envelope = self.codec.read(data, self.judge, now)
         if not isinstance(envelope, str):
             self.handlers[type(envelope[4])](envelope, addr, now)
@@ -139,7 +144,7 @@ class Node:
                 known = None
             else:
                 known = self._guard[kind].new.get(sender_id)
-            if known is not None and incarnation == known[0]:
+            if known is not None and incarnation == known[0] and (sender_id != COORDINATOR_ID or addr == self.coordinator):
                 ahead = sequence - known[1]
                 if ahead >= 0:
                     if ahead or known[2]:
@@ -148,6 +153,7 @@ class Node:
                     known[3] = now
                     handler(envelope, addr, now)
                     return
+        self._heard_from = addr
         reason = self.judge(kind, sender_id, incarnation, sequence, wall_s, now)
         if reason:
             self.rejected[reason] += 1
@@ -155,9 +161,12 @@ class Node:
             self.handlers[kind](envelope, addr, now)
 
     def judge(self, kind: type, sender_id: str, incarnation: int, sequence: int, wall_s: float, now: float) -> str:
-        """Why something authentic is refused: it is not for this role, stale or repeated. "" if it is not; then its number is taken."""
+        """Why something authentic is refused: it is not for this role, not from the coordinator that was asked, stale or repeated. "" if it is not; then its
+        number is taken."""
         if kind not in self.handlers:
             return "unexpected"
+        if kind in OF_COORDINATOR and (sender_id != COORDINATOR_ID or self._heard_from != self.coordinator):
+            return "not_asked"  # before its number counts, which would make those of the coordinator old
         wall_now = now + self.wall_offset_s
         if not -FRESH_WITHIN_S <= wall_now - wall_s <= FRESH_WITHIN_S:  # "not": a time that is no number is not fresh
             return self.refuse(kind, "stale_time", now)

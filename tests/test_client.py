@@ -353,3 +353,14 @@ def test_a_late_answer_to_a_request_that_was_given_up_is_no_work_done_twice() ->
     respond(talk, "other", 7.0)
     assert not talk.told(DuplicateResponse)
     assert node.in_flight == 0
+
+
+def test_who_speaks_in_the_coordinators_name_from_elsewhere_does_not_make_its_answers_old() -> None:
+    """The incarnation of the forged answer is later than that of the coordinator; only the first would be heard from then on."""
+    node, talk = client()
+    for kind in (ScheduleResponse("x", "a", "a", 1, SERVE, 0.0, Dispatch(1, 9), ""), ScheduleError("x", UNKNOWN_MODEL, 0.0, "")):
+        talk.say("coordinator", kind, 0.05, addr=("elsewhere", 9000), incarnation=20_000_000_000)
+    place(talk, "a", 0.1)
+    respond(talk, "a", 1.0)
+    assert [type(e) for e in ended(talk)] == [RequestCompleted]
+    assert dict(node.rejected) == {"not_asked": 2}

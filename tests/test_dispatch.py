@@ -1,10 +1,12 @@
 """The ledger and the receipts: what a report has counted in is released, once, whatever was lost or came out of order."""
 
+from math import inf
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllm.dispatch import Entry, Ledger, Receipts
+from sllm.dispatch import JUMP_MAX, Entry, Ledger, Receipts
 from sllm.limits import MISSING_MAX
 
 
@@ -104,3 +106,30 @@ def test_what_was_sent_begins_in_turn_and_is_over_by_estimate_however_long_the_n
     assert ledger.begins_at == pytest.approx(135.0)
     ledger.settle(1000.0)
     assert (ledger.live, ledger.kv_bytes) == (0, 0)
+
+
+def test_numbers_that_were_never_given_out_do_not_end_acknowledgement_for_good() -> None:
+    """Anybody with the key can tell a worker any number."""
+    ledger, receipts = Ledger(), Receipts()
+    receipts.note(1, ledger.add(entry()))
+    receipts.note(1, 2**62)
+    assert receipts.high == 1, "no coordinator is so far ahead"
+    receipts.note(1, 1_000_000)
+    assert not ledger.acknowledge(receipts.high, receipts.missing), "a worker that invents numbers has acknowledged nothing"
+    assert not ledger.acknowledge(receipts.high, receipts.missing)
+    receipts.note(1, ledger.add(entry()))
+    assert ledger.acknowledge(receipts.high, receipts.missing)
+    assert list(ledger.entries) == [1]
+    assert ledger.expire(inf, 10) == 1
+
+
+def test_a_new_life_of_a_worker_takes_the_numbers_that_follow_whatever_the_last_one_was_told() -> None:
+    ledger, receipts = Ledger(), Receipts()
+    for _ in range(3):
+        ledger.add(entry())
+        receipts.note(1, receipts.high + JUMP_MAX)
+        ledger.acknowledge(receipts.high, receipts.missing)
+    ledger.renew()
+    receipts = Receipts()
+    receipts.note(1, ledger.add(entry()))
+    assert ledger.acknowledge(receipts.high, receipts.missing)

@@ -115,11 +115,12 @@ def test_what_was_never_given_out_cannot_be_acknowledged() -> None:
     talk.say("w", report(), 1.0)
     placed(talk, 3, 1.1)
     row = node.fleet.rows["w"]
-    for lie in (4, 1000, NUMBER_MAX):
+    for lie in (4, 1000, 1000, NUMBER_MAX):
         talk.say("w", report(epoch=node.incarnation, dispatch_high=lie), 1.2)
         assert (row.pending, row.proven) == (3, False)
-    talk.say("w", report(epoch=node.incarnation, dispatch_high=2), 1.3)
-    assert (row.pending, row.proven) == (1, True)
+    placed(talk, 1, 1.3, begin=3)
+    talk.say("w", report(epoch=node.incarnation, dispatch_high=1001), 1.4)
+    assert (row.pending, row.proven) == (3, True), "what was sent before the lie is acknowledged by nothing"
 
 
 def test_a_worker_that_was_forgotten_and_comes_back_is_numbered_on() -> None:

@@ -32,6 +32,7 @@ TIMEOUT_S = 150.0
 
 NOT_RUN = {
     r"make test\b": "it is what runs this test",
+    r"python3 experiments/saturation\.py": "a search of minutes: tests/test_saturation.py makes shorter ones",
     r"[a-z0-9]+ +python3 ": "checks against theory, days of simulated time: tests/test_validation.py runs shorter ones, and the catalogues are made by them",
 }
 """Commands that are shown and not run here, and why."""

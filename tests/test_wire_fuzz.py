@@ -15,7 +15,7 @@ from wire_samples import CODEC, ENVELOPES, SAMPLES, envelope
 
 from sllm import wire
 from sllm.limits import DATAGRAM_MAX_BYTES
-from sllm.messages import Dispatch, Envelope, InferenceRequest, LoadReport, Message, ReportAck, ScheduleError, ScheduleResponse
+from sllm.messages import Dispatch, Envelope, InferenceRequest, LoadReport, Message, Progress, ReportAck, ScheduleError, ScheduleResponse
 from sllm.node import Node, Rejected
 from sllm.schema import MESSAGES, SCHEMAS
 from sllm.wire import HEADER, TAG_BYTES, PickleCodec, check_body, usual
@@ -236,10 +236,10 @@ def test_no_usual_body_has_an_opcode_that_is_not_on_the_list() -> None:
 def test_a_node_hears_a_datagram_once() -> None:
     node = Node("worker-1", 1, codec=PickleCodec(CODEC.keyring))
     heard: list[Envelope] = []
-    node.handlers = {ReportAck: lambda one, addr, now: heard.append(one)}
-    ack = SAMPLES[ReportAck]
+    node.handlers = {Progress: lambda one, addr, now: heard.append(one)}
+    progress = SAMPLES[Progress]
 
-    def say(sequence: int, wall_s: float = 100.0, incarnation: int = 1, message: Message = ack) -> None:
+    def say(sequence: int, wall_s: float = 100.0, incarnation: int = 1, message: Message = progress) -> None:
         node.receive_datagram(CODEC.encode(envelope(message, sequence, wall_s, incarnation)), ("10.0.0.1", 1), 100.0)
 
     say(5)

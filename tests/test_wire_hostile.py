@@ -17,7 +17,7 @@ from roles import coordinator
 from wire_samples import CODEC, ENVELOPES, SAMPLES, envelope
 
 from sllm import wire
-from sllm.messages import Envelope, LoadReport, ReportAck
+from sllm.messages import Envelope, LoadReport, Progress, ReportAck
 from sllm.node import Node, Rejected
 from sllm.schema import SCHEMAS
 from sllm.wire import HEADER, TAG_BYTES
@@ -281,9 +281,9 @@ def test_it_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_stale_repeated_or_not_for_us_is_refused_before_its_body_is_looked_at(name: str) -> None:
     node = Node("ear", 1, codec=CODEC)
-    hear = partial(node.receive_datagram, signed(HOSTILE[name]), ("x", 1))
+    hear = partial(node.receive_datagram, signed(HOSTILE[name], Progress), ("x", 1))
     hear(100.0)
-    node.handlers[ReportAck] = lambda envelope, addr, now: None
+    node.handlers[Progress] = lambda envelope, addr, now: None
     hear(1000.0)
     assert node.rejected == {"unexpected": 1, "stale_time": 1}
     hear(100.0)

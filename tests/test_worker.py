@@ -307,6 +307,9 @@ def test_only_the_coordinator_can_acknowledge_or_displace() -> None:
     assert not node.acknowledged
     assert not node.displaced
     assert node.rejected["not_asked"] == 3
+    talk.say("coordinator", ReportAck(100, 1), 1.0, addr=("elsewhere", 9000), incarnation=20_000_000_000)
+    talk.say("coordinator", ReportAck(100, 1), 1.1)
+    assert node.acknowledged, "a later life that was heard from elsewhere has made nothing old"
 
 
 def test_a_worker_whose_name_a_newer_one_has_says_so_until_it_is_acknowledged_again() -> None:

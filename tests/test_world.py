@@ -16,7 +16,7 @@ from roles import judged, report
 from simulated import Fleet
 
 from sllm.events import CoordinatorReady, ExpiryResumed, RequestSent
-from sllm.messages import Address, Envelope, Enveloped, LoadReport, ReportAck, ScheduleRequest
+from sllm.messages import Address, Envelope, Enveloped, LoadReport, Progress, ScheduleRequest
 from sllm.node import Codec, Judge, Node, Rejected
 from sllm.runtime.keys import ephemeral_keyring
 from sllm.sim.faults import load_schedule
@@ -37,14 +37,14 @@ class Echo(Node):
     def __init__(self, name: str = "echo", incarnation: int = 1, now: float = 0.0) -> None:
         super().__init__(name, incarnation)
         self.heard: list[tuple[float, str, int]] = []
-        self.handlers = {ScheduleRequest: self._on_any, ReportAck: self._on_ack, LoadReport: self._on_any}
+        self.handlers = {ScheduleRequest: self._on_any, Progress: self._on_ack, LoadReport: self._on_any}
 
     def _on_any(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
         sender_id, _, sequence, _, _ = envelope
         self.heard.append((now, sender_id, sequence))
-        self.send(ReportAck(1, sequence), addr, now)
+        self.send(Progress(1.0, sequence), addr, now)
 
-    def _on_ack(self, envelope: Enveloped[ReportAck], addr: Address, now: float) -> None:
+    def _on_ack(self, envelope: Enveloped[Progress], addr: Address, now: float) -> None:
         sender_id, _, sequence, _, _ = envelope
         self.heard.append((now, sender_id, sequence))
         self.events.append(CoordinatorReady(now, sequence))
