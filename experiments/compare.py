@@ -26,6 +26,11 @@ from typing import Any, NamedTuple, TextIO
 if __package__ in (None, ""):  # run as a script: the project's modules are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from sllm.report.standard import end_at_signals
+
+    end_at_signals()
+
 from config import Config
 from experiments.batch import Bar, parse_usual, run_all, watch_signals, whole
 from experiments.comparison import Group, compare

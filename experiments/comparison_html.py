@@ -114,7 +114,7 @@ def _rest(group: Group, differing: frozenset[str]) -> str:
     words = {
         "workers": count(setting.workers, "worker"),
         "rate_per_s": setting.trace if setting.rate_per_s is None else rate(setting.rate_per_s),
-        "report_interval_s": f"reports every {setting.report_interval_s:g} s",
+        "report_interval_s": f"reports every {setting.report_interval_s:.12g} s",
     }
     return " · ".join(word for field, word in words.items() if field not in differing)
 

@@ -31,6 +31,11 @@ from typing import NamedTuple
 if __package__ in (None, ""):  # run as a script: the project's modules are one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from sllm.report.standard import end_at_signals
+
+    end_at_signals()
+
 from config import Config
 from experiments.batch import Bar, Stopped, parse_usual, run_all, run_virtual, watch_signals, whole
 from sllm.assemble import build_catalog, default_rate
@@ -187,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def find(argv: Sequence[str]) -> int:
     parser = Parser(prog=PROGRAM, allow_abbrev=False, description=DESCRIPTION)
     parser.add_argument("--seeds", metavar="N", default=str(SEEDS), help=f"runs at each rate [{SEEDS}]")
-    parser.add_argument("--measure", metavar="S", default=f"{MEASURED_S:g}", help=f"seconds measured, after {WARM_UP_S:g} s that are not [{MEASURED_S:g}]")
+    parser.add_argument("--measure", metavar="S", default=f"{MEASURED_S:.0f}", help=f"seconds measured, after the first {WARM_UP_S:.0f} [{MEASURED_S:.0f}]")
     parser.add_argument("--json", metavar="FILE|-", default="", help="write what was found here; -: to stdout")
     arguments, config, options = parse_usual(parser, argv, PROGRAM)
     for flag in SWEPT:

@@ -6,7 +6,7 @@ from sllm import toml
 from sllm.errors import UsageError
 from sllm.limits import HARDWARE_SEPARATORS
 
-COUNT_MAX = 999_999_999
+WORKERS_MAX = 1_000_000
 
 
 def parse_mix(text: str, label: str = "--hardware") -> dict[str, int]:
@@ -21,7 +21,7 @@ def parse_mix(text: str, label: str = "--hardware") -> dict[str, int]:
     for part in parts:
         name, _, number = (piece.strip() for piece in part.rpartition(":"))
         if not name or not _is_count(number):
-            raise UsageError(f"{label}={text!r}: {part.strip()!r} is not NAME:COUNT with a whole number from 1 to {COUNT_MAX}")
+            raise UsageError(f"{label}={text!r}: {part.strip()!r} is not NAME:COUNT with a whole number from 1 to {WORKERS_MAX}")
         if name in mix:
             raise UsageError(f"{label}={text!r}: {name!r} is named twice")
         mix[name] = int(number)
@@ -29,7 +29,7 @@ def parse_mix(text: str, label: str = "--hardware") -> dict[str, int]:
 
 
 def _is_count(number: str) -> bool:
-    return number.isascii() and number.isdigit() and len(number) <= len(str(COUNT_MAX)) and int(number) >= 1
+    return number.isascii() and number.isdigit() and len(number) <= len(str(WORKERS_MAX)) and int(number) >= 1
 
 
 def hardware_of_workers(text: str, workers: int, label: str = "--hardware") -> list[str]:
@@ -46,7 +46,7 @@ def read_fleet(path: str) -> str:
     """The mix that a fleet file says, `"h100-80g" = 3` a line, as `parse_mix` reads it. UsageError names the file and the key."""
     counts = toml.parse(toml.read_text(path, "fleet"), f"fleet {path}")
     for name, count in counts.items():
-        if type(count) is not int or not 0 < count <= COUNT_MAX:
+        if type(count) is not int or not 0 < count <= WORKERS_MAX:
             raise UsageError(f"fleet {path}: {name!r} = {count!r}: must be a number of workers, at least 1")
     if not counts:
         raise UsageError(f"fleet {path}: names no hardware")

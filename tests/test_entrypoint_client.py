@@ -61,6 +61,7 @@ def test_a_signal_that_came_in_the_middle_of_a_turn_ends_it() -> None:
 
 def test_a_request_whose_time_has_not_come_waits_for_it() -> None:
     part = Part()
+    part.part._workload = SimpleNamespace(users=None)  # type: ignore[assignment]
     part.part._requests = iter([Request(0.0, "now", CATALOG.names[0], 100, 10), Request(2.0, "later", CATALOG.names[0], 100, 10)])
     part.part.tick()
     ((at, go_on),) = part.calls

@@ -38,7 +38,7 @@ def test_a_mix_that_says_nothing_clear_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("count", ["1.5", "99999999999", "0", "-1", "+1", "x", ""])
 def test_a_wrong_count_of_known_hardware_is_called_that(count: str) -> None:
-    with pytest.raises(UsageError, match=r"is not NAME:COUNT with a whole number from 1 to 999999999"):
+    with pytest.raises(UsageError, match=r"is not NAME:COUNT with a whole number from 1 to 1000000"):
         hardware_of_workers(f"h100-80g:{count}", 3)
 
 

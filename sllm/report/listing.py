@@ -83,7 +83,7 @@ def _policies(config: Config) -> list[str]:
     lines = []
     for name, kind in policies().items():
         fields = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
-        parameters = [f"{field.name}={field.default:g}{' (s)' if field.name.endswith('_s') else ''}" for field in fields]
+        parameters = [f"{field.name}={field.default:.12g}{' (s)' if field.name.endswith('_s') else ''}" for field in fields]
         default = " (the default)" if name == Config.policy else ""
         lines += _entry(f"{name}{default}", _said(kind), [f"parameters: {', '.join(parameters)}"] if parameters else [])
     lines += [f"not readable: {problem}" for problem in broken_policies()]
@@ -120,7 +120,7 @@ def _engines(config: Config) -> list[str]:
 
 
 def _default(value: Any) -> str:
-    return "none" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+    return "none" if value == "" else f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def _fields_of(engine: str) -> list[dataclasses.Field[Any]]:
@@ -146,7 +146,7 @@ def _faults(config: Config) -> list[str]:
         lines += [f'kind = "{kind}": {MEANINGS[kind]}', *_keys(keys)]
     least_s, most_s = DRAWN_FOR_S
     drawn = [
-        f"for: [least, most] that each lasts, s (default [{least_s:g}, {most_s:g}])", f"hosts: as above (default {', '.join(DEFAULT_HOSTS)})",
+        f"for: [least, most] that each lasts, s (default [{least_s:.12g}, {most_s:.12g}])", f"hosts: as above (default {', '.join(DEFAULT_HOSTS)})",
         f"per_minute: {{ KIND = faults a minute, ... }} (required), of {', '.join(DRAWN)}",
     ]  # fmt: skip
     return [*lines, "", "[random], besides them or instead:", *_keys(RANDOM_KEYS), *(INDENT + line for line in drawn)]

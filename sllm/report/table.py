@@ -121,7 +121,7 @@ def _sessions(workload: Mapping[str, Any]) -> list[_Line | str]:
     law = workload.get("sessions")
     if law is None or law["prefix_cache"]:
         return []
-    return [_Line("Sessions", [*_plain(f"{law['turns']:g} turns in the mean"), ("no prefix cache: what a prompt repeats is computed again", YELLOW)])]
+    return [_Line("Sessions", [*_plain(f"{law['turns']:.12g} turns in the mean"), ("no prefix cache: what a prompt repeats is computed again", YELLOW)])]
 
 
 def _wall(value: float) -> str:

@@ -88,7 +88,7 @@ class Part(Protocol):
 
 def await_key_file(config: Config, wait_s: float = KEY_WAIT_S, sleep: Callable[[float], None] = time.sleep) -> None:
     """Where a key's Secret is mounted before it is made, the folder is there and empty: wait for the file. Reading the keys says what is still missing
-    then. Nothing else handles signals yet, and the first process of a container ignores what it does not handle: SIGTERM ends the wait and the process."""
+    then. SIGTERM ends the wait and the process: the first process of a container would ignore what it does not handle."""
     folder = Path(config.cluster_key_file)
     if not (config.cluster_key_file and config.in_container and folder.is_dir()):
         return

@@ -49,7 +49,7 @@ class SessionLaw:
     @classmethod
     def example(cls) -> str:
         """The defaults, as a user writes them."""
-        return ",".join(f"{field.name}={field.default:g}" for field in fields(cls))
+        return ",".join(f"{field.name}={field.default:.12g}" for field in fields(cls))
 
 
 class Session:

@@ -48,7 +48,7 @@ class WorkloadSpec:
         if self.models < 0:
             raise UsageError(f"models {self.models}: must be at least 0")
         if not 0 < self.trace_rate <= TRACE_RATE_MAX:
-            raise UsageError(f"rate of the trace {plain(self.trace_rate)}: must be above 0 and at most {TRACE_RATE_MAX:g} times its own")
+            raise UsageError(f"rate of the trace {plain(self.trace_rate)}: must be above 0 and at most {TRACE_RATE_MAX:.12g} times its own")
         if self.priorities:
             parse_priorities(self.priorities, "priorities")
         if self.columns:
