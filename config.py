@@ -98,7 +98,7 @@ class Config:
     slots: int = setting(0, "SLOTS", "requests a worker serves at once; 0: the hardware's batch limit, 1 for the queue engine", unit="requests", low=0, high=limits.SLOTS_MAX, flag="--slots", group="run")
     keep_alive_s: float = setting(0.0, "KEEP_ALIVE", "an idle model leaves the GPU after so long; 0: only under memory pressure", unit="s", low=0.0, flag="--keep-alive", group="run")
     queue_max: int = setting(1000, "QUEUE_MAX", "requests a worker lets wait before it refuses", unit="requests", low=1, high=limits.QUEUE_MAX, group="worker")
-    response_keep_s: float = setting(120.0, "RESPONSE_KEEP", "a worker keeps a finished response at least so long, to answer a poll", unit="s", above=0.0, group="worker")
+    response_keep_s: float = setting(120.0, "RESPONSE_KEEP", "a worker keeps a finished response so long, to answer a poll, or until 20,000 more have finished", unit="s", above=0.0, group="worker")
     drain_timeout_s: float = setting(30.0, "DRAIN_TIMEOUT", "time a stopping worker has to finish what it runs", unit="s", low=0.0, high=3600.0, group="worker")
     coordinator_silent_s: float = setting(10.0, "COORDINATOR_SILENT", "no answer for so long: resolve the coordinator's name again and open a new socket", unit="s", above=0.0, group="common")
 

@@ -66,6 +66,7 @@ RIVAL_KEPT_INTERVALS = 10.0  # report intervals for which a worker's word of a s
 RETRY_AFTER_MAX_S = 30.0  # before jitter
 SURE_INTERVALS = 3.0  # report intervals after a start: one of listening, two more; what nobody can hold by then is refused for good
 FULL_TOLD_EVERY_S = 60.0
+DECISIONS_MAX = 200_000  # placements in each of two generations that are said again when asked again: a usual fleet makes fewer in `DECISION_KEEP`
 UNKNOWN_HARDWARE_MAX = 100  # names of hardware told of, so that a peer cannot fill our memory with them
 HOLD_AFTER_STALL_INTERVALS = 3.0  # after a stall of our own, reports get so long to come in before anybody is called silent
 
@@ -147,11 +148,11 @@ class Coordinator(Node):
             if sequence <= row.sequence:
                 reason = "replayed" if sequence == row.sequence else "out_of_order"
                 self.rejected[reason] += 1  # as `judge_report` would: an envelope is refused like the same bytes
-                self.reports_rejected[reason] += 1
+                self._refuse_report(sender_id, reason)
                 return
         elif row is not None:
             if incarnation < row.incarnation and now - row.heard_at < self._timeout_s(row):
-                self.reports_rejected["old_incarnation"] += 1
+                self._refuse_report(sender_id, "old_incarnation")
                 self._tell_displaced(row, incarnation, sequence, addr, now)
                 return
             how = "restarted"  # a lower number: the known life has been silent for the timeout, so the clock was set back
@@ -164,6 +165,8 @@ class Coordinator(Node):
             self._rival_at = now
             self._look_for_rival(now)
         fleet.apply(row, incarnation, sequence, report, self.incarnation, now)
+        if row.report is not report and self.codec is not None:  # it named models outside the catalogue
+            self.codec.forget(sender_id)
         host, port = report.host, report.port
         row.address = (host or addr[0], port or addr[1]) if host or port else addr
         if row.ledger.entries:
@@ -174,6 +177,18 @@ class Coordinator(Node):
                 self._silence.set(row, self._silence_deadline(row))
         if (sequence + incarnation) % self._ack_every == 0 or sequence == 1:  # a fleet that started together is not acknowledged all at once
             self.send(ReportAck(self.incarnation, sequence), addr, now)
+
+    def _refuse_report(self, sender_id: str, reason: str) -> None:
+        """A report was read and is not applied: nothing of it stays, so that refused reports fill no memory."""
+        self.reports_rejected[reason] += 1
+        if self.codec is not None:
+            self.codec.forget(sender_id)
+
+    def _forget(self, row: Row) -> None:
+        """Drop a worker that is gone."""
+        self.fleet.forget(row)
+        if self.codec is not None:
+            self.codec.forget(row.worker_id)
 
     def _tell_displaced(self, row: Row, incarnation: int, sequence: int, addr: Address, now: float) -> None:
         """Two lives report under one name. The older one is told now and then, so that it knows why it gets nothing; it may come back when the newer is
@@ -204,7 +219,7 @@ class Coordinator(Node):
         try:
             hardware = self.catalog.get_hardware(report.hardware)
         except UsageError:
-            self.reports_rejected["unknown_hardware"] += 1
+            self._refuse_report(worker_id, "unknown_hardware")
             if report.hardware not in self._unknown_hardware and len(self._unknown_hardware) < UNKNOWN_HARDWARE_MAX:
                 self._unknown_hardware.add(report.hardware)
                 self.events.append(HardwareUnknown(now, worker_id, report.hardware))
@@ -213,6 +228,7 @@ class Coordinator(Node):
             self.fleet.refit(row, hardware)
             return row
         if len(self.fleet) >= self.config.workers_max and not self._make_room(now):
+            self._refuse_report(worker_id, "table_full")
             return None
         return self.fleet.admit(worker_id, hardware, report, self.incarnation)
 
@@ -220,9 +236,8 @@ class Coordinator(Node):
         """The table is full: forget the worker that went first. False, and the report is refused, when every row is still wanted."""
         oldest = next(iter(self.fleet.gone.values()), None)
         if oldest is not None and oldest.due == NEVER:  # else the wheel would hold it until its slot: what is forgotten must be gone from memory too
-            self.fleet.forget(oldest)
+            self._forget(oldest)
             return True
-        self.reports_rejected["table_full"] += 1
         if now - self._full_told_at >= FULL_TOLD_EVERY_S:
             self._full_told_at = now
             self.events.append(TableFull(now, self.node_id, self.config.workers_max))
@@ -277,6 +292,8 @@ class Coordinator(Node):
             return
         response = self._dispatch(outcome, request, now)
         note_client(outcome.row, sender_id, addr, now)
+        if len(self._decisions.new) >= DECISIONS_MAX:
+            self._decisions.turn()
         self._decisions.new[key] = new_tuple(Decision, (response, request.attempt))
         row, action, eta_s = outcome.row, outcome.action, outcome.eta_s
         self.events.append(new_tuple(RequestRouted, (now, request_id, model, row.worker_id, action, eta_s, decision_s)))
@@ -423,7 +440,7 @@ class Coordinator(Node):
             row = next(iter(self.fleet.gone.values()), None)
             if row is None or row.heard_at + self.config.forget_after_s > now:
                 return False
-            self.fleet.forget(row)
+            self._forget(row)
             row.due = NEVER
         return True
 

@@ -66,6 +66,7 @@ from sllm.rivals import Rivals
 
 RIVALS_KEPT_INTERVALS = 10.0  # report intervals for which two coordinators that were heard by turns count as two
 HEARTBEAT_S = 1.0  # between reports when they are sent at every change
+DONE_MAX = 20_000  # answers in each of two generations, 25 MB at the most: a usual worker gives fewer in `RESPONSE_KEEP`, and polls come within seconds
 ACCEPT_AFTER = 0.25  # of a client's first wait for an answer: a first token that comes by then says as well that the request has arrived
 
 
@@ -295,6 +296,8 @@ class Worker(Node):
         at, key, tokens = note
         job = self._jobs.pop(key)
         request_id, arrived_at = job.request_id, job.arrived_at
+        if len(self._done.new) >= DONE_MAX:
+            self._done.turn()
         facts = request_id, COMPLETED, tokens, job.started_at - arrived_at, job.first_at - arrived_at, at - arrived_at, job.load_s
         response = self._done.new[key] = new_tuple(InferenceResponse, facts)
         self.served += 1

@@ -9,13 +9,14 @@ The worker cuts, not the codec: a run is the same whether messages travel as obj
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from sllm.limits import DATAGRAM_MAX_BYTES, NAME_MAX_BYTES, NAMES_MAX, OPCODES_MAX
 from sllm.messages import LoadReport
 
 LISTS_MAX_BYTES = DATAGRAM_MAX_BYTES - 2192  # for the lists; the header, the tag and the other fields take less than the rest
 LISTS_MAX_VALUES = OPCODES_MAX - 200
+LISTS = slice(LoadReport._fields.index("gpu_models"), LoadReport._fields.index("disk_models") + 1)  # of a report's fields: those that name models
 SECONDS_BYTES = 10  # a float, and the pair around it
 SHORT_NAMES = LISTS_MAX_BYTES // (2 + NAME_MAX_BYTES + SECONDS_BYTES)  # that many names fit, however long they are and whatever list they are in
 WHOLE_NAMES = LISTS_MAX_VALUES // 7  # that many models fit in number, if all five lists name each
@@ -49,6 +50,21 @@ class _Room:
             self._values -= values
             count += 1
         return count
+
+
+def within(report: LoadReport, models: Container[str]) -> tuple[LoadReport, int]:
+    """The report without the names that are not among these models, and how many of those were on the GPU and idle; the same object if it has none.
+
+    What a reader keeps of a report is then bounded by its own catalogue, whatever the sender says."""
+    gpu, busy, host, disk, loading = report.gpu_models, report.busy_models, report.host_models, report.disk_models, report.loading
+    known = models.__contains__
+    if all(map(known, gpu + busy + host + disk)) and (not loading or all(known(name) for name, _ in loading)):
+        return report, 0
+    busy_there = set(busy)
+    idle = sum(not known(name) and name not in busy_there for name in gpu)
+    gpu, busy, host, disk = (tuple(filter(known, names)) for names in (gpu, busy, host, disk))
+    loading = tuple(item for item in loading if known(item[0]))
+    return report._replace(gpu_models=gpu, busy_models=busy, host_models=host, disk_models=disk, loading=loading), idle
 
 
 def fitted(report: LoadReport) -> LoadReport:

@@ -14,6 +14,7 @@ from math import ceil
 
 from sllm.catalog import Hardware
 from sllm.dispatch import Entry, Ledger
+from sllm.fitting import LISTS, within
 from sllm.index import Bag, Levels
 from sllm.messages import DRAINING, READY, STARTING, STOPPED, Address, Dispatch, LoadReport
 from sllm.node import new_tuple
@@ -66,13 +67,14 @@ class Row:
 
     __slots__ = (
         "address", "aged", "as_of", "clients", "counted_as", "depth", "displaced", "due", "expired", "heard_at", "hosted", "incarnation", "kind", "ledger",
-        "left", "level", "lost", "proven", "queued", "report", "sequence", "state", "warm", "worker_id",
+        "left", "level", "lost", "proven", "queued", "report", "sequence", "state", "strangers", "warm", "worker_id",
     )  # fmt: skip
 
     def __init__(self, worker_id: str, kind: Kind, report: LoadReport) -> None:
         self.worker_id = worker_id
         self.kind = kind
-        self.report = report
+        self.report = report  # with names of the fleet's models only
+        self.strangers = 0  # idle models on its GPU that the fleet does not know: they could leave for another one
         self.address: Address = ("", 0)
         self.state = NEW
         self.incarnation = -1  # of no life: every report that can come is of another one
@@ -178,7 +180,7 @@ class Row:
     @property
     def has_idle_model(self) -> bool:
         """A model on its GPU could leave for another one; those that loads on their way will take the room of do not count."""
-        idle = len(self.report.gpu_models) - len(self.report.busy_models)
+        idle = len(self.report.gpu_models) - len(self.report.busy_models) + self.strangers
         return idle > len(self.ledger.loads or ())
 
     def wait_s(self, now: float) -> float:
@@ -227,7 +229,7 @@ def note_client(row: Row, client_id: str, addr: Address, now: float) -> None:
 
 
 class Fleet:
-    """Every worker heard of, and the indexes over those that can be given work. `models`: names to index; of others only their worker knows."""
+    """Every worker heard of, and the indexes over those that can be given work. `models`: the names that are kept; of others only their worker knows."""
 
     __slots__ = ("_models", "gone", "hosted", "kinds", "rows", "states", "warm")
 
@@ -308,8 +310,10 @@ class Fleet:
 
     def apply(self, row: Row, incarnation: int, sequence: int, report: LoadReport, epoch: int, now: float) -> None:
         """Put a newer report into its row; (incarnation, sequence) are the worker's, `epoch` is the coordinator's own life."""
-        changed = report is not row.report  # a worker that has nothing new to say says the same object again, and a codec may know it again
+        before: LoadReport | None = row.report
+        changed = report is not before  # a worker that has nothing new to say says the same object again, and a codec may know it again
         if incarnation != row.incarnation:
+            before = None
             row.incarnation = incarnation
             row.ledger.renew()
             row.proven, row.expired = False, 0
@@ -319,7 +323,10 @@ class Fleet:
         row.sequence = sequence
         row.heard_at = row.as_of = now
         row.left = 1.0
-        row.report = report
+        if before is None or (changed and report[LISTS] != before[LISTS]):
+            row.report, row.strangers = within(report, self._models)
+        elif changed:
+            row.report, row.strangers = report, 0
         if row.ledger.entries and report.epoch == epoch and row.ledger.acknowledge(report.dispatch_high, report.dispatch_missing):
             row.proven, row.expired = True, 0
             changed = True
@@ -412,7 +419,7 @@ class Fleet:
                 if not bag.rows:
                     del index[name]
         for name in after:
-            if name not in before and name in self._models:
+            if name not in before:
                 found = index.get(name)
                 if found is None:
                     found = index[name] = Bag()

@@ -65,6 +65,9 @@ class Codec(Protocol):
         except Rejected as rejection:
             return rejection.reason
 
+    def forget(self, sender_id: str) -> None:
+        """Nobody keeps the last report of this sender: a codec that would know it again need not."""
+
 
 class Node:
     """Base of every role. A role fills `handlers`, overrides `handle_timer` and keeps `wake_at` right.

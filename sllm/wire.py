@@ -356,10 +356,14 @@ class PickleCodec(Codec):
         return message
 
     def _remember(self, sender: bytes, digest: int, report: Message) -> None:
-        """Keep what a report was found to say. Only holders of a key get here, and the senders remembered are bounded all the same."""
+        """Keep what a report was found to say. Only holders of a key get here, and the senders remembered are bounded all the same; the
+        coordinator has what it does not apply forgotten, so that what stays is bounded by its table."""
         if sender not in self._reports and len(self._reports) >= REMEMBERED_MAX:
             self._reports.clear()
         self._reports[sender] = digest, report
+
+    def forget(self, sender_id: str) -> None:
+        self._reports.pop(sender_id.encode(), None)
 
     def _problem_of_prefix(self, data: bytes) -> str:
         """Why the header's first bytes are not of a message that we know. "" for a type we do not know: that is not said before its tag is checked."""

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from roles import CATALOG, MODEL, ask, configuration, coordinator, report
+from roles import CATALOG, MODEL, Talk, ask, configuration, coordinator, report
 from simulated import COORDINATOR, Fleet
 
 from entrypoint_worker import MeasuredWorker
@@ -24,6 +24,7 @@ from sllm.messages import READY, SATURATED, STOPPED, Address, Envelope, Inferenc
 from sllm.node import Node
 from sllm.placement.registry import policies
 from sllm.runtime.sockets import local_address
+from sllm.wire import Keyring, PickleCodec
 
 # --- slow start and distrust ------------------------------------------------------------------------------------------------------------
 
@@ -194,6 +195,53 @@ def test_a_full_table_refuses_newcomers_says_so_once_a_minute_and_forgets_the_go
     assert list(node.fleet.gone) == ["a"], "it has been silent since, and goes next"
 
 
+STRANGERS = tuple(f"stranger-{i}" for i in range(300))
+
+
+def test_a_row_keeps_the_catalogues_models_only_and_knows_how_many_others_could_leave() -> None:
+    node, talk = coordinator()
+    first, second = CATALOG.names[:2]
+    listed = {"gpu_models": (first, *STRANGERS[:2]), "busy_models": (first, STRANGERS[0]), "host_models": (*STRANGERS, second), "disk_models": STRANGERS}
+    talk.say("w", report(**listed, loading=((STRANGERS[2], 1.0), (second, 2.0)), partial=True), 1.0)
+    row = node.fleet.rows["w"]
+    kept = row.report
+    assert (kept.gpu_models, kept.busy_models, kept.host_models, kept.disk_models) == ((first,), (first,), (second,), ())
+    assert kept.loading == ((second, 2.0),)
+    assert kept.partial
+    assert row.has_idle_model, "the idle stranger could leave"
+    said = kept._replace(running=1)
+    talk.say("w", said, 2.0)
+    assert row.report is said, "a report that names the catalogue's models only is kept as it is"
+    assert not row.has_idle_model, "the stranger has left"
+
+
+def test_the_codec_remembers_no_report_that_is_not_in_the_table() -> None:
+    node, _ = coordinator(workers_max=2)
+    codec = node.codec = PickleCodec(Keyring(1, {1: b"k" * 32}))
+
+    def say(sender: str, sequence: int, now: float, incarnation: int = 10, **changes: Any) -> None:
+        node.receive_datagram(codec.encode(Envelope(sender, incarnation, sequence, now, report(**changes))), (sender, 8000), now)
+
+    say("refused", 1, 1.0, hardware="tpu")
+    say("fat", 1, 1.0, host_models=STRANGERS)
+    say("a", 1, 1.0)
+    say("too-many", 1, 1.0)
+    assert set(node.fleet.rows) == {"fat", "a"}
+    assert set(codec._reports) == {b"a"}
+    assert codec._reports[b"a"][1] is node.fleet.rows["a"].report
+    say("a", 2, 1.5, incarnation=9, host_models=STRANGERS)  # of a life before the present one
+    assert node.reports_rejected == {"unknown_hardware": 1, "table_full": 1, "old_incarnation": 1}
+    assert not codec._reports
+    say("fat", 2, 2.0)
+    say("a", 2, 2.0, state=STOPPED)
+    assert set(codec._reports) == {b"fat", b"a"}
+    Talk(node).run_to(2.0 + node.config.forget_after_s)
+    say("fat", 3, 3.0 + node.config.forget_after_s)
+    Talk(node).run_to(5.0 + node.config.forget_after_s)
+    assert set(node.fleet.rows) == {"fat"}
+    assert set(codec._reports) == {b"fat"}
+
+
 def test_newcomers_that_leave_at_once_leave_nothing_behind() -> None:
     node, talk = coordinator(workers_max=5)
     talk.say("w", report(), 1.0)
@@ -349,3 +397,16 @@ def test_a_report_replayed_from_elsewhere_after_a_restart_moves_no_worker() -> N
     node.receive(newer, ("127.0.0.1", 8123), 2.1)
     node.receive(old, ("10.6.6.6", 666), 2.2)
     assert node.fleet.rows["w"].address == ("127.0.0.1", 8123)
+
+
+def test_placements_that_are_kept_to_be_said_again_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.DECISIONS_MAX", 3)
+    node, talk = coordinator()
+    talk.say("w", report(), 1.0)
+    placed(talk, 20, 1.1)
+    numbers = [node.fleet.rows["w"].ledger.next_number]
+    placed(talk, 3, 1.2, begin=17)
+    numbers.append(node.fleet.rows["w"].ledger.next_number)
+    placed(talk, 1, 1.2)
+    numbers.append(node.fleet.rows["w"].ledger.next_number)
+    assert numbers == [21, 21, 22], "the last ones are said again, the first is forgotten"

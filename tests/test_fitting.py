@@ -16,7 +16,7 @@ from simulation import LiveRun, VirtualRun
 from sllm import limits
 from sllm.catalog import Catalog
 from sllm.engine import LlmEngine
-from sllm.fitting import SHORT_NAMES, WHOLE_NAMES, always_fits, fitted
+from sllm.fitting import LISTS, SHORT_NAMES, WHOLE_NAMES, always_fits, fitted
 from sllm.messages import LoadReport
 from worker import Worker
 
@@ -83,6 +83,10 @@ def test_what_matters_most_is_said_first() -> None:
 def test_a_report_that_fits_is_left_alone(size: int) -> None:
     whole = report(disk_models=tuple(f"{i}".rjust(size, "m")[:size] for i in range(SHORT_NAMES if size > 1 else 10)))
     assert fitted(whole) is whole
+
+
+def test_the_lists_of_a_report_are_those_that_name_models() -> None:
+    assert LoadReport._fields[LISTS] == ("gpu_models", "busy_models", "loading", "host_models", "disk_models")
 
 
 def test_a_small_catalogue_is_never_looked_at_again() -> None:

@@ -117,6 +117,12 @@ def test_a_walk_takes_small_steps(large: Shown) -> None:
     assert len(list(walk(large.node.fleet, 1.5))) == -(-5000 // fleetview.STEP_ROWS) + 1
 
 
+def test_a_step_of_a_walk_is_bounded_by_the_names_of_its_rows_too(small: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleetview, "STEP_NAMES", 1)
+    assert all(row.report.gpu_models for row in small.node.fleet)
+    assert len(list(walk(small.node.fleet, 1.5))) == 5 + 1
+
+
 def test_an_empty_fleet_has_a_picture() -> None:
     (picture,) = walk([], 0.0)
     assert picture == FleetPicture(0.0, (), {}, 0, 0, 0, 0, 0.0, ())

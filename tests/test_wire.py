@@ -201,11 +201,13 @@ def test_two_versions_refuse_each_other_in_both_orders(monkeypatch: pytest.Monke
 
 
 def reason_in(node: ast.AST) -> ast.AST | None:
-    """The expression of a reason in a piece of code: what is counted under a name, handed to `refuse`, or called the reason."""
+    """The expression of a reason in a piece of code: what is counted under a name, handed to `refuse` or `_refuse_report`, or called the reason."""
     match node:
         case ast.Subscript(value=ast.Attribute(attr="rejected" | "reports_rejected")):
             return node.slice
         case ast.Call(func=ast.Attribute(attr="refuse"), args=[_, reason, _]):
+            return reason
+        case ast.Call(func=ast.Attribute(attr="_refuse_report"), args=[_, reason]):
             return reason
         case ast.Assign(targets=[ast.Name(id="reason")]):
             return node.value

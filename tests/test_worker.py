@@ -144,6 +144,20 @@ def test_answers_are_not_kept_forever() -> None:
     assert len(talk.told(RequestAdmitted)) == 1
 
 
+def test_answers_kept_are_bounded_in_number_and_the_oldest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.DONE_MAX", 3)
+    _, talk = worker()
+    for number in range(1, 9):
+        talk.say("c", request(f"r{number}", number), 20.0 * number)
+        talk.run_to(20.0 * number + 19.0)
+    assert outcomes(talk) == [COMPLETED] * 8
+    talk.told(RequestAdmitted)
+    for number in range(1, 9):
+        talk.say("c", request(f"r{number}", number), 185.0)
+    assert [event.request_id for event in talk.told(RequestAdmitted)] == ["r1", "r2", "r3"]
+    assert outcomes(talk) == [COMPLETED] * 5
+
+
 @pytest.mark.parametrize(
     ("changes", "outcome"),
     [

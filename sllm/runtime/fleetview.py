@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -17,7 +16,8 @@ from sllm import events
 from sllm.events import Event
 from sllm.runtime.http import BadQuery
 
-STEP_ROWS = 400  # workers looked at in one go: about a millisecond
+STEP_ROWS = 400  # workers looked at in one go: about a millisecond ...
+STEP_NAMES = 10_000  # ... and so many of the models that they name, or those of one more worker: likewise
 LIMIT_DEFAULT, LIMIT_MAX = 100, 1000
 CELLS_MAX = 10_000  # workers drawn in the page's grid; of more, evenly spaced ones
 MODELS_MAX = 200  # models listed, the most loaded ones first
@@ -77,8 +77,7 @@ def view_of(row: Any, now: float) -> WorkerView:
 
 
 def walk(rows: Iterable[Any], now: float) -> Iterator[FleetPicture | None]:
-    """Look at every row, `STEP_ROWS` for each step; the last thing yielded is the picture, None before that."""
-    listed = iter(list(rows))
+    """Look at every row, a few for each step; the last thing yielded is the picture, None before that. Rows name models of the catalogue only."""
     views: list[WorkerView] = []
     states: Counter[str] = Counter()
     gpu: Counter[str] = Counter()
@@ -86,13 +85,16 @@ def walk(rows: Iterable[Any], now: float) -> Iterator[FleetPicture | None]:
     host: Counter[str] = Counter()
     running = waiting = pending = slots = 0
     kv_used = 0.0
-    while chunk := list(islice(listed, STEP_ROWS)):
-        for row in chunk:
-            view = view_of(row, now)
-            views.append(view)
-            states[view.state] += 1
-            if view.state in GONE:
-                continue
+    step_rows = step_names = 0
+    for row in list(rows):
+        if step_rows >= STEP_ROWS or step_names >= STEP_NAMES:
+            yield None
+            step_rows = step_names = 0
+        step_rows += 1
+        view = view_of(row, now)
+        views.append(view)
+        states[view.state] += 1
+        if view.state not in GONE:
             running += view.running
             waiting += view.waiting
             pending += view.pending
@@ -101,6 +103,8 @@ def walk(rows: Iterable[Any], now: float) -> Iterator[FleetPicture | None]:
             gpu.update(view.models)
             loading.update(view.loading)
             host.update(row.report.host_models)
+            step_names += len(view.models) + len(view.loading) + len(row.report.host_models)
+    if views:
         yield None
     alive = max(1, len(views) - sum(states[state] for state in GONE))
     names = gpu.keys() | loading.keys() | host.keys()
