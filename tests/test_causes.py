@@ -12,7 +12,7 @@ import pytest
 from wire_samples import envelope
 
 from sllm.events import CoordinatorSilent
-from sllm.messages import ReportAck
+from sllm.messages import Progress
 from sllm.node import Node
 from sllm.runtime import causes, logs
 from sllm.runtime.causes import REFUSALS, RefusalLog, SilenceLog
@@ -110,10 +110,10 @@ def other_version(data: bytes) -> bytes:
 def test_a_node_tells_whom_it_refuses_and_why(speaker: Keyring | None, spoil: Callable[[bytes], bytes], reason: str) -> None:
     ring = ephemeral_keyring()
     node = Node("n", 1, codec=PickleCodec(ring))
-    node.handlers = {ReportAck: lambda *_: None}
+    node.handlers = {Progress: lambda *_: None}
     told: list[tuple[str, tuple[str, int]]] = []
     node.on_refused = lambda why, source: told.append((why, source))
-    datagram = PickleCodec(speaker or ring).encode(envelope(ReportAck(1, 1)))
+    datagram = PickleCodec(speaker or ring).encode(envelope(Progress(1.0, 1)))
     node.receive_datagram(spoil(datagram), ("10.0.0.9", 1), 0.0)
     assert told == [(reason, ("10.0.0.9", 1))]
     assert reason in REFUSALS

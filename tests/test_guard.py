@@ -17,7 +17,7 @@ from experiments.harness import configuration, silent
 from simulation import LiveRun, VirtualRun
 from sllm.errors import UsageError
 from sllm.events import CoordinatorReady, Event, InternalErrorCaught
-from sllm.messages import Address, Envelope, Enveloped, ReportAck
+from sllm.messages import Address, Envelope, Enveloped, Progress
 from sllm.node import Codec, Judge, Node
 from sllm.runtime import logs
 from sllm.runtime.clock import Clock
@@ -29,14 +29,14 @@ class EpochCodec(Codec):
     """Packs the epoch and the sequence; will not pack the epoch 13."""
 
     def encode(self, envelope: Enveloped[Any]) -> bytes:
-        ack = envelope[4]
-        if ack.epoch == 13:
-            raise ValueError("ReportAck.epoch=13: is bad luck")
-        return f"{ack.epoch} {envelope[2]}".encode()
+        progress = envelope[4]
+        if progress.requests == 13:
+            raise ValueError("Progress.requests=13: is bad luck")
+        return f"{progress.requests} {envelope[2]}".encode()
 
     def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
         epoch, sequence = map(int, bytes(data).split())
-        return judged(Envelope("mouth", 1, sequence, now + 100.0, ReportAck(epoch, sequence)), judge, now)
+        return judged(Envelope("mouth", 1, sequence, now + 100.0, Progress(1.0, epoch)), judge, now)
 
 
 class Brittle(Node):
@@ -47,12 +47,12 @@ class Brittle(Node):
         self.heard: list[int] = []
         self.timers = 0
         self.timer_breaks = False
-        self.handlers = {ReportAck: self._on_ack}
+        self.handlers = {Progress: self._on_progress}
 
-    def _on_ack(self, envelope: Enveloped[ReportAck], addr: Address, now: float) -> None:
-        if envelope[4].epoch == 7:
+    def _on_progress(self, envelope: Enveloped[Progress], addr: Address, now: float) -> None:
+        if envelope[4].requests == 7:
             raise BlockingIOError("a handler's error must not be taken for the socket's")
-        self.heard.append(envelope[4].epoch)
+        self.heard.append(envelope[4].requests)
 
     def handle_timer(self, now: float) -> None:
         self.timers += 1
@@ -85,7 +85,7 @@ def test_an_exception_costs_the_datagram_it_came_with_and_is_told_once(driver: U
     address = driver.add(ear).address
     host = driver.add(mouth)
     for epoch in (1, 7, 2, 7, 7, 3):
-        mouth.send(ReportAck(epoch, 1), address, 0.0)
+        mouth.send(Progress(1.0, epoch), address, 0.0)
     host.touch()
     turn(driver, lambda: len(ear.heard) == 3)
     assert ear.heard == [1, 2, 3]
@@ -95,7 +95,7 @@ def test_an_exception_costs_the_datagram_it_came_with_and_is_told_once(driver: U
     (told,) = seen
     assert isinstance(told, InternalErrorCaught)
     assert (told.node_id, told.place, told.what) == ("ear", place, "a datagram")
-    assert "_on_ack" in told.trace
+    assert "_on_progress" in told.trace
 
 
 def test_a_message_that_cannot_be_packed_or_sent_costs_no_other(driver: UdpDriver, seen: list[Event]) -> None:
@@ -103,9 +103,9 @@ def test_a_message_that_cannot_be_packed_or_sent_costs_no_other(driver: UdpDrive
     address = driver.add(ear).address
     host = driver.add(mouth)
     host.routes["nowhere", 1] = ("::1%a\0b", 1)  # sendto raises TypeError, and in other cases UnicodeError or OverflowError
-    mouth.send(ReportAck(13, 1), address, 0.0)
-    mouth.send(ReportAck(1, 1), ("nowhere", 1), 0.0)
-    mouth.send(ReportAck(2, 1), address, 0.0)
+    mouth.send(Progress(1.0, 13), address, 0.0)
+    mouth.send(Progress(1.0, 1), ("nowhere", 1), 0.0)
+    mouth.send(Progress(1.0, 2), address, 0.0)
     host.touch()
     turn(driver, lambda: ear.heard == [2])
     assert sum(driver.internal_errors.values()) == len(seen) == 1
@@ -162,7 +162,7 @@ def test_it_is_in_the_metrics_and_in_the_log_with_its_stack(driver: UdpDriver, s
     ear, mouth = Brittle("ear"), Brittle("mouth")
     target = driver.add(ear)
     host = driver.add(mouth)
-    mouth.send(ReportAck(7, 1), target.address, 0.0)
+    mouth.send(Progress(1.0, 7), target.address, 0.0)
     host.touch()
     turn(driver, lambda: bool(seen))
     metrics = CoordinatorMetrics(0.0)
@@ -176,7 +176,7 @@ def test_it_is_in_the_metrics_and_in_the_log_with_its_stack(driver: UdpDriver, s
         assert place in text
         assert "Traceback" in text
         if form == "json":
-            assert "_on_ack" in json.loads(text)["trace"]
+            assert "_on_progress" in json.loads(text)["trace"]
         else:
             first, *stack = text.splitlines()
             assert "error" in first

@@ -20,7 +20,7 @@ from coordinator import Coordinator
 from sllm.engine import LlmEngine
 from sllm.errors import UsageError
 from sllm.events import CoordinatorOverdue, CoordinatorReady, Event
-from sllm.messages import Address, Envelope, Enveloped, ReportAck
+from sllm.messages import Address, Envelope, Enveloped, Progress
 from sllm.node import Codec, Judge, Node, Rejected
 from sllm.placement.registry import make_policy
 from sllm.runtime import sockets, udp
@@ -41,7 +41,7 @@ class TextCodec(Codec):
     def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
         try:
             sender, incarnation, sequence, wall_s = bytes(data).decode().split()
-            envelope = Envelope(sender, int(incarnation), int(sequence), float(wall_s), ReportAck(1, int(sequence)))
+            envelope = Envelope(sender, int(incarnation), int(sequence), float(wall_s), Progress(1.0, int(sequence)))
         except ValueError:
             raise Rejected("malformed") from None
         return judged(envelope, judge, now)
@@ -58,18 +58,18 @@ class Echo(Node):
         self.heard: list[tuple[str, Address, float]] = []
         self.timers: list[float] = []
         self.coordinator: Address = ("127.0.0.1", 1)
-        self.handlers = {ReportAck: self.on_ack}
+        self.handlers = {Progress: self.on_ack}
 
     def on_ack(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
         self.heard.append((envelope[0], addr, now))
         if self.hops > 0:
             self.hops -= 1
-            self.send(ReportAck(1, 1), addr, now)
+            self.send(Progress(1.0, 1), addr, now)
 
     def handle_timer(self, now: float) -> None:
         self.timers.append(now)
         if self.first is not None:
-            self.send(ReportAck(1, 1), self.first, now)
+            self.send(Progress(1.0, 1), self.first, now)
             self.first = None
         self.wake_at = inf
 
@@ -131,7 +131,7 @@ def test_what_waits_in_a_socket_is_heard_before_a_timer_runs() -> None:
         order: list[str] = []
         node = Echo("n", clock, first=sink.address, at=5.0)
         node.handle_timer = lambda now: (order.append("timer"), setattr(node, "wake_at", inf))[0]  # type: ignore[method-assign]
-        node.handlers = {ReportAck: lambda envelope, addr, now: order.append("heard")}
+        node.handlers = {Progress: lambda envelope, addr, now: order.append("heard")}
         host = driver.add(node)
         sender = Echo("s", clock, first=host.address)
         driver.add(sender)
@@ -220,13 +220,13 @@ def test_a_full_send_buffer_loses_nothing(driver: UdpDriver, clock: Clock) -> No
     full = Full(host.socket)
     host.socket = full  # type: ignore[assignment]
     for _ in range(5):
-        node.send(ReportAck(1, 1), sink_host.address, clock.now)
+        node.send(Progress(1.0, 1), sink_host.address, clock.now)
     host.touch()
     assert driver.sends_deferred == 5
     driver.step(0)
     assert driver.sent == 0
     full.full = False
-    node.send(ReportAck(1, 1), sink_host.address, clock.now)
+    node.send(Progress(1.0, 1), sink_host.address, clock.now)
     host.touch()
     turn(driver, lambda: len(sink.heard) == 6)
     assert driver.sent == 6
@@ -236,10 +236,10 @@ def test_a_full_send_buffer_loses_nothing(driver: UdpDriver, clock: Clock) -> No
 def test_errors_of_sending_are_counted_and_survived(driver: UdpDriver, clock: Clock) -> None:
     node = Echo("n", clock)
     host = driver.add(node)
-    node.send(ReportAck(1, 1), ("no-such-host", 9000), 0.0)
-    node.send(ReportAck(1, 1), ("", 9000), 0.0)
-    node.send(ReportAck(1, 1), ("127.0.0.1", 0), 0.0)
-    node.send(ReportAck(1, 1), ("255.255.255.255", 9), 0.0)  # broadcast is not permitted on this socket
+    node.send(Progress(1.0, 1), ("no-such-host", 9000), 0.0)
+    node.send(Progress(1.0, 1), ("", 9000), 0.0)
+    node.send(Progress(1.0, 1), ("127.0.0.1", 0), 0.0)
+    node.send(Progress(1.0, 1), ("255.255.255.255", 9), 0.0)  # broadcast is not permitted on this socket
     host.touch()
     assert driver.send_errors["unresolved"] == 3
     assert sum(driver.send_errors.values()) == 4
@@ -253,7 +253,7 @@ def test_an_icmp_error_does_not_disturb_the_socket(driver: UdpDriver, clock: Clo
     host = driver.add(node)
     host.socket.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR: even the errors an unconnected socket is usually spared
     for _ in range(3):
-        node.send(ReportAck(1, 1), address, 0.0)
+        node.send(Progress(1.0, 1), address, 0.0)
         host.touch()
         driver.step(0)
     other = Echo("o", clock, first=host.address)
@@ -281,20 +281,20 @@ def test_the_uplink_has_its_own_port_and_can_be_renewed(driver: UdpDriver, clock
     node = Echo("n", clock)
     node.coordinator = coordinator_host.address
     host = driver.add(node, uplink=True)
-    node.send(ReportAck(1, 1), coordinator_host.address, 0.0)
-    node.send(ReportAck(1, 1), other_host.address, 0.0)
+    node.send(Progress(1.0, 1), coordinator_host.address, 0.0)
+    node.send(Progress(1.0, 1), other_host.address, 0.0)
     host.touch()
     turn(driver, lambda: len(coordinator.heard) == 1 and len(other.heard) == 1 and len(node.heard) == 1)  # and the answer came back
     assert other.heard[0][1] == host.address
     first_port = coordinator.heard[0][1][1]
     assert first_port != host.address[1]
     host.renew_uplink()
-    node.send(ReportAck(1, 1), coordinator_host.address, 0.0)
+    node.send(Progress(1.0, 1), coordinator_host.address, 0.0)
     host.touch()
     turn(driver, lambda: len(coordinator.heard) == 2 and len(node.heard) == 2)
     assert host.uplink is not None
     assert coordinator.heard[1][1] == host.uplink.getsockname()
-    coordinator.send(ReportAck(1, 1), ("127.0.0.1", first_port), 0.0)
+    coordinator.send(Progress(1.0, 1), ("127.0.0.1", first_port), 0.0)
     coordinator_host.touch()
     turn(driver, lambda: len(node.heard) == 3)  # an answer to the port before still comes
     host.renew_uplink()
@@ -307,7 +307,7 @@ def test_what_is_said_with_the_news_that_renews_the_uplink_leaves_through_the_ne
         coordinator, node = Echo("c", clock), Echo("n", clock)
         node.coordinator = driver.add(coordinator).address
         host = driver.add(node, uplink=True)
-        node.send(ReportAck(1, 1), node.coordinator, 0.0)
+        node.send(Progress(1.0, 1), node.coordinator, 0.0)
         node.events.append(CoordinatorOverdue(0.0, "n", 5.0))
         host.touch()
         turn(driver, lambda: len(coordinator.heard) == 1)
@@ -326,7 +326,7 @@ def test_an_uplink_that_cannot_be_renewed_stays(driver: UdpDriver, clock: Clock,
     monkeypatch.setattr(udp, "bound_socket", none_left)
     with pytest.raises(UsageError, match="no file descriptor left"):
         host.renew_uplink()
-    node.send(ReportAck(1, 1), node.coordinator, 0.0)
+    node.send(Progress(1.0, 1), node.coordinator, 0.0)
     host.touch()
     turn(driver, lambda: len(coordinator.heard) == 1)
 
@@ -382,12 +382,12 @@ def test_a_name_is_resolved_without_blocking(clock: Clock) -> None:
         host = driver.add(node)
         addr = ("sink.example", sink_host.address[1])
         for _ in range(2):
-            node.send(ReportAck(1, 1), addr, clock.now)
+            node.send(Progress(1.0, 1), addr, clock.now)
             host.touch()
         assert asked == ["sink.example"]
         assert driver.send_errors["unresolved"] == 2  # the sender's own retry comes after the answer
         answers[0]("127.0.0.1")
-        node.send(ReportAck(1, 1), addr, clock.now)
+        node.send(Progress(1.0, 1), addr, clock.now)
         host.touch()
         turn(driver, lambda: len(sink.heard) == 1)
 
