@@ -44,10 +44,11 @@ need_file = [ -e $(1) ] || { echo "make $@: $(1) is missing from this checkout" 
 PENDING := {range .items[*]}{.metadata.name}: {.status.conditions[?(@.type=="PodScheduled")].message}{"\n"}{end}
 say_pending = kubectl -n $(NAMESPACE) get pods --field-selector=status.phase=Pending -o 'jsonpath=$(PENDING)' | sed -n 's/\(.*\): \(.*nodes.*\)/make $@: \1 waits for a node: \2/p' >&2
 
-# The last word of each container of the Compose fleet that should be running and is not, or is and is not healthy.
+# The last word of each container of the Compose fleet that should be running and is not, or is and is not healthy. One that was never started has none.
 say_unhealthy = for id in $$($(COMPOSE) ps --all --quiet); do \
+	  said=$$(docker logs --tail 1 $$id 2>&1 | sed 's/[\\&/]/\\&/g'); [ -n "$$said" ] || continue; \
 	  docker inspect --format '{{slice .Name 1}}: {{.State.Status}} {{with .State.Health}}{{.Status}}{{else}}{{$$.State.ExitCode}}{{end}}' $$id \
-	  | grep -v -e ': running healthy$$' -e ': exited 0$$' | sed "s/^/make $@: /; s/$$/; it said last: $$(docker logs --tail 1 $$id 2>&1 | sed 's/[\\&/]/\\&/g')/" >&2 || true; done
+	  | grep -v -e ': running healthy$$' -e ': exited 0$$' | sed "s/^/make $@: /; s/$$/; it said last: $$said/" >&2 || true; done
 
 ##@ Run
 .PHONY: run
@@ -214,13 +215,17 @@ LOAD_VARIABLES := ARRIVALS CONCURRENCY COORDINATOR_SILENT CV DEMO_MODELS DRAIN_T
   LOG_LEVEL MIX MODELS MODEL_CATALOG MODEL_MAP PLACEMENTS_MAX POLL_INTERVAL PRIORITIES RATE REQUESTS_CSV REQUEST_TIMEOUT RETRY_INITIAL RETRY_MAX \
   SEED SERVICE_MEAN SESSIONS SLOTS STAGES THINK TRACE TRACE_COLUMNS TRACE_RATE WORKERS WORKER_TRIES ZIPF
 load_settings = DURATION=$(DURATION) $(foreach name,$(LOAD_VARIABLES),$(if $(filter command environment,$(firstword $(origin $(name)))),'$(name)=$($(name))'))
+# "Complete", or "Failed: " and why.
+JOB_ENDED := {range .status.conditions[?(@.type=="Complete")]}{.type}{end}{range .status.conditions[?(@.type=="Failed")]}{.type}: {.message}{end}
 .PHONY: load-k8s
 load-k8s: ## load on the cluster, and what came of it: make load-k8s RATE=5 DURATION=30, and any other variable of a client
 	@$(need_cluster)
 	kubectl -n $(NAMESPACE) delete job load-generator --ignore-not-found
 	@kubectl set env --local -f k8s/examples/load-generator.yaml -o yaml $(load_settings) | $(in_namespace)
-	@seconds=$(DURATION); kubectl -n $(NAMESPACE) wait --for=condition=complete --timeout=$$(( $${seconds%.*} + 180 ))s job/load-generator || bad=1; \
-	kubectl -n $(NAMESPACE) logs job/load-generator --tail=1; exit $${bad:-0}
+	@seconds=$(DURATION); limit_s=$$(( $${seconds%.*} + 180 )); ended=; \
+	while [ -z "$$ended" ] && [ $$SECONDS -lt $$limit_s ]; do sleep 1; ended=$$(kubectl -n $(NAMESPACE) get job load-generator -o 'jsonpath=$(JOB_ENDED)'); done; \
+	kubectl -n $(NAMESPACE) logs job/load-generator --tail=1 || true; \
+	case "$$ended" in *Complete*) ;; *) echo "make $@: the load generator's job $${ended:-did not end within $$limit_s s}" >&2; exit 1;; esac
 
 .PHONY: quick-k8s
 quick-k8s: deploy-k8s load-k8s status-k8s ## deploy, some load, and what came of it; build or load the images first

@@ -33,6 +33,7 @@ from sllm.events import (
 from sllm.messages import (
     CANCELLED,
     COMPLETED,
+    NO_WORKERS,
     Address,
     CancelRequest,
     Enveloped,
@@ -116,7 +117,7 @@ class Client(Node):
 
     __slots__ = (
         "_contacts", "_finished", "_heard_at", "_overdue_at", "_pending", "_poll_s", "_retry_initial_s", "_rng", "_timeout_s", "_timers", "acknowledged",
-        "config",
+        "config", "finds_nobody",
     )  # fmt: skip
 
     def __init__(
@@ -144,6 +145,7 @@ class Client(Node):
         self._finished: Recent[str, str] = Recent()  # request_id -> worker that completed it, "" if none did
         self._heard_at = now  # when the coordinator last answered, or was last complained about
         self.acknowledged = False  # it has answered at all
+        self.finds_nobody = False  # its last answer was that no worker is ready
         self._overdue_at = now  # when its answer was last said to be overdue
         self.handlers = {
             ScheduleResponse: self._on_schedule_response,
@@ -217,6 +219,7 @@ class Client(Node):
         pending = self._pending.get(response.request_id)
         if pending is None or pending.state not in (ASKING, BACKING_OFF) or response in pending.given_up:
             return  # a late answer to a question asked twice
+        self.finds_nobody = False
         pending.placement = response
         _, pending.worker_id, _, _, pending.action, _, _, _ = response
         pending.placements += 1
@@ -232,6 +235,7 @@ class Client(Node):
         if pending is None or pending.state != ASKING:
             return
         pending.last_error = error.code
+        self.finds_nobody = error.code == NO_WORKERS
         if error.retry_after_s <= 0.0:
             self._end(pending)
             self.events.append(RequestRejected(now, error.request_id, pending.model, pending.arrival_s, error.code))

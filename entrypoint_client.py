@@ -135,6 +135,8 @@ class ClientPart:
                 self._submit_due()
             else:
                 self._exhausted = now >= UNRESOLVED_S
+        if self.node.finds_nobody:
+            self._service.renew_way()  # whatever balances datagrams may have led to a second coordinator, one without workers
         if now - self._printed_at >= PROGRESS_S:
             self._printed_at = now
             self.print_progress()

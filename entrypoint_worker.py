@@ -92,6 +92,8 @@ class WorkerPart:
 
     def tick(self) -> None:
         self.node.responses.clear()  # those sent again
+        if self.node.suspects_rival(self._service.clock.now):
+            self._service.renew_way()  # whatever balances datagrams leads to the other one in time
 
     def collect(self, answer: Callable[[], None]) -> None:
         self.metrics.collect_engine(self._snapshot())

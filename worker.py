@@ -64,7 +64,7 @@ from sllm.node import Codec, Node, new_tuple
 from sllm.recent import Recent
 from sllm.rivals import Rivals
 
-RIVALS_KEPT_INTERVALS = 10.0  # report intervals for which two coordinators that were heard by turns count as two
+RIVALS_KEPT_ACKS = 10.0  # acknowledgements due, while two coordinators that were heard by turns count as two
 HEARTBEAT_S = 1.0  # between reports when they are sent at every change
 DONE_MAX = 20_000  # answers in each of two generations, 25 MB at the most: a usual worker gives fewer in `RESPONSE_KEEP`, and polls come within seconds
 ACCEPT_AFTER = 0.25  # of a client's first wait for an answer: a first token that comes by then says as well that the request has arrived
@@ -144,7 +144,7 @@ class Worker(Node):
         self._heard_epoch = 0
         self.displaced = False  # a newer life has this worker's name
         self.rival = False  # two lives of the coordinator acknowledge reports by turns
-        self._rivals = Rivals(RIVALS_KEPT_INTERVALS * self._interval_s)
+        self._rivals = Rivals(RIVALS_KEPT_ACKS * config.reports_per_ack * self._interval_s)
         self._owed = config.reports_per_ack  # the number of the report by which the next acknowledgement is owed,
         self._overdue_at = inf  # and when that has been waited for long enough; inf: it is not owed yet
         self._patience_s = self._patience_min_s = max(self._interval_s, config.retry_initial_s)
@@ -173,6 +173,10 @@ class Worker(Node):
     def acknowledged(self) -> bool:
         """A coordinator has answered a report of ours."""
         return self._heard_epoch != 0
+
+    def suspects_rival(self, now: float) -> bool:
+        """An older life of the coordinator has spoken lately: over new sockets each of two would be heard soon."""
+        return self._rivals.suspected(now)
 
     # --- requests -------------------------------------------------------------------------------------------------------------------
 

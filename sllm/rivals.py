@@ -29,6 +29,10 @@ class Rivals:
             self._seen_until = now + self._keep_s
         self._older_at = now
 
+    def suspected(self, now: float) -> bool:
+        """An older life has spoken lately: another datagram may find either of two."""
+        return now - self._keep_s < self._older_at
+
     def seen(self, now: float) -> bool:
         """Two lives run."""
         return now < self._seen_until

@@ -242,3 +242,43 @@ def test_the_deployment_guide_names_metrics_and_targets_that_exist() -> None:
     assert set(re.findall(r"`make ([a-z][a-z0-9-]+)", text)) <= targets
     for path in re.findall(r"\bk8s/[\w/.-]*\w", text):
         assert (ROOT / path).exists(), path
+
+
+def made_with(folder: Path, tool: str, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`make ARGUMENTS` with `script` in the place of a tool."""
+    (folder / tool).write_text(f"#!/bin/bash\n{script}\n")
+    (folder / tool).chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(["make", *arguments], cwd=ROOT, env={**os.environ, "PATH": path}, text=True, capture_output=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("condition", "status", "told"),
+    [("Complete", 0, ""), ("Failed: Job has reached the specified backoff limit", 2, "the load generator's job Failed: Job has reached")],
+)
+def test_load_on_a_cluster_ends_with_its_job(condition: str, status: int, told: str, tmp_path: Path) -> None:
+    script = f"""case "$*" in
+*"get job"*) echo -n "{condition}";;
+*logs*) echo the last line;;
+*"set env"*) cat k8s/examples/load-generator.yaml;;
+*"-f -") cat;;
+esac"""
+    done = made_with(tmp_path, "kubectl", script, "load-k8s", "DURATION=600")
+    assert done.returncode == status, done.stderr
+    assert "the last line" in done.stdout
+    assert told in done.stderr
+
+
+def test_containers_that_said_nothing_are_not_quoted(tmp_path: Path) -> None:
+    """Those that a failed one kept from starting."""
+    script = """case "$*" in
+*" up "*) exit 1;;
+*"ps --all"*) echo one two;;
+"inspect "*one) echo "sllm-coordinator: exited 2";;
+"inspect "*two) echo "sllm-worker-1: created 0";;
+"logs "*one) echo "WORKER_TIMEOUT='abc': not a number / & so";;
+esac"""
+    done = made_with(tmp_path, "docker", script, "run-docker", "COMPOSE=docker compose")
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "it said last" in line]
+    assert said == ["make run-docker: sllm-coordinator: exited 2; it said last: WORKER_TIMEOUT='abc': not a number / & so"]

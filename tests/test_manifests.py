@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_readme import default, described
 
 from config import Config
 from sllm.cli import OUTPUTS, SWITCHES
@@ -328,6 +329,17 @@ def test_the_deployment_guide_names_every_variable_and_every_target() -> None:
     assert missing == []
     targets = re.findall(r"^([a-z][a-z0-9-]*):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     assert [target for target in targets if target not in LOCAL and f"make {target}" not in guide] == []
+
+
+def test_the_deployment_guide_and_the_readme_say_the_same_of_a_variable() -> None:
+    guide = (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8")
+    told = {name: [cell.strip() for cell in (default, unit, meaning)] for name, default, unit, meaning in re.findall(
+        r"^\| `(\w+)` \|([^|]*)\|([^|]*)\| [a-z, ]+ \|(.*)\|$", guide, re.M,
+    )}  # fmt: skip
+    fields = {field.metadata["env"]: field for field in dataclasses.fields(Config)}
+    expected = {name: [default(field), field.metadata["unit"], described(field)] for name, field in fields.items()}
+    assert {name: cells for name, cells in told.items() if name in fields} == {name: cells for name, cells in expected.items() if name in told}
+    assert len(told) > 0.9 * len(fields)
 
 
 def test_the_deployment_guide_says_who_reads_a_variable() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -80,3 +80,25 @@ def test_a_thread_that_cannot_be_started_is_a_name_without_an_address(driver: Ud
 @pytest.mark.parametrize("name", ["a\0b", "::1%a\0b", "\ud800", "x" * 300, "..", "a" * 64 + ".invalid"])
 def test_what_is_no_name_has_no_address(name: str) -> None:
     assert look_up(name) is None
+
+
+def test_who_asks_again_and_again_for_a_name_without_an_address_asks_no_more_often(driver: UdpDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker does that hears no coordinator: each of its questions would go on for good beside the others."""
+    known: dict[str, str] = {}
+    later: list[Callable[[], None]] = []
+    found: list[str] = []
+    resolver = Resolver(driver)
+    monkeypatch.setattr(resolver, "resolve", lambda name, answer, rank: answer(known.get(name)))
+    monkeypatch.setattr(driver, "call_at", lambda at, callback: later.append(callback))
+    ask = resolver.follow("central-coordinator", found.append)
+    for _ in range(5):
+        ask()
+        assert len(later) == 1
+    later.pop()()
+    assert len(later) == 1
+    known["central-coordinator"] = "10.0.0.5"
+    later.pop()()
+    ask()
+    assert found == ["10.0.0.5", "10.0.0.5"]
+    assert later == []
+    resolver.close()

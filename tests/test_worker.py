@@ -358,8 +358,10 @@ def test_two_coordinators_that_answer_by_turns_are_told_of_and_a_restart_is_not(
     assert node.rival
     assert talk.heard(LoadReport)[-1].rival
     assert len(talk.told(RivalSeen)) == 1
-    talk.run_to(now + 30.0)
+    assert node.suspects_rival(now + 1.0)
+    talk.run_to(now + 50.0)
     assert not node.rival
+    assert not node.suspects_rival(now + 50.0)
     assert not talk.heard(LoadReport)[-1].rival
 
 

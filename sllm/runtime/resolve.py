@@ -120,7 +120,7 @@ class Resolver:
 
 
 class _Follower:
-    """Asks until it is answered, with backoff."""
+    """Asks until it is answered, with backoff. Told to ask while it does, or waits to, it does nothing more."""
 
     def __init__(self, resolver: Resolver, name: str, found: Callable[[str], None]) -> None:
         self._resolver = resolver
@@ -132,16 +132,19 @@ class _Follower:
     def ask(self) -> None:
         if not self._asking:
             self._asking = True
-            self._resolver.resolve(self._name, self._answer, FIRST)
+            self._look_up()
+
+    def _look_up(self) -> None:
+        self._resolver.resolve(self._name, self._answer, FIRST)
 
     def _answer(self, address: str | None) -> None:
-        self._asking = False
         if address is not None:
+            self._asking = False
             self._wait_s = RETRY_FIRST_S
             self._found(address)
             return
         if self._wait_s == RETRY_FIRST_S:
             _log.warning("the name %s has no address yet; trying again", self._name)
         driver = self._resolver._driver
-        driver.call_at(driver.clock.now + self._wait_s * driver.clock.speedup, self.ask)
+        driver.call_at(driver.clock.now + self._wait_s * driver.clock.speedup, self._look_up)
         self._wait_s = min(RETRY_MAX_S, self._wait_s * 2.0)

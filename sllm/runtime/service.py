@@ -39,6 +39,7 @@ from sllm.wire import PickleCodec
 
 TICK_S = 1.0  # history and held-back log lines are brought up to date this often
 KEYS_S = 10.0  # the key file is looked at this often: keys rotate without a restart
+RENEW_S = 10.0  # the way to the coordinator is renewed this often: a flow that goes on would lead to one of two coordinators for good, unnoticed
 KEY_WAIT_S = 100.0  # a kubelet brings a Secret that has just been made into a pod within a minute and a half, most often at once
 KEY_LOOK_S = 0.1
 STALLED_S = 10.0  # a loop that has not turned for so long is not alive
@@ -161,6 +162,8 @@ class Service:
         self._follow_coordinator()
         self.driver.every(TICK_S, self._tick)
         self.driver.every(KEYS_S, self._look_at_keys)
+        if host.uplink is not None:
+            self.driver.every(RENEW_S, self.renew_way)
         self._say_hello(host)
         host.touch()
         self._tick()
@@ -271,10 +274,10 @@ class Service:
         else:
             self.events(node, event)
         if type(event) in (CoordinatorOverdue, CoordinatorSilent):
-            self._renew_way()
+            self.renew_way()
 
-    def _renew_way(self) -> None:
-        """The node's coordinator does not answer: look its name up again, and use another socket."""
+    def renew_way(self) -> None:
+        """Look the coordinator's name up again, and use another socket towards it. Whatever balances datagrams or translates their addresses decides anew."""
         if self._ask_again is None or self.host is None:
             return
         self._ask_again()
