@@ -32,7 +32,7 @@ if __name__ == "__main__":
     end_at_signals()
 
 from config import Config
-from experiments.batch import Bar, parse_usual, run_all, watch_signals, whole
+from experiments.batch import Bar, Stopped, parse_usual, run_all, watch_signals, whole
 from experiments.comparison import Group, compare
 from experiments.comparison_html import render_html, render_svg
 from experiments.comparison_text import render_csv, render_table
@@ -114,13 +114,14 @@ def run(argv: Sequence[str]) -> int:
     command = shlex.join(["python3", "experiments/compare.py", *argv])
     with ExitStack() as stack:
         outputs = open_outputs(stack, paths, input_files(config, options) | {f"--traces {place}": path for place, path in enumerate(traces_of(cells))})
-        finished = make_runs(cells, kept, arguments.jobs, options)
+        stopped = stack.enter_context(watch_signals())  # until everything is written: what is done is not lost in the middle of that
+        finished = make_runs(cells, kept, arguments.jobs, options, stopped)
         groups = compare([sample_of(as_json(cells[place], finished.done[place]), cells[place].config.policy) for place in sorted(finished.done)])
         wall = {"wall_s": round(finished.wall_s, 3), "jobs": arguments.jobs, "command": command, "taken_over": len(kept)}
         kept_as = document(cells, finished.done, {"interrupted": bool(finished.stopped_by), "groups": describe(groups), "wall": wall})
         deliver(outputs, groups, kept_as, command, options, bool(finished.stopped_by))
-    if finished.stopped_by:
-        return keep(finished, len(cells), kept_as, paths["--json"], argv)
+        if finished.stopped_by:
+            return keep(finished, len(cells), kept_as, paths["--json"], argv)
     if arguments.resume == "" and kept_in(paths["--json"]) == UNFINISHED:
         Path(UNFINISHED).unlink(missing_ok=True)
     if not options.quiet:
@@ -164,7 +165,7 @@ def open_outputs(stack: ExitStack, paths: Mapping[str, str], inputs: Mapping[str
     return outputs
 
 
-def make_runs(cells: Sequence[Cell], kept: Mapping[int, Done], jobs: int, options: Options) -> Finished:
+def make_runs(cells: Sequence[Cell], kept: Mapping[int, Done], jobs: int, options: Options, stopped: Stopped) -> Finished:
     """Every run that is not kept already, over all cores, until the end or a signal."""
     began, done = time.monotonic(), dict(kept)
     missing = [place for place in range(len(cells)) if place not in done]
@@ -175,11 +176,10 @@ def make_runs(cells: Sequence[Cell], kept: Mapping[int, Done], jobs: int, option
         done[missing[index]] = result
         bar.step()
 
-    with watch_signals() as stopped:
-        try:
-            run_all(run_cell, [cells[place] for place in missing], jobs, stopped, note, bar.show)
-        finally:
-            bar.close()
+    try:
+        run_all(run_cell, [cells[place] for place in missing], jobs, stopped, note, bar.show)
+    finally:
+        bar.close()
     return Finished(done, stopped.number if len(done) < len(cells) else 0, time.monotonic() - began)
 
 

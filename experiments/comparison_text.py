@@ -26,7 +26,9 @@ def legend(groups: Sequence[Group]) -> str:
     seeds = max((row.seeds for group in groups for row in group.rows), default=0)
     lines = ["TTFT: of completed requests. In time: first token within the target, of all requests; one that failed had none."]
     if seeds > 1:
-        lines.append("±: 95 % interval of the mean over seeds (Student's t). Every candidate served the same requests; differences are taken seed by seed.")
+        of_files = any(group.setting.more for group in groups)
+        served = "That both files have the same workload is for you to know" if of_files else "Every candidate served the same requests"
+        lines.append(f"±: 95 % interval of the mean over seeds (Student's t). {served}; differences are taken seed by seed.")
         lines.append("*: better than every other by a difference whose interval leaves out zero.")
     else:
         lines.append("One seed: no intervals, and nobody is called best. --seeds 5 has both.")

@@ -172,8 +172,8 @@ def read_runs(path: str, flag: str) -> list[dict[str, Any]]:
                 sample_of(run, "")
             return list(content["runs"])
         return [_single(content)]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{flag} {path}: holds no results: {type(error).__name__} {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise UsageError(f"{flag} {path}: is neither of compare.py --json nor of centralized_simulation.py --json") from None
 
 
 def _single(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import exp, gamma, pi, sqrt
 
 Matrix = list[list[float]]
@@ -244,6 +245,7 @@ def batching_limit(alpha_s: float, beta_s: float, gamma_s: float, prompt: int, o
 # --- intervals ------------------------------------------------------------------------------------------------------------------------
 
 
+@cache
 def student_t(freedom: int, confidence: float = 0.95) -> float:
     """The two-sided quantile of Student's t: within plus or minus this lies `confidence` of it."""
     factor = gamma((freedom + 1) / 2.0) / (sqrt(freedom * pi) * gamma(freedom / 2.0))

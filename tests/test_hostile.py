@@ -24,7 +24,7 @@ from sllm import limits, wire
 from sllm.engine import LlmEngine, QueueEngine
 from sllm.events import Event, RequestCompleted
 from sllm.messages import Dispatch, Envelope
-from sllm.node import FRESH_WITHIN_S, Node
+from sllm.node import FRESH_WITHIN_S, OF_COORDINATOR, Node
 from sllm.placement.registry import make_policy, policies
 from sllm.schema import MESSAGES, SCHEMAS
 from sllm.sim.hostile import Babbler, Mouth
@@ -104,7 +104,8 @@ def forged(change: dict[str, Any]) -> tuple[type, bytes]:
     pickler = pickle.Pickler(sink, 5)
     pickler.fast = True
     pickler.dump(plain)
-    data = HEADER.pack(wire.MAGIC, wire.PICKLE_VERSION, MESSAGES.index(kind) + 1, 1, 8, incarnation, sequence, 1.0) + b"stranger" + sink.body
+    sender = b"coordinator" if kind in OF_COORDINATOR else b"stranger"
+    data = HEADER.pack(wire.MAGIC, wire.PICKLE_VERSION, MESSAGES.index(kind) + 1, 1, len(sender), incarnation, sequence, 1.0) + sender + sink.body
     return kind, data + CODEC.keyring.tag(1, data)
 
 
@@ -114,7 +115,7 @@ def test_what_is_beyond_a_rule_is_counted_and_changes_nothing_else(make: Callabl
     node = make(1)
     kind, data = forged(change)
     before = len(node.outbox)
-    node.receive_datagram(data, CLIENT, 1.0)
+    node.receive_datagram(data, node.coordinator if kind in OF_COORDINATOR else CLIENT, 1.0)
     if kind not in node.handlers:
         assert node.rejected == {"unexpected": 1} or node.rejected == {"number": 1}
     elif change in FORBIDDEN:

@@ -11,6 +11,7 @@ import pytest
 from report_samples import recorded, results_of
 
 from config import Config
+from experiments.harness import ROOT
 from sllm.cli import NOT_OF_A_RUN, parse, repeat_command, settings_of
 from sllm.errors import UsageError
 from sllm.recorder import Recorder
@@ -53,7 +54,8 @@ def changed(field: dataclasses.Field[Any]) -> Any:
     if rules["choices"]:
         return next(choice for choice in rules["choices"] if choice and choice != field.default)
     if isinstance(field.default, str):
-        return {"POLICY": "power_of_two:choices=3", "HARDWARE": "a100-80g:3,h100-80g:2", "SERVICE": "deterministic"}.get(rules["env"], "a file.toml")
+        fitting = {"POLICY": "power_of_two:choices=3", "HARDWARE": "a100-80g:3,h100-80g:2", "SERVICE": "deterministic"}
+        return {**fitting, "FLEET": str(ROOT / "examples" / "fleet.toml")}.get(rules["env"], "a file.toml")
     kind = type(field.default)
     for candidate in (kind(field.default * 2 + 1), kind(field.default / 3), kind(0.123456789012345)):
         fits = (rules["low"] is None or candidate >= rules["low"]) and (rules["high"] is None or candidate <= rules["high"])
@@ -68,6 +70,10 @@ def test_the_command_of_a_run_has_each_setting_that_has_an_effect(field: datacla
     companions = {"cv": ["--arrivals", "gamma"], "trace": [], "speedup": []}.get(field.name, [] if field.name == "loss" else ["--virtual"])
     if field.name in ("latency_ms", "loss", "cv"):
         companions = [*companions, "--virtual"]
+    if field.name in ("model_map", "trace_rate", "trace_columns"):
+        companions = [*companions, "--trace", "a trace.csv"]
+    if field.name == "think_s":
+        companions = [*companions, "--concurrency", "2"]
     if field.name.startswith("service"):
         companions += ["--engine", "queue"]
     value = changed(field)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from sllm import toml
@@ -15,6 +16,8 @@ PRIORITIES = {"high": HIGH, "normal": NORMAL, "low": LOW}
 def read_shares(text: str, label: str) -> dict[str, float]:
     """The shares that `text` says, or, where it has no `=`, those of the TOML file of that name. UsageError names `label`."""
     path = share_file(text)
+    if path and not Path(path).exists():
+        raise UsageError(f"{label} {text!r}: is neither NAME=SHARE,... nor a file")
     return read_share_file(path, label) if path else parse_shares(text, label)
 
 
