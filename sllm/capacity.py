@@ -12,12 +12,14 @@ W workers dealt out to M models in proportion to their demand make W + M - 1 pai
 into W equal parts, and each of the M - 1 borders between models adds one pair. A policy that follows demand up and down keeps some models on more workers
 than that: so g = 1 + BORDERS * (M - 1) / W, as long as g models leave room for KV cache. Where the fleet has no room for all models, requests for the least
 wanted ones pay a load from disk each. No fleet reaches the sum: its workers are never all equally full. EFFICIENCY is the part that the default policy
-reaches.
+reaches; a fleet of fewer workers than models that are wanted (in effect: exp of the entropy of the demand) loads and evicts all the time, and reaches the
+square root of workers / models of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import exp, log, sqrt
 from typing import NamedTuple
 
 from sllm.catalog import DISK, Hardware, Model
@@ -49,7 +51,8 @@ def saturation_rate(workers: Mapping[Hardware, int], demand: Demand, prompt_toke
         cost_s = sum(part * service_s(model, hardware, mean, at_once, prompt_tokens, output_tokens, slots or hardware.slots) for model, part in models)
         cost_s += sum(part * load_s(model, hardware, DISK) for model, part in models[kept:])
         rate_per_s += workers[hardware] * sum(part for _, part in models) / cost_s
-    return EFFICIENCY * rate_per_s
+    wanted = exp(-sum(part * log(part) for _, part in demand if part > 0.0))
+    return EFFICIENCY * min(1.0, sqrt(sum(workers.values()) / wanted)) * rate_per_s
 
 
 def _mean(hardware: Hardware, models: Demand) -> Mean:
