@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -96,7 +97,9 @@ def free_port(kind: socket.SocketKind) -> int:
 def checkout(folder: Path) -> Path:
     """A folder that looks like the checkout, in which files may be made."""
     for path in ROOT.iterdir():
-        if not path.name.startswith("."):
+        if path.name == "docs":  # commands write pictures there
+            shutil.copytree(path, folder / path.name)
+        elif not path.name.startswith("."):
             (folder / path.name).symlink_to(path)
     for name, stands_for in STANDS_FOR.items():
         (folder / name).symlink_to(ROOT / stands_for)

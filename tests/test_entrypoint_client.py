@@ -53,7 +53,7 @@ def test_a_signal_that_came_in_the_middle_of_a_turn_ends_it() -> None:
         if next(submitted) == 5:
             part.service.interrupted_by = 2
 
-    part.part.node = SimpleNamespace(submit=interrupted, in_flight=0)  # type: ignore[assignment]
+    part.part.node = SimpleNamespace(submit=interrupted, in_flight=0, finds_nobody=False)  # type: ignore[assignment]
     part.part.tick()
     assert part.node.in_flight == 5
     assert part.calls == []

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn, TextIO
 
 from sllm.errors import OutputError
@@ -54,8 +55,14 @@ def end_at_signals() -> None:
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:
-    """End this process with the exit status of `main`. Ctrl-C is a KeyboardInterrupt, so that `main` cleans up, and no traceback."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """End this process with the exit status of `main`. Ctrl-C is a KeyboardInterrupt, so that `main` cleans up, and no traceback; another one meanwhile is
+    nothing, SIGTERM ends the process."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         sys.exit(main())
