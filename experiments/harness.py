@@ -163,7 +163,12 @@ def spread(function: Callable[[T], R], items: Sequence[T], jobs: int) -> Iterato
     if jobs <= 1 or len(items) <= 1:
         yield from map(function, items)
         return
-    with multiprocessing.get_context("fork").Pool(min(jobs, len(items)), signal.signal, (signal.SIGINT, signal.SIG_IGN), 50) as pool:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))  # for the processes of the pool, from their first moment on
+    try:
+        pool = multiprocessing.get_context("fork").Pool(min(jobs, len(items)), maxtasksperchild=50)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with pool:
         yield from pool.imap(function, items)
 
 
