@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, NamedTuple, TextIO, TypeVar
 
 from config import Config
-from experiments.harness import cores
+from experiments.harness import complete, cores
 from simulation import VirtualRun
 from sllm.cli import Options, Parser, parse
 from sllm.errors import UsageError
@@ -39,11 +39,7 @@ class Outcome(NamedTuple):
 def run_virtual(config: Config, options: Options) -> Outcome:
     """Conduct one run in virtual time that prints and writes nothing. UsageError as `simulation.VirtualRun`; RuntimeError if an invariant was broken."""
     run = VirtualRun(config, dataclasses.replace(options, virtual=True, json="", requests_csv="", html="", record="", quiet=True))
-    try:
-        run.conduct()
-    finally:
-        run.close()
-    results = run.results()
+    results = complete(run)
     if run.violations:
         raise RuntimeError(run.violations[0])
     return Outcome(results, run.recorder)

@@ -114,7 +114,7 @@ def run(argv: Sequence[str]) -> int:
     command = shlex.join(["python3", "experiments/compare.py", *argv])
     with ExitStack() as stack:
         outputs = open_outputs(stack, paths, input_files(config, options) | {f"--traces {place}": path for place, path in enumerate(traces_of(cells))})
-        stopped = stack.enter_context(watch_signals())  # until everything is written: what is done is not lost in the middle of that
+        stopped = stack.enter_context(watch_signals())  # until everything is written, so that a signal loses no run that is done
         finished = make_runs(cells, kept, arguments.jobs, options, stopped)
         groups = compare([sample_of(as_json(cells[place], finished.done[place]), cells[place].config.policy) for place in sorted(finished.done)])
         wall = {"wall_s": round(finished.wall_s, 3), "jobs": arguments.jobs, "command": command, "taken_over": len(kept)}

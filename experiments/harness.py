@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from config import Config
 from experiments.strangers import ADDRESS, Strangers
+from run import Run
 from simulation import VirtualRun
 from sllm.cli import Options
 from sllm.fleet import SUSPECT
@@ -140,11 +141,16 @@ class Simulation(VirtualRun):
 
     def complete(self) -> dict[str, Any]:
         """Conduct the run and return its results."""
-        try:
-            self.conduct()
-        finally:
-            self.close()
-        return self.results()
+        return complete(self)
+
+
+def complete(run: Run) -> dict[str, Any]:
+    """Conduct a run, close it whatever happens, and return its results. Broken invariants are in them and in `run.violations`."""
+    try:
+        run.conduct()
+    finally:
+        run.close()
+    return run.results()
 
 
 def fingerprint(results: dict[str, Any], *more: object) -> str:

@@ -28,7 +28,7 @@ if __name__ == "__main__":
     end_at_signals()
 
 from config import Config
-from experiments.harness import ROOT, Simulation, configuration, cores, replace_section, silent, spread
+from experiments.harness import ROOT, Simulation, complete, configuration, cores, replace_section, silent, spread
 from run import Run
 from simulation import LiveRun, VirtualRun
 from sllm.events import RequestCompleted
@@ -111,11 +111,7 @@ def measure(run: Run) -> Outcome:
     else:
         run.recorder.handlers[RequestCompleted] = record_and_note
     gc.collect()  # not in the middle of a live run
-    try:
-        run.conduct()
-    finally:
-        run.close()
-    results = run.results()
+    results = complete(run)
     if run.violations:
         raise RuntimeError(run.violations[0])
     if results["requests"]["completed"] != results["requests"]["sent"]:

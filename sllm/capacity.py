@@ -12,8 +12,8 @@ W workers dealt out to M models in proportion to their demand make W + M - 1 pai
 into W equal parts, and each of the M - 1 borders between models adds one pair. A policy that follows demand up and down keeps some models on more workers
 than that: so g = 1 + BORDERS * (M - 1) / W, as long as g models leave room for KV cache. Where the fleet has no room for all models, requests for the least
 wanted ones pay a load from disk each. No fleet reaches the sum: its workers are never all equally full. EFFICIENCY is the part that the default policy
-reaches; a fleet of fewer workers than models that are wanted (in effect: exp of the entropy of the demand) loads and evicts all the time, and reaches the
-square root of workers / models of it.
+reaches. A fleet of fewer workers than wanted models loads and evicts all the time: of that part it reaches sqrt(workers / wanted models). How many models
+are wanted is the exponential of the entropy of the demand: M models that are wanted alike count as M, rare ones count little.
 """
 
 from __future__ import annotations

@@ -119,6 +119,18 @@ def test_all_candidates_get_the_same_requests(tmp_path: Path, capsys: pytest.Cap
     assert float(p99["mean"]) == group["candidates"][1]["figures"]["ttft_p99_s"]["mean"]
 
 
+def test_a_signal_while_figures_are_worked_out_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def slow(samples: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return compare(samples)
+
+    monkeypatch.setattr(program, "compare", slow)
+    assert run(*SMALL, "--policies", "random,round_robin", "--seeds", "2", "--json", str(tmp_path / "all.json")) == 0
+    assert "round_robin" in capsys.readouterr().out
+    kept = content(tmp_path / "all.json")
+    assert (len(kept["runs"]), kept["interrupted"]) == (4, False)
+
+
 def test_interrupted_half_way_and_resumed_gives_the_numbers_of_one_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,12 +234,15 @@ def test_two_comparisons_are_compared_where_they_have_the_same_settings(tmp_path
         arguments = ["--policies", policies_, *SMALL, "--loader", cold, "--seeds", "3", "--quiet", "--json", str(tmp_path / f"{name}.json")]
         assert run(*arguments) == 0
     out = tmp_path / "out.json"
+    capsys.readouterr()
     assert run("--against", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--json", str(out)) == 0
+    table = capsys.readouterr().out
+    assert "a.json" in table
+    assert "Every candidate served the same requests" not in table, "of two files nobody knows that"
     (group,) = json.loads(out.read_text())["groups"]
     assert group["more"] == "startup_time"
     assert [one["candidate"] for one in group["candidates"]] == ["a.json", "b.json"]
     assert group["candidates"][1]["against_first"]["ttft_p99_s"]["mean"] < 0.0
-    assert "a.json" in capsys.readouterr().out
 
 
 def test_page_and_picture_are_well_formed_and_name_everybody(tmp_path: Path) -> None:
@@ -255,6 +270,7 @@ def test_fleets_at_rates_of_their_own_are_plotted_by_their_size(tmp_path: Path, 
     ("arguments", "words"),
     [
         (["--policies", "nobody"], "policy 'nobody' is not known"),
+        (["--mix", "llama-3.1-8b"], "mix 'llama-3.1-8b': is neither NAME=SHARE,... nor a file"),
         (["--policy", "random"], "--policies A,B"),
         (["--rates", "5,x"], "--rates='x': must be a number"),
         (["--workers", "5,5"], "there twice"),
@@ -276,6 +292,14 @@ def test_wrong_usage_is_one_line(arguments: list[str], words: str, tmp_path: Pat
     assert said.count("\n") == 1
     assert words in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_json_of_another_kind_is_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, text in enumerate(("{}", "[]", '{"run": 1}')):
+        (tmp_path / f"{number}.json").write_text(text)
+        assert run("--against", str(tmp_path / f"{number}.json"), str(tmp_path / "other.json")) == 2
+        said = capsys.readouterr().err
+        assert said.endswith("0.json: is neither of compare.py --json nor of centralized_simulation.py --json\n".replace("0", str(number)))
 
 
 def test_figures_are_shown_with_their_units() -> None:

@@ -11,6 +11,7 @@ back by that claim anyway, and would otherwise keep it out for ever. Their model
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from math import inf
 
@@ -111,7 +112,7 @@ def _keep(kept: dict[str, int], room: int, model: Model) -> int:
     return room - model.size_bytes
 
 
-class GpuResidency:
+class GpuResidency(ABC):
     """GPU memory, the load path and the tiers below: the part of an engine that knows nothing of steps."""
 
     __slots__ = (
@@ -150,9 +151,9 @@ class GpuResidency:
 
     # --- for the engine that builds on this -----------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _memory_changed(self, now: float) -> None:
         """Claims may fit now that did not before."""
-        raise NotImplementedError
 
     # --- loads ----------------------------------------------------------------------------------------------------------------------
 

@@ -55,8 +55,8 @@ def end_at_signals() -> None:
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:
-    """End this process with the exit status of `main`. Ctrl-C is a KeyboardInterrupt, so that `main` cleans up, and no traceback; another one meanwhile is
-    nothing, SIGTERM ends the process."""
+    """End this process with the exit status of `main`. Ctrl-C is a KeyboardInterrupt, so that `main` cleans up, and no traceback. A second Ctrl-C
+    is ignored while `main` does so; SIGTERM ends the process at once."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -39,7 +40,7 @@ def number(value: float) -> str:
     return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
 
 
-class Metric:
+class Metric(ABC):
     """A name, its help, and a value for each combination of its labels."""
 
     kind = ""
@@ -63,8 +64,9 @@ class Metric:
         pairs = [*zip(self.labels, key, strict=True), *extra]
         return "{" + ",".join(f'{name}="{escape_label(value)}"' for name, value in pairs) + "}" if pairs else ""
 
+    @abstractmethod
     def samples(self) -> Iterable[str]:
-        raise NotImplementedError
+        """Its lines, one for each set of labels."""
 
     def render(self) -> str:
         help_text = self.help.replace("\\", "\\\\").replace("\n", "\\n")
