@@ -11,7 +11,7 @@ missed, 130 after Ctrl-C and 143 after SIGTERM (what was measured is printed all
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from sllm.report.standard import end_at_signals
+    from sllm.observe.report.standard import end_at_signals
 
     end_at_signals()
 
@@ -24,18 +24,19 @@ from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
-from config import describe_misspelt, misspelt
-from run import Run
-from simulation import LiveRun, VirtualRun
-from sllm.cli import RUN_VARIABLES, Options, grouped, input_files, parse, print_out, repeat_command
-from sllm.errors import OutputError, UsageError
-from sllm.report.files import is_stdout
-from sllm.report.html import render_html
-from sllm.report.json import to_json
-from sllm.report.listing import render_listing
-from sllm.report.outputs import HTML, JSON, Outputs
-from sllm.report.standard import BY_SIGNAL, complain, run_command, say
-from sllm.report.table import print_table
+from config import RUN_VARIABLES, describe_misspelt, misspelt
+from sllm.observe.report.files import is_stdout
+from sllm.observe.report.html import render_html
+from sllm.observe.report.json import to_json
+from sllm.observe.report.outputs import HTML, JSON, Outputs
+from sllm.observe.report.standard import BY_SIGNAL, complain, run_command, say
+from sllm.observe.report.table import print_table
+from sllm.protocol.errors import OutputError, UsageError
+from sllm.run.command_line import Options, grouped, input_files, parse, print_out, repeat_command
+from sllm.run.listing import render_listing
+from sllm.run.live import LiveRun
+from sllm.run.run import Run
+from sllm.run.virtual import VirtualRun
 
 MISSED = 4  # exit status: a threshold that the user set
 PROGRAM = "centralized_simulation.py"

@@ -18,8 +18,8 @@ from random import Random
 from typing import Protocol
 
 from config import Config
-from sllm.contacts import STALL_S, Contact, Contacts
-from sllm.events import (
+from sllm.protocol.contacts import STALL_S, Contact, Contacts
+from sllm.protocol.events import (
     CoordinatorOverdue,
     CoordinatorSilent,
     DuplicateResponse,
@@ -30,7 +30,7 @@ from sllm.events import (
     RequestRetried,
     RequestSent,
 )
-from sllm.messages import (
+from sllm.protocol.messages import (
     CANCELLED,
     COMPLETED,
     NO_WORKERS,
@@ -47,9 +47,9 @@ from sllm.messages import (
     ScheduleResponse,
     WorkerLost,
 )
-from sllm.node import Codec, Node, new_tuple
-from sllm.recent import Recent
-from sllm.timers import Timers
+from sllm.protocol.node import Codec, Node, new_tuple
+from sllm.protocol.recent import Recent
+from sllm.protocol.timers import Timers
 
 UNHEARD = ("silent", "lost")  # why a placement is given up although its worker refused nothing
 ASSUMED_INTERVAL_S = 1.0  # between the words of workers that report at every change

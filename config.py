@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sllm import limits
-from sllm.errors import UsageError
-from sllm.messages import Address
+from sllm.protocol import limits
+from sllm.protocol.errors import UsageError
+from sllm.protocol.messages import Address
 
 MODES = ("kubernetes", "docker", "local")
 
@@ -176,6 +176,24 @@ class Config:
     def describe(self) -> dict[str, Any]:
         """The effective configuration by variable, for printing. It holds no secret: keys live in files, only the path is here."""
         return {field.metadata["env"]: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+# What to do with a run of a simulation: flag, variable, [metavar,] meaning. The variables are for containers, which are told by their environment alone.
+OUTPUTS: tuple[tuple[str, str, str, str], ...] = (
+    ("--faults", "FAULTS", "FILE", "fault schedule to inject (TOML; virtual time only)"),
+    ("--json", "RESULTS_JSON", "FILE|-", "write the results here; -: to stdout"),
+    ("--requests-csv", "REQUESTS_CSV", "FILE|-", "write one row for each request here; -: to stdout"),
+    ("--html", "REPORT_HTML", "FILE|-", "write a report with plots here; -: to stdout"),
+    ("--fail-if", "FAIL_IF", "FIGURE>LIMIT", "exit with status 4 if so, as in ttft_p99>2; may be given several times, or with commas"),
+    ("--record", "RECORD", "FILE|-", "write the workload here, to be replayed exactly with --trace; -: to stdout"),
+)
+SWITCHES: tuple[tuple[str, str, str], ...] = (
+    ("--virtual", "VIRTUAL", "simulate in virtual time instead of running live on loopback"),
+    ("--wire", "WIRE", "in virtual time, send signed bytes instead of objects"),
+    ("--page", "PAGE", "serve the fleet's page on a free port of this machine; a live run watched on a terminal does so unless PAGE=0"),
+    ("--quiet", "QUIET", "print no progress and no table"),
+)
+RUN_VARIABLES = frozenset(env for _, env, *_ in (*OUTPUTS, *SWITCHES))
 
 
 def parse_setting(field: dataclasses.Field[Any], text: str, label: str) -> Any:

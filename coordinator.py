@@ -16,10 +16,13 @@ from random import Random
 from typing import NamedTuple
 
 from config import Config
-from sllm.catalog import Catalog, Model
-from sllm.dispatch import Entry
-from sllm.errors import UsageError
-from sllm.events import (
+from sllm.fleet.ledger import Entry
+from sllm.fleet.table import DEAD, DOUBTFUL, EXPIRED, GONE, NEWCOMER, NO_CLIENTS, PROVEN, SILENT, SUSPECT, Fleet, Kind, Row, note_client
+from sllm.models.catalogue import Catalog, Model
+from sllm.placement.base import FleetView, Placement, Policy, Query
+from sllm.placement.costs import make_costs
+from sllm.protocol.errors import UsageError
+from sllm.protocol.events import (
     CoordinatorReady,
     ExpiryHeld,
     ExpiryResumed,
@@ -32,8 +35,7 @@ from sllm.events import (
     WorkerDisplaced,
     WorkerStateChanged,
 )
-from sllm.fleet import DEAD, DOUBTFUL, EXPIRED, GONE, NEWCOMER, NO_CLIENTS, PROVEN, SILENT, SUSPECT, Fleet, Kind, Row, note_client
-from sllm.messages import (
+from sllm.protocol.messages import (
     COORDINATOR_ID,
     DEADLINE_UNMEETABLE,
     MODEL_TOO_LARGE,
@@ -52,11 +54,9 @@ from sllm.messages import (
     ScheduleResponse,
     WorkerLost,
 )
-from sllm.node import FRESH_WITHIN_S, Codec, Node, new_tuple
-from sllm.placement.base import FleetView, Placement, Policy, Query
-from sllm.placement.costs import make_costs
-from sllm.recent import Recent
-from sllm.timers import NEVER, Wheel
+from sllm.protocol.node import FRESH_WITHIN_S, Codec, Node, new_tuple
+from sllm.protocol.recent import Recent
+from sllm.protocol.timers import NEVER, Wheel
 
 CHORES_MAX = 64  # silent rows looked at in one go; the rest wait for `CHORE_PAUSE_S`, so that no datagram waits for 100,000 of them
 CHORE_PAUSE_S = 0.001

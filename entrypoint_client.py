@@ -6,7 +6,7 @@ Exit status 0 when every request was completed, 1 when any failed, was rejected 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from sllm.report.standard import end_at_signals
+    from sllm.observe.report.standard import end_at_signals
 
     end_at_signals()
 
@@ -21,20 +21,20 @@ from typing import Any
 
 from client import Client
 from config import Config
-from sllm.assemble import build_catalog, build_workload, count_trace_models
-from sllm.errors import UsageError
-from sllm.events import Event, RequestCompleted, RequestFailed, RequestRejected
-from sllm.figures import summarize
-from sllm.limits import id_problem
-from sllm.messages import Address
-from sllm.recorder import Recorder
-from sllm.report.csv import RequestsCsv
-from sllm.runtime.bridge import Answer
-from sllm.runtime.http import Page
-from sllm.runtime.launch import launch
-from sllm.runtime.metrics import ClientMetrics
-from sllm.runtime.service import Service
-from sllm.streams import stream
+from sllm.deploy.launch import launch
+from sllm.deploy.shell import Service
+from sllm.live.bridge import Answer
+from sllm.live.http import Page
+from sllm.observe.metrics import ClientMetrics
+from sllm.observe.recorder import Recorder
+from sllm.observe.report.csv import RequestsCsv
+from sllm.observe.statistics import summarize
+from sllm.protocol.errors import UsageError
+from sllm.protocol.events import Event, RequestCompleted, RequestFailed, RequestRejected
+from sllm.protocol.limits import id_problem
+from sllm.protocol.messages import Address
+from sllm.protocol.seeds import rng_for
+from sllm.run.assemble import build_catalog, build_workload, count_trace_models
 from sllm.workload import Request, Workload
 from sllm.workload.modelmap import TooFewModels
 
@@ -222,7 +222,7 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
             if id_problem(name):
                 name = f"client-{os.getpid()}-{when}"
             node = Client(
-                config, config.get_coordinator_address(), stream(config.seed, "client"), service.incarnation, node_id=name, codec=service.codec,
+                config, config.get_coordinator_address(), rng_for(config.seed, "client"), service.incarnation, node_id=name, codec=service.codec,
                 wall_offset_s=service.clock.wall_offset_s, now=service.clock.now,
             )  # fmt: skip
             return ClientPart(service, node, workload, requests_csv)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from sllm.report.standard import end_at_signals
+    from sllm.observe.report.standard import end_at_signals
 
     end_at_signals()
 
@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 
 from config import Config
 from coordinator import Coordinator
-from sllm.assemble import build_catalog
-from sllm.messages import Address
+from sllm.deploy.launch import launch
+from sllm.deploy.shell import Service
+from sllm.live.garbage import GarbageTamer
+from sllm.observe.coordinatorview import CoordinatorView
+from sllm.observe.page import fleet_page
 from sllm.placement.registry import broken_policies, make_policy
-from sllm.runtime.coordinatorview import CoordinatorView
-from sllm.runtime.launch import launch
-from sllm.runtime.memory import GarbageTamer
-from sllm.runtime.page import fleet_page
-from sllm.runtime.service import Service
-from sllm.streams import stream
+from sllm.protocol.messages import Address
+from sllm.protocol.seeds import rng_for
+from sllm.run.assemble import build_catalog
 
 RECEIVE_BUFFER_BYTES = 8 << 20  # asked for; about 60 ms of 100,000 reports a second while the loop does something else
 
@@ -62,7 +62,7 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
 
         def make(address: Address) -> CoordinatorPart:
             node = Coordinator(
-                config, catalog, policy, stream(config.seed, "coordinator"), service.incarnation, codec=service.codec,
+                config, catalog, policy, rng_for(config.seed, "coordinator"), service.incarnation, codec=service.codec,
                 wall_offset_s=service.clock.wall_offset_s, stopwatch=time.perf_counter, now=service.clock.now,
             )  # fmt: skip
             return CoordinatorPart(service, node)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from sllm.report.standard import end_at_signals
+    from sllm.observe.report.standard import end_at_signals
 
     end_at_signals()
 
@@ -13,17 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from config import Config
-from sllm.assemble import build_catalog, build_engine
+from sllm.deploy.launch import launch
+from sllm.deploy.shell import Service
 from sllm.engine import EngineSnapshot
-from sllm.events import Event, RequestServed
-from sllm.messages import COMPLETED, READY, STARTING, Address, InferenceResponse, Message
-from sllm.runtime.bridge import Answer
-from sllm.runtime.http import Page
-from sllm.runtime.launch import launch
-from sllm.runtime.metrics import WorkerMetrics
-from sllm.runtime.service import Service
-from sllm.runtime.sockets import local_address
-from sllm.streams import stream
+from sllm.live.bridge import Answer
+from sllm.live.http import Page
+from sllm.live.sockets import local_address
+from sllm.observe.metrics import WorkerMetrics
+from sllm.protocol.events import Event, RequestServed
+from sllm.protocol.messages import COMPLETED, READY, STARTING, Address, InferenceResponse, Message
+from sllm.protocol.seeds import rng_for
+from sllm.run.assemble import build_catalog, build_engine
 from worker import Worker
 
 RECEIVE_BUFFER_BYTES = 1 << 20
@@ -144,12 +144,12 @@ class WorkerPart:
 def serve(config: Config, environ: Mapping[str, str]) -> int:
     """Run until a signal asks for the end; then finish what runs, within the drain timeout."""
     catalog = build_catalog(config)
-    engine = build_engine(config, catalog, stream(config.seed, f"{config.get_worker_id()}/service"))
+    engine = build_engine(config, catalog, rng_for(config.seed, f"{config.get_worker_id()}/service"))
     with Service("worker", config, environ) as service:
 
         def make(address: Address) -> WorkerPart:
             node = MeasuredWorker(
-                config, catalog, engine, config.get_coordinator_address(), stream(config.seed, config.get_worker_id()), service.incarnation,
+                config, catalog, engine, config.get_coordinator_address(), rng_for(config.seed, config.get_worker_id()), service.incarnation,
                 node_id=config.get_worker_id(), codec=service.codec, wall_offset_s=service.clock.wall_offset_s,
                 advertise=("", address[1]), now=service.clock.now,
             )  # fmt: skip

@@ -15,11 +15,11 @@ from random import Random
 from typing import Any
 
 from config import Config
-from sllm.catalog import TIER_NAMES, Catalog
-from sllm.dispatch import Receipts
 from sllm.engine import Engine, EngineSnapshot, Evicted, Finished, FirstTokenOut, Loaded, ModelTooLarge, RequestTooLarge, Started
-from sllm.errors import UsageError
-from sllm.events import (
+from sllm.fleet.ledger import Receipts
+from sllm.models.catalogue import TIER_NAMES, Catalog
+from sllm.protocol.errors import UsageError
+from sllm.protocol.events import (
     CoordinatorChanged,
     CoordinatorOverdue,
     CoordinatorSilent,
@@ -34,8 +34,8 @@ from sllm.events import (
     RivalSeen,
     WorkerDrained,
 )
-from sllm.fitting import always_fits, fitted
-from sllm.messages import (
+from sllm.protocol.fitting import always_fits, fitted
+from sllm.protocol.messages import (
     CANCELLED,
     COMPLETED,
     DRAINING,
@@ -60,9 +60,9 @@ from sllm.messages import (
     ReportAck,
     WorkerLost,
 )
-from sllm.node import Codec, Node, new_tuple
-from sllm.recent import Recent
-from sllm.rivals import Rivals
+from sllm.protocol.node import Codec, Node, new_tuple
+from sllm.protocol.recent import Recent
+from sllm.protocol.rivals import Rivals
 
 RIVALS_KEPT_ACKS = 10.0  # acknowledgements due, while two coordinators that were heard by turns count as two
 HEARTBEAT_S = 1.0  # between reports when they are sent at every change

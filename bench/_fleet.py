@@ -7,9 +7,9 @@ from random import Random
 
 from config import Config
 from coordinator import Coordinator
-from sllm.catalog import Catalog
-from sllm.messages import READY, Envelope, LoadReport, Message, ScheduleRequest
+from sllm.models.catalogue import Catalog
 from sllm.placement.registry import make_policy
+from sllm.protocol.messages import READY, Envelope, LoadReport, Message, ScheduleRequest
 
 CATALOG_MODELS = 1000
 HELD_MODELS = 4  # on each worker's GPU

@@ -23,9 +23,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sllm.node import Node
-from sllm.sim.network import Network
-from sllm.sim.world import World
+from sllm.protocol.node import Node
+from sllm.virtual.network import Network
+from sllm.virtual.world import World
 
 SERVERS = 10
 

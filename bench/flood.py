@@ -56,13 +56,13 @@ class Outcome(NamedTuple):
 
 def _key_of(folder: Path) -> Any:
     from config import Config
-    from sllm.runtime.keys import load_keyring
+    from sllm.deploy.keys import load_keyring
 
     return load_keyring(Config.from_env({"DEPLOYMENT_MODE": "local", "CLUSTER_KEY_FILE": str(folder / "cluster.key")}))
 
 
 def make_key(folder: Path) -> None:
-    from sllm.runtime.keys import create_key_file
+    from sllm.deploy.keys import create_key_file
 
     create_key_file(folder / "cluster.key")
 
@@ -70,10 +70,10 @@ def make_key(folder: Path) -> None:
 def serve_fleet(folder: Path, port: int) -> None:
     """The workers, in one process; a line on stdin is answered with how many reports they have sent. What they say first is kept for a replay."""
     from config import Config
-    from sllm.assemble import build_catalog, build_engine
-    from sllm.runtime.clock import Clock
-    from sllm.runtime.udp import UdpDriver
-    from sllm.wire import PickleCodec
+    from sllm.live.clock import Clock
+    from sllm.live.udp import UdpDriver
+    from sllm.run.assemble import build_catalog, build_engine
+    from sllm.wire.frame import PickleCodec
     from worker import Worker
 
     said: list[bytes] = []
@@ -110,7 +110,7 @@ def serve_fleet(folder: Path, port: int) -> None:
 
 def prepare(kind: str, folder: Path) -> list[bytes]:
     """The datagrams of a flood."""
-    from sllm.wire import MAGIC
+    from sllm.wire.frame import MAGIC
 
     rng = random.Random(kind)
     if kind == "garbage":

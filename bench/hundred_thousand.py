@@ -23,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench._fleet import CATALOG_MODELS, HELD_MODELS, make_report, show
 from config import Config
 from coordinator import Coordinator
-from sllm.catalog import Catalog
-from sllm.messages import Envelope
+from sllm.deploy.keys import ephemeral_keyring
+from sllm.live.clock import Clock
+from sllm.live.garbage import GarbageTamer
+from sllm.live.udp import UdpDriver
+from sllm.models.catalogue import Catalog
 from sllm.placement.registry import make_policy
-from sllm.runtime.clock import Clock
-from sllm.runtime.keys import ephemeral_keyring
-from sllm.runtime.memory import GarbageTamer
-from sllm.runtime.udp import UdpDriver
-from sllm.wire import Keyring, PickleCodec
+from sllm.protocol.messages import Envelope
+from sllm.wire.frame import Keyring, PickleCodec
 
 CHANGING = 0.1  # of the reports
 START_S = 10  # seconds over which the workers come

@@ -16,8 +16,8 @@ from time import thread_time
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._fleet import SOURCE, drain, make_coordinator, show
-from sllm.messages import Envelope
-from sllm.runtime.memory import GarbageTamer
+from sllm.live.garbage import GarbageTamer
+from sllm.protocol.messages import Envelope
 
 
 def resident_bytes() -> int:

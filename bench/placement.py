@@ -18,8 +18,8 @@ from time import thread_time
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._fleet import SOURCE, ask, drain, make_coordinator, show
-from sllm.events import RequestRouted
-from sllm.messages import Envelope, LoadReport, ScheduleResponse
+from sllm.protocol.events import RequestRouted
+from sllm.protocol.messages import Envelope, LoadReport, ScheduleResponse
 from sllm.workload.popularity import Zipf
 
 PLACEMENTS = 20_000

@@ -19,11 +19,11 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._fleet import ask, make_coordinator, show
-from sllm.messages import Envelope, ScheduleResponse
-from sllm.runtime.clock import Clock
-from sllm.runtime.keys import ephemeral_keyring
-from sllm.runtime.udp import UdpDriver
-from sllm.wire import Keyring, PickleCodec
+from sllm.deploy.keys import ephemeral_keyring
+from sllm.live.clock import Clock
+from sllm.live.udp import UdpDriver
+from sllm.protocol.messages import Envelope, ScheduleResponse
+from sllm.wire.frame import Keyring, PickleCodec
 from sllm.workload.popularity import Zipf
 
 WORKERS = 1000

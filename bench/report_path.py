@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._fleet import SOURCE, drain, make_coordinator, make_report, show
 from coordinator import Coordinator
-from sllm.messages import Envelope, LoadReport
-from sllm.runtime.keys import ephemeral_keyring
-from sllm.wire import PickleCodec
+from sllm.deploy.keys import ephemeral_keyring
+from sllm.protocol.messages import Envelope, LoadReport
+from sllm.wire.frame import PickleCodec
 
 WORKERS = 1000
 ROUND = 100  # datagrams that the default receive buffer holds, with room to spare

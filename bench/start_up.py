@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 REPEATS = 3
 STARTED = """
 import io, sys
-from simulation import LiveRun
-from sllm.cli import parse
+from sllm.run.live import LiveRun
+from sllm.run.command_line import parse
 config, options = parse(["--quiet", "--workers", sys.argv[1]], {}, "bench", "")
 run = LiveRun(config, options, io.StringIO())
 with run.driver:

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import _fleet
 from centralized_simulation import conduct
-from simulation import VirtualRun
-from sllm.cli import parse
+from sllm.run.command_line import parse
+from sllm.run.virtual import VirtualRun
 
 CUSTOMERS = 200_000
 SERVERS, RHO = 10, 0.9

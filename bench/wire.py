@@ -21,12 +21,12 @@ from time import perf_counter
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._fleet import make_report, show
-from sllm.catalog import Catalog
-from sllm.limits import DATAGRAM_MAX_BYTES
-from sllm.messages import Dispatch, Envelope, InferenceRequest, LoadReport, ScheduleRequest
-from sllm.node import Rejected
-from sllm.schema import MESSAGES
-from sllm.wire import HEADER, MAGIC, PICKLE_VERSION, TAG_BYTES, Keyring, PickleCodec
+from sllm.models.catalogue import Catalog
+from sllm.protocol.limits import DATAGRAM_MAX_BYTES
+from sllm.protocol.messages import Dispatch, Envelope, InferenceRequest, LoadReport, ScheduleRequest
+from sllm.protocol.node import Rejected
+from sllm.wire.fields import MESSAGES
+from sllm.wire.frame import HEADER, MAGIC, PICKLE_VERSION, TAG_BYTES, Keyring, PickleCodec
 
 COUNT = 1000  # datagrams of each sort
 HOSTILE_COUNT = 200

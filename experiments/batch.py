@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 
 from config import Config
 from experiments.harness import complete, cores
-from simulation import VirtualRun
-from sllm.cli import Options, Parser, parse
-from sllm.errors import UsageError
-from sllm.recorder import Recorder
-from sllm.report.text import can_encode, columns_of, is_terminal, span, to_ascii
+from sllm.observe.recorder import Recorder
+from sllm.observe.report.text import can_encode, columns_of, is_terminal, span, to_ascii
+from sllm.protocol.errors import UsageError
+from sllm.run.command_line import Options, Parser, parse
+from sllm.run.virtual import VirtualRun
 
 T = TypeVar("T")
 R = TypeVar("R")

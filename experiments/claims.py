@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from config import Config
 from experiments import theory
 from experiments.harness import Simulation, configuration
-from sllm.events import RequestCompleted
+from sllm.protocol.events import RequestCompleted
 from sllm.workload import Workload, WorkloadSpec, generate
 
 Figure = Callable[[int, float], float]

@@ -27,7 +27,7 @@ if __package__ in (None, ""):  # run as a script: the project's modules are one 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if __name__ == "__main__":
-    from sllm.report.standard import end_at_signals
+    from sllm.observe.report.standard import end_at_signals
 
     end_at_signals()
 
@@ -37,11 +37,11 @@ from experiments.comparison import Group, compare
 from experiments.comparison_html import render_html, render_svg
 from experiments.comparison_text import render_csv, render_table
 from experiments.plan import Axes, Cell, Done, as_json, document, plan, read_runs, reuse, run_cell, sample_of, split_policies, split_values
-from sllm.cli import Options, Parser, flag_fields, input_files
-from sllm.errors import OutputError, UsageError
-from sllm.report.files import OutputFile, check_distinct
-from sllm.report.standard import BY_SIGNAL, STDOUT, complain, run_command, silence
-from sllm.report.text import can_encode, is_terminal, to_ascii
+from sllm.observe.report.files import OutputFile, check_distinct
+from sllm.observe.report.standard import BY_SIGNAL, STDOUT, complain, run_command, silence
+from sllm.observe.report.text import can_encode, is_terminal, to_ascii
+from sllm.protocol.errors import OutputError, UsageError
+from sllm.run.command_line import Options, Parser, flag_fields, input_files
 
 PROGRAM = "compare.py"
 DESCRIPTION = "Compares placement policies under the same requests, over several seeds. All other flags are those of centralized_simulation.py --virtual."

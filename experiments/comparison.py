@@ -12,8 +12,8 @@ from math import ceil, floor
 from typing import Any, NamedTuple
 
 from experiments.theory import interval
-from sllm.figures import rounded
-from sllm.report.text import count, duration, percent, rate
+from sllm.observe.report.text import count, duration, percent, rate
+from sllm.observe.statistics import rounded
 
 QUANTILES = (*(float(p) for p in range(100)), 99.5, 99.9, 100.0)  # percent, of the times to first token that are kept of each run
 STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")

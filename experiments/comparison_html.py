@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from experiments.comparison import DECIDES, QUANTILES, SHOWN, Estimate, Figure, Group, Row
 from experiments.comparison_text import BEST, CUT_SHORT, legend, show
-from sllm.report.style import STYLE
-from sllm.report.svg import HEIGHT, WIDTH, Axis, Line, Plot, nice_top
-from sllm.report.text import count, rate
+from sllm.observe.report.style import STYLE
+from sllm.observe.report.svg import HEIGHT, WIDTH, Axis, Line, Plot, nice_top
+from sllm.observe.report.text import count, rate
 
 COLOURS = 6  # classes c1 to c6
 CDFS_MAX = 12

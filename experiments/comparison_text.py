@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 
 from experiments.comparison import DECIDES, SHOWN, Estimate, Figure, Group
-from sllm.report.text import BOLD, GREEN, YELLOW, count, paint
+from sllm.observe.report.text import BOLD, GREEN, YELLOW, count, paint
 
 BEST = " *"
 CUT_SHORT = "Interrupted: not every run was made."

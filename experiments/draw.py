@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 
 from config import Config
 from experiments.harness import ROOT, configuration
-from sllm.assemble import build_catalog
-from sllm.catalog import Catalog, Hardware, Model
-from sllm.cost import service_s
-from sllm.limits import TOKENS_MAX
-from sllm.messages import HIGH, LOW, NORMAL
-from sllm.mix import hardware_of_workers, parse_mix
+from sllm.models.catalogue import Catalog, Hardware, Model
+from sllm.models.cost import service_s
 from sllm.placement.base import Costs
 from sllm.placement.costs import make_costs
 from sllm.placement.registry import policies
-from sllm.sim.faults import KINDS, Fault, Schedule, random_faults
-from sllm.sim.network import Latency
-from sllm.streams import stream
+from sllm.protocol.limits import TOKENS_MAX
+from sllm.protocol.messages import HIGH, LOW, NORMAL
+from sllm.protocol.seeds import rng_for
+from sllm.run.assemble import build_catalog
+from sllm.run.hardware_mix import hardware_of_workers, parse_mix
+from sllm.virtual.faults import KINDS, Fault, Schedule, random_faults
+from sllm.virtual.network import Latency
 from sllm.workload import Request
 from sllm.workload.lengths import AZURE_CONV_OUTPUT, AZURE_CONV_PROMPT, clamped_mean
 from sllm.workload.popularity import Zipf
@@ -64,7 +64,7 @@ class Scenario(NamedTuple):
 
 def draw_scenario(seed: int, *, small: bool = False) -> Scenario:
     """The scenario of a seed. `small`: fewer workers and requests and no bytes, for tests that run many."""
-    rng = stream(seed, "scenario")
+    rng = rng_for(seed, "scenario")
     config = _draw_config(rng, seed, small)
     until_s = config.duration_s + 2.0
     faults = [] if rng.random() < 0.1 else _draw_faults(rng, config.workers, until_s)

@@ -29,18 +29,18 @@ if __package__ in (None, ""):  # run as a script: the project's modules are one 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if __name__ == "__main__":
-    from sllm.report.standard import end_at_signals
+    from sllm.observe.report.standard import end_at_signals
 
     end_at_signals()
 
 from experiments.harness import ROOT, replace_section
-from sllm.catalog import DISK, HOST, Catalog, model_preset
-from sllm.cost import load_s
 from sllm.engine import LlmEngine
 from sllm.engine.base import Finished, FirstTokenOut, RequestTooLarge
-from sllm.errors import UsageError
-from sllm.profiles import ENGINE_PROFILES, LOADER_PROFILES
-from sllm.report.standard import run_script
+from sllm.models.catalogue import DISK, HOST, Catalog, model_preset
+from sllm.models.cost import load_s
+from sllm.models.profiles import ENGINE_PROFILES, LOADER_PROFILES
+from sllm.observe.report.standard import run_script
+from sllm.protocol.errors import UsageError
 
 DOCUMENT = ROOT / "docs" / "validation.md"
 Row = dict[str, str]

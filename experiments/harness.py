@@ -13,17 +13,17 @@ from typing import Any, TypeVar
 
 from config import Config
 from experiments.strangers import ADDRESS, Strangers
-from run import Run
-from simulation import VirtualRun
-from sllm.cli import Options
-from sllm.fleet import SUSPECT
-from sllm.limits import REPORT_INTERVAL_MAX_S
-from sllm.messages import DRAINING, READY, STARTING
-from sllm.report.json import to_json
-from sllm.results import ReportFigures, without_wall
-from sllm.sim.faults import Schedule
-from sllm.sim.inject import Injector
-from sllm.sim.network import Latency, Link
+from sllm.fleet.table import SUSPECT
+from sllm.observe.report.json import to_json
+from sllm.observe.results import ReportFigures, without_wall
+from sllm.protocol.limits import REPORT_INTERVAL_MAX_S
+from sllm.protocol.messages import DRAINING, READY, STARTING
+from sllm.run.command_line import Options
+from sllm.run.run import Run
+from sllm.run.virtual import VirtualRun
+from sllm.virtual.faults import Schedule
+from sllm.virtual.inject import Injector
+from sllm.virtual.network import Latency, Link
 from sllm.workload import Request
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +46,7 @@ def silent(*, virtual: bool = True, wire: bool = False) -> Options:
 
 
 class Simulation(VirtualRun):
-    """A virtual run with a schedule made in memory. `link`: fields of `sllm.sim.network.Link` for every link, from the start to the end. `reshape`: called
+    """A virtual run with a schedule made in memory. `link`: fields of `sllm.virtual.network.Link` for every link, from the start to the end. `reshape`: called
     with each request of the workload for the one that is to come instead. `strangers_per_s`: messages of strangers while requests come. `probes`: so many
     more requests come when everything is at rest."""
 

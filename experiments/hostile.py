@@ -29,19 +29,19 @@ if __package__ in (None, ""):  # run as a script: the project's modules are one 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if __name__ == "__main__":
-    from sllm.report.standard import end_at_signals
+    from sllm.observe.report.standard import end_at_signals
 
     end_at_signals()
 
 from experiments.harness import ROOT, configuration
-from sllm.assemble import build_catalog
-from sllm.messages import Address
-from sllm.report.standard import run_script
-from sllm.runtime.clock import Clock
-from sllm.runtime.keys import create_key_file, load_keyring
-from sllm.runtime.udp import UdpDriver
-from sllm.sim.hostile import Babbler, Mouth
-from sllm.wire import PickleCodec
+from sllm.deploy.keys import create_key_file, load_keyring
+from sllm.live.clock import Clock
+from sllm.live.udp import UdpDriver
+from sllm.observe.report.standard import run_script
+from sllm.protocol.messages import Address
+from sllm.run.assemble import build_catalog
+from sllm.virtual.hostile import Babbler, Mouth
+from sllm.wire.frame import PickleCodec
 
 WORKERS = tuple(f"worker-{i}" for i in range(1, 4))
 STRANGERS = tuple(f"stranger-{i}" for i in range(1, 9))

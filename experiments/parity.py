@@ -23,18 +23,19 @@ if __package__ in (None, ""):  # run as a script: the project's modules are one 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if __name__ == "__main__":
-    from sllm.report.standard import end_at_signals
+    from sllm.observe.report.standard import end_at_signals
 
     end_at_signals()
 
 from config import Config
 from experiments.harness import ROOT, Simulation, complete, configuration, cores, replace_section, silent, spread
-from run import Run
-from simulation import LiveRun, VirtualRun
-from sllm.events import RequestCompleted
-from sllm.messages import ACTIONS
-from sllm.report.standard import run_script
-from system import System
+from sllm.observe.report.standard import run_script
+from sllm.protocol.events import RequestCompleted
+from sllm.protocol.messages import ACTIONS
+from sllm.run.live import LiveRun
+from sllm.run.run import Run
+from sllm.run.system import System
+from sllm.run.virtual import VirtualRun
 
 DOCUMENT = ROOT / "docs" / "validation.md"
 TOLERATED = 0.10

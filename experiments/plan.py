@@ -16,11 +16,11 @@ from experiments.batch import run_virtual
 from experiments.comparison import QUANTILES, Sample, Setting, figures_of, quantiles
 from experiments.harness import ROOT
 from sllm import __version__
-from sllm.assemble import build_catalog, default_rate
-from sllm.cli import Options, input_files
-from sllm.errors import UsageError
-from sllm.mix import hardware_of_workers
 from sllm.placement.registry import make_policy, policies
+from sllm.protocol.errors import UsageError
+from sllm.run.assemble import build_catalog, default_rate
+from sllm.run.command_line import Options, input_files
+from sllm.run.hardware_mix import hardware_of_workers
 
 KIND = "comparison"
 

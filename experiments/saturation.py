@@ -32,18 +32,18 @@ if __package__ in (None, ""):  # run as a script: the project's modules are one 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if __name__ == "__main__":
-    from sllm.report.standard import end_at_signals
+    from sllm.observe.report.standard import end_at_signals
 
     end_at_signals()
 
 from config import Config
 from experiments.batch import Bar, Stopped, parse_usual, run_all, run_virtual, watch_signals, whole
-from sllm.assemble import build_catalog, default_rate
-from sllm.cli import Options, Parser
-from sllm.errors import OutputError, UsageError
-from sllm.recorder import Recorder
-from sllm.report.files import OutputFile
-from sllm.report.standard import BY_SIGNAL, complain, run_command
+from sllm.observe.recorder import Recorder
+from sllm.observe.report.files import OutputFile
+from sllm.observe.report.standard import BY_SIGNAL, complain, run_command
+from sllm.protocol.errors import OutputError, UsageError
+from sllm.run.assemble import build_catalog, default_rate
+from sllm.run.command_line import Options, Parser
 
 PROGRAM = "saturation.py"
 DESCRIPTION = "Finds the largest rate that a fleet serves without a growing queue. The fleet is described by the flags of centralized_simulation.py."

@@ -24,18 +24,18 @@ if __package__ in (None, ""):  # run as a script: the project's modules are one 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if __name__ == "__main__":
-    from sllm.report.standard import end_at_signals
+    from sllm.observe.report.standard import end_at_signals
 
     end_at_signals()
 
 from experiments.draw import Bounds, Scenario, draw_scenario, limit_requests
 from experiments.harness import PROBE, Simulation, cores, fingerprint, spread
-from sllm.assemble import build_catalog
-from sllm.events import RequestCompleted, RequestFailed, RequestRejected, RequestRetried
-from sllm.messages import MODEL_TOO_LARGE, REFUSED_TOO_LARGE, REQUEST_TOO_LARGE
-from sllm.node import Node
-from sllm.report.standard import run_script
-from sllm.streams import stream
+from sllm.observe.report.standard import run_script
+from sllm.protocol.events import RequestCompleted, RequestFailed, RequestRejected, RequestRetried
+from sllm.protocol.messages import MODEL_TOO_LARGE, REFUSED_TOO_LARGE, REQUEST_TOO_LARGE
+from sllm.protocol.node import Node
+from sllm.protocol.seeds import rng_for
+from sllm.run.assemble import build_catalog
 from sllm.workload import Request
 
 PROBES = 2  # requests that come when nothing is wrong any more; they must complete
@@ -58,7 +58,7 @@ def run_scenario(scenario: Scenario) -> tuple[dict[str, Any], str, str]:
     """Run it; returns the results, what is broken ("" if nothing), and a digest of all that the seed determines."""
     config = scenario.config
     bounds = Bounds(config, build_catalog(config))
-    reshape = limit_requests(stream(config.seed, "scenario/limits"), bounds, scenario.limits_part)
+    reshape = limit_requests(rng_for(config.seed, "scenario/limits"), bounds, scenario.limits_part)
     ends = Ends()
     run = Simulation(
         config, wire=scenario.wire, schedule=scenario.schedule, link=scenario.link, reshape=lambda request: ends.note(reshape(request)),

@@ -6,12 +6,12 @@ know what a worker does. Their reports go to the coordinator: the books of repor
 
 from __future__ import annotations
 
-from sllm.catalog import HARDWARE_NAMES
-from sllm.limits import TOKENS_MAX
-from sllm.messages import Address, InferenceRequest, LoadReport
-from sllm.sim.hostile import Babbler, Mouth
-from sllm.streams import stream
-from system import System
+from sllm.models.catalogue import HARDWARE_NAMES
+from sllm.protocol.limits import TOKENS_MAX
+from sllm.protocol.messages import Address, InferenceRequest, LoadReport
+from sllm.protocol.seeds import rng_for
+from sllm.run.system import System
+from sllm.virtual.hostile import Babbler, Mouth
 
 ADDRESS: Address = ("strangers", 6000)
 NAMES = tuple(f"stranger-{number}" for number in range(8))
@@ -31,7 +31,7 @@ class Strangers(Mouth):
             "model": system.catalog.names[:50], "worker_id": workers, "exclude": workers, "hardware": HARDWARE_NAMES, "prompt_tokens": [0, 1, 1000],
             "max_tokens": [1, 20], "host": [workers[0], ADDRESS[0], "nowhere"],
         }  # fmt: skip
-        babbler = Babbler(stream(system.config.seed, "strangers"), known)
+        babbler = Babbler(rng_for(system.config.seed, "strangers"), known)
         super().__init__(babbler, targets, NAMES, per_s=per_s, until=until, now=now, codec=system.codec(), node_id=ADDRESS[0])
         self._coordinator = system.coordinator_address
         self.reports_sent = 0

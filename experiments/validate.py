@@ -24,14 +24,14 @@ if __package__ in (None, ""):  # run as a script: the project's modules are one 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if __name__ == "__main__":
-    from sllm.report.standard import end_at_signals
+    from sllm.observe.report.standard import end_at_signals
 
     end_at_signals()
 
 from experiments import theory
 from experiments.claims import Claim, claims
 from experiments.harness import ROOT, cores, replace_section, spread
-from sllm.report.standard import run_script
+from sllm.observe.report.standard import run_script
 
 DOCUMENT = ROOT / "docs" / "validation.md"
 SEEDS = 20

@@ -7,7 +7,9 @@ from random import Random
 from typing import Any
 
 from sllm.engine.base import EngineUsage
-from sllm.events import (
+from sllm.observe.recorder import Recorder
+from sllm.observe.results import FleetFigures, Invariants, ReportFigures, RunInfo, WorkerFigures, make_results
+from sllm.protocol.events import (
     DuplicateResponse,
     Event,
     FirstTokenReceived,
@@ -21,8 +23,6 @@ from sllm.events import (
     RequestSent,
     WorkerStateChanged,
 )
-from sllm.recorder import Recorder
-from sllm.results import FleetFigures, Invariants, ReportFigures, RunInfo, WorkerFigures, make_results
 
 RUN = RunInfo("virtual", "centralized", 4, "startup_time", 1, 60.0, 1.25, {"arrivals": "poisson", "rate_per_s": 1 / 3, "models": ["m0", "m1"]})
 REPORTS = ReportFigures(240, 236, {"replayed": 1, "bad_tag": 2})

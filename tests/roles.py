@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from config import Config
 from coordinator import Coordinator
-from sllm.catalog import Catalog
-from sllm.messages import READY, Address, Envelope, LoadReport, Message, ScheduleRequest
-from sllm.node import Judge, Node, Rejected
+from sllm.models.catalogue import Catalog
 from sllm.placement.registry import make_policy
+from sllm.protocol.messages import READY, Address, Envelope, LoadReport, Message, ScheduleRequest
+from sllm.protocol.node import Judge, Node, Rejected
 
 M = TypeVar("M")
 CLIENT: Address = ("client", 7000)

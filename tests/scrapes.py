@@ -9,10 +9,10 @@ from typing import Any
 from simulated import Fleet
 
 from coordinator import Coordinator
-from sllm.events import Event
-from sllm.node import Node
-from sllm.runtime.metrics import CoordinatorMetrics, RoleMetrics, WorkerMetrics
-from sllm.sim.host import Host
+from sllm.observe.metrics import CoordinatorMetrics, RoleMetrics, WorkerMetrics
+from sllm.protocol.events import Event
+from sllm.protocol.node import Node
+from sllm.virtual.host import Host
 from worker import Worker
 
 INTERVAL_S = 15.0

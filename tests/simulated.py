@@ -10,17 +10,17 @@ from typing import Any
 from client import Client
 from config import Config
 from coordinator import Coordinator
-from sllm.catalog import Catalog
 from sllm.engine import LlmEngine
-from sllm.events import Event
-from sllm.node import Node
+from sllm.models.catalogue import Catalog
 from sllm.placement.registry import make_policy
-from sllm.sim.checkers import Checkers
-from sllm.sim.faults import Schedule
-from sllm.sim.inject import Injector
-from sllm.sim.network import Network
-from sllm.sim.world import World
-from sllm.streams import stream
+from sllm.protocol.events import Event
+from sllm.protocol.node import Node
+from sllm.protocol.seeds import rng_for
+from sllm.verify.all import Checkers
+from sllm.virtual.faults import Schedule
+from sllm.virtual.inject import Injector
+from sllm.virtual.network import Network
+from sllm.virtual.world import World
 from sllm.workload import WorkloadSpec, generate
 from worker import Worker
 
@@ -61,13 +61,13 @@ class Fleet:
         codec = make_codec or (lambda: None)
 
         def coordinator(incarnation: int, now: float) -> Coordinator:
-            rng = stream(seed, f"coordinator/{incarnation}")
+            rng = rng_for(seed, f"coordinator/{incarnation}")
             return coordinator_kind(config, catalog, make_policy(config.policy), rng, incarnation, codec=codec(), now=now)
 
         def worker(name: str, own: Config) -> Callable[[int, float], Node]:
             def make(incarnation: int, now: float) -> Node:
                 engine = LlmEngine(catalog, catalog.get_hardware(own.hardware))
-                rng = stream(seed, f"{name}/{incarnation}")
+                rng = rng_for(seed, f"{name}/{incarnation}")
                 return worker_kind(
                     own, catalog, engine, COORDINATOR, rng, incarnation, node_id=name, codec=codec(), advertise=(name, 8000), now=now
                 )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from scrapes import INTERVAL_S, Scrapes
 from simulated import Fleet
 
-from sllm.sim.faults import parse_schedule
+from sllm.virtual.faults import parse_schedule
 
 GUIDE = Path(__file__).resolve().parent.parent / "DEPLOYMENT.md"
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="install promtool (Debian: apt-get install prometheus)")

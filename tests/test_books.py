@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from experiments.harness import Simulation, configuration, silent
-from simulation import LiveRun
-from sllm.events import RequestSent
-from sllm.messages import LoadReport
-from sllm.report.json import validate_results
-from sllm.report.table import render_table
-from sllm.sim.faults import load_schedule
+from sllm.observe.report.json import validate_results
+from sllm.observe.report.table import render_table
+from sllm.protocol.events import RequestSent
+from sllm.protocol.messages import LoadReport
+from sllm.run.live import LiveRun
+from sllm.virtual.faults import load_schedule
 
 SCENARIOS = Path(__file__).parent.parent / "experiments" / "scenarios"
 

@@ -16,13 +16,13 @@ from test_engine_closed_form import fleet_of_one, workload
 from experiments.harness import Simulation, configuration
 from sllm.engine import LlmEngine, QueueEngine
 from sllm.engine.base import Finished, Started
-from sllm.events import WorkerDrained
-from sllm.node import Node
-from sllm.sim.busy import BusyTime
-from sllm.sim.faults import Fault, Schedule
-from sllm.sim.host import Host
-from sllm.sim.network import Network
-from sllm.sim.world import World
+from sllm.observe.busy import BusyTime
+from sllm.protocol.events import WorkerDrained
+from sllm.protocol.node import Node
+from sllm.virtual.faults import Fault, Schedule
+from sllm.virtual.host import Host
+from sllm.virtual.network import Network
+from sllm.virtual.world import World
 
 # --- engines ------------------------------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from experiments.harness import Simulation, configuration
-from sllm.assemble import build_catalog, build_workload, default_rate
-from sllm.capacity import saturation_rate
-from sllm.catalog import Catalog, hardware_preset, model_preset
+from sllm.models.capacity import saturation_rate
+from sllm.models.catalogue import Catalog, hardware_preset, model_preset
+from sllm.run.assemble import build_catalog, build_workload, default_rate
 
 H100 = hardware_preset("h100-80g")
 LENGTHS = 1155.0, 211.0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sllm.catalog import DEMO_MODELS, GB, HARDWARE_NAMES, KIB, MODEL_NAMES, Catalog, hardware_preset, model_preset
-from sllm.errors import UsageError
+from sllm.models.catalogue import DEMO_MODELS, GB, HARDWARE_NAMES, KIB, MODEL_NAMES, Catalog, hardware_preset, model_preset
+from sllm.protocol.errors import UsageError
 
 AZURE_LONGEST_TOKENS = 14_050 + 1_000  # longest prompt and longest answer of the Azure LLM 2023 conversation trace
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from wire_samples import envelope
 
-from sllm.events import CoordinatorSilent
-from sllm.messages import Progress
-from sllm.node import Node
-from sllm.runtime import causes, logs
-from sllm.runtime.causes import REFUSALS, RefusalLog, SilenceLog
-from sllm.runtime.keys import ephemeral_keyring
-from sllm.wire import REASONS, Keyring, PickleCodec
+from sllm.deploy.keys import ephemeral_keyring
+from sllm.observe import causes, logs
+from sllm.observe.causes import REFUSALS, RefusalLog, SilenceLog
+from sllm.protocol.events import CoordinatorSilent
+from sllm.protocol.messages import Progress
+from sllm.protocol.node import Node
+from sllm.wire.frame import REASONS, Keyring, PickleCodec
 
 ADDRESS = ("10.0.0.5", 9000)
 

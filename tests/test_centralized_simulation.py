@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from sllm.cli import parse, repeat_command
-from sllm.errors import UsageError
-from sllm.report.json import validate_results
-from sllm.results import without_wall
+from sllm.observe.report.json import validate_results
+from sllm.observe.results import without_wall
+from sllm.protocol.errors import UsageError
+from sllm.run.command_line import parse, repeat_command
 
 ROOT = Path(__file__).parent.parent
 TRACE = ROOT.parent / "shared" / "traces" / "AzureLLMInferenceTrace_conv.csv"

@@ -13,15 +13,15 @@ from test_world import Registry, bad_network
 
 from client import Client, Pending
 from coordinator import Coordinator
-from sllm.dispatch import Ledger
-from sllm.events import RequestCompleted, RequestSent, WorkerStateChanged
-from sllm.fleet import Fleet as Table
-from sllm.messages import READY, Address, Envelope, Enveloped, InferenceRequest, InferenceResponse, ScheduleError
-from sllm.node import Judge, Node
-from sllm.sim.checkers import REGISTRY, Checkers, InvariantViolation
-from sllm.sim.checks_world import BoundedMemory
-from sllm.sim.faults import load_schedule
-from sllm.sim.network import RANDOM, Copy, Network
+from sllm.fleet.ledger import Ledger
+from sllm.fleet.table import Fleet as Table
+from sllm.protocol.events import RequestCompleted, RequestSent, WorkerStateChanged
+from sllm.protocol.messages import READY, Address, Envelope, Enveloped, InferenceRequest, InferenceResponse, ScheduleError
+from sllm.protocol.node import Judge, Node
+from sllm.verify.all import REGISTRY, Checkers, InvariantViolation
+from sllm.verify.world import BoundedMemory
+from sllm.virtual.faults import load_schedule
+from sllm.virtual.network import RANDOM, Copy, Network
 from sllm.workload import Request
 from worker import Worker
 

@@ -9,8 +9,8 @@ import pytest
 from roles import MODEL, Talk, configuration
 
 from client import Client
-from sllm.events import CoordinatorOverdue, CoordinatorSilent, DuplicateResponse, RequestCompleted, RequestFailed, RequestRejected, RequestRetried
-from sllm.messages import (
+from sllm.protocol.events import CoordinatorOverdue, CoordinatorSilent, DuplicateResponse, RequestCompleted, RequestFailed, RequestRejected, RequestRetried
+from sllm.protocol.messages import (
     CANCELLED,
     COMPLETED,
     NOT_READY,

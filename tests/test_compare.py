@@ -21,8 +21,8 @@ from experiments.compare import without_resume
 from experiments.comparison import SHOWN, Estimate, Sample, Setting, compare, difference, quantiles
 from experiments.comparison_text import show
 from experiments.plan import split_policies
-from sllm.errors import UsageError
 from sllm.placement.registry import policies
+from sllm.protocol.errors import UsageError
 
 SMALL = ["--workers", "2", "--rate", "5", "--duration", "4", "--models", "3"]
 

@@ -9,7 +9,7 @@ import pytest
 
 import config as config_module
 from config import Config, describe_misspelt, misspelt
-from sllm.errors import UsageError
+from sllm.protocol.errors import UsageError
 
 LOCAL = {"DEPLOYMENT_MODE": "local"}
 

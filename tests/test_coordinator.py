@@ -10,9 +10,11 @@ import pytest
 from roles import CATALOG, MODEL, Talk, ask, configuration, coordinator, report
 
 from coordinator import Coordinator
-from sllm import cost
-from sllm.catalog import DISK, Catalog, model_preset
-from sllm.events import (
+from sllm.fleet.table import CLIENTS_MAX, DEAD, LEFT, NEW, STATES, SUSPECT, TRANSITIONS
+from sllm.models import cost
+from sllm.models.catalogue import DISK, Catalog, model_preset
+from sllm.placement.registry import make_policy, policies
+from sllm.protocol.events import (
     CoordinatorReady,
     ExpiryHeld,
     ExpiryResumed,
@@ -24,8 +26,7 @@ from sllm.events import (
     WorkerDisplaced,
     WorkerStateChanged,
 )
-from sllm.fleet import CLIENTS_MAX, DEAD, LEFT, NEW, STATES, SUSPECT, TRANSITIONS
-from sllm.messages import (
+from sllm.protocol.messages import (
     COLD_START,
     DEADLINE_UNMEETABLE,
     DRAINING,
@@ -49,7 +50,6 @@ from sllm.messages import (
     ScheduleResponse,
     WorkerLost,
 )
-from sllm.placement.registry import make_policy, policies
 
 
 def error_code(talk: Talk) -> str:

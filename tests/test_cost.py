@@ -10,9 +10,9 @@ from statistics import median
 
 import pytest
 
-from sllm.catalog import DISK, GPU, HARDWARE_NAMES, HOST, MODEL_NAMES, REMOTE, Hardware, hardware_preset, model_preset
-from sllm.cost import StepCost, decode_step_s, load_s, prefill_s, service_s, step_cost, step_s
-from sllm.profiles import SPLITWISE
+from sllm.models.catalogue import DISK, GPU, HARDWARE_NAMES, HOST, MODEL_NAMES, REMOTE, Hardware, hardware_preset, model_preset
+from sllm.models.cost import StepCost, decode_step_s, load_s, prefill_s, service_s, step_cost, step_s
+from sllm.models.profiles import SPLITWISE
 
 
 def of_2023(hardware: str) -> Hardware:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllm.dispatch import JUMP_MAX, Entry, Ledger, Receipts
-from sllm.limits import MISSING_MAX
+from sllm.fleet.ledger import JUMP_MAX, Entry, Ledger, Receipts
+from sllm.protocol.limits import MISSING_MAX
 
 
 def entry(prefill_s: float = 1.0, at: float = 0.0, model: str = "m", load_s: float = 0.0, kv_bytes: int = 10) -> Entry:

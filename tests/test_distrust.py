@@ -11,20 +11,21 @@ from simulated import COORDINATOR, Fleet
 
 from entrypoint_worker import MeasuredWorker
 from experiments.harness import silent
-from simulation import LiveRun, VirtualRun
-from sllm import fleet as table
-from sllm.catalog import Catalog
-from sllm.dispatch import Entry, Ledger
 from sllm.engine import LlmEngine
-from sllm.events import RequestCompleted, RequestFailed, RequestRejected, RequestRetried, RequestRouted, RequestSent, TableFull
-from sllm.fleet import ALLOWANCES, EXPIRED_MAX, NEWCOMER, PROVEN
-from sllm.index import Bag
-from sllm.limits import NUMBER_MAX, SLOTS_MAX
-from sllm.messages import READY, SATURATED, STOPPED, Address, Envelope, InferenceRequest, LoadReport, ReportAck, ScheduleError, ScheduleResponse
-from sllm.node import Node
+from sllm.fleet import table
+from sllm.fleet.index import Bag
+from sllm.fleet.ledger import Entry, Ledger
+from sllm.fleet.table import ALLOWANCES, EXPIRED_MAX, NEWCOMER, PROVEN
+from sllm.live.sockets import local_address
+from sllm.models.catalogue import Catalog
 from sllm.placement.registry import policies
-from sllm.runtime.sockets import local_address
-from sllm.wire import Keyring, PickleCodec
+from sllm.protocol.events import RequestCompleted, RequestFailed, RequestRejected, RequestRetried, RequestRouted, RequestSent, TableFull
+from sllm.protocol.limits import NUMBER_MAX, SLOTS_MAX
+from sllm.protocol.messages import READY, SATURATED, STOPPED, Address, Envelope, InferenceRequest, LoadReport, ReportAck, ScheduleError, ScheduleResponse
+from sllm.protocol.node import Node
+from sllm.run.live import LiveRun
+from sllm.run.virtual import VirtualRun
+from sllm.wire.frame import Keyring, PickleCodec
 
 # --- slow start and distrust ------------------------------------------------------------------------------------------------------------
 

@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import pytest
 
-from sllm.catalog import _MODEL_KEYS, _PROFILE_KEYS, _STEP_KEYS, HARDWARE_KEYS
-from sllm.profiles import ENGINE_PROFILES, LOADER_PROFILES
+from sllm.models.catalogue import _MODEL_KEYS, _PROFILE_KEYS, _STEP_KEYS, HARDWARE_KEYS
+from sllm.models.profiles import ENGINE_PROFILES, LOADER_PROFILES
 from sllm.workload import FORMATS
 
 ROOT = Path(__file__).resolve().parent.parent

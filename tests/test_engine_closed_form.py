@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from sllm.catalog import DISK, HOST, REMOTE, Catalog, Hardware, MeasuredStep, Model, StepCost
-from sllm.cost import load_s, step_cost, step_s
 from sllm.engine import Evicted, Finished, FirstTokenOut, LlmEngine, Loaded, Started
+from sllm.models.catalogue import DISK, HOST, REMOTE, Catalog, Hardware, MeasuredStep, Model, StepCost
+from sllm.models.cost import load_s, step_cost, step_s
 
 
 class Job:
@@ -26,7 +26,7 @@ class Job:
 
 
 class Naive:
-    """The rules of `sllm.engine.llm` and `sllm.engine.residency`, followed literally: one step after the other."""
+    """The rules of `sllm.engine.batching` and `sllm.engine.residency`, followed literally: one step after the other."""
 
     def __init__(self, catalog: Catalog, hardware: Hardware, keep_alive_s: float, slots: int, prefill_max: int) -> None:
         self.catalog, self.hardware, self.keep_alive_s, self.slots, self.prefill_max = catalog, hardware, keep_alive_s, slots, prefill_max

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sllm.catalog import DISK, GB, HOST, REMOTE, Catalog, Hardware, MeasuredStep, Model, StepCost, hardware_preset, model_preset
-from sllm.cost import decode_step_s, load_s, prefill_s, service_s, step_cost
 from sllm.engine import Evicted, Finished, FirstTokenOut, LlmEngine, Loaded, ModelTooLarge, RequestTooLarge, Started
+from sllm.models.catalogue import DISK, GB, HOST, REMOTE, Catalog, Hardware, MeasuredStep, Model, StepCost, hardware_preset, model_preset
+from sllm.models.cost import decode_step_s, load_s, prefill_s, service_s, step_cost
 
 H100 = hardware_preset("h100-80g")
 LLAMA = "llama-3.1-8b"

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sllm.catalog import DISK
 from sllm.engine import Evicted, Finished, FirstTokenOut, Loaded, QueueEngine, Started
 from sllm.engine.queue import Service
-from sllm.errors import UsageError
+from sllm.models.catalogue import DISK
+from sllm.protocol.errors import UsageError
 
 SEEDS = range(1, 9)
 T_7 = 3.5  # Student's t for 99 % two-sided with 7 degrees of freedom

@@ -10,7 +10,7 @@ from roles import CATALOG, configuration
 
 import entrypoint_client as entry
 from client import Client
-from sllm.streams import stream
+from sllm.protocol.seeds import rng_for
 from sllm.workload import Request
 
 
@@ -24,7 +24,7 @@ class Part:
             started_wall_s=0.0, clock=SimpleNamespace(now=1.0), driver=SimpleNamespace(call_at=lambda at, call: self.calls.append((at, call))),
             host=None, resolved=True, interrupted_by=0,
         )  # fmt: skip
-        self.node = Client(configuration(), ("127.0.0.1", 9), stream(1, "client"), 100)
+        self.node = Client(configuration(), ("127.0.0.1", 9), rng_for(1, "client"), 100)
         self.part = entry.ClientPart(self.service, self.node, self.requests())  # type: ignore[arg-type]
 
     def requests(self) -> Any:

@@ -10,14 +10,14 @@ from roles import CATALOG, Talk, configuration, report
 import entrypoint_coordinator as entry
 from coordinator import Coordinator
 from sllm.placement.registry import make_policy
-from sllm.streams import stream
+from sllm.protocol.seeds import rng_for
 
 
 class Part:
     """A coordinator in its part, driven by hand: `now` is what a test says."""
 
     def __init__(self) -> None:
-        self.node = Coordinator(configuration(), CATALOG, make_policy("random"), stream(1, "coordinator"), 100)
+        self.node = Coordinator(configuration(), CATALOG, make_policy("random"), rng_for(1, "coordinator"), 100)
         self.clock = SimpleNamespace(now=0.0)
         self.later: list[Any] = []
         service: Any = SimpleNamespace(

@@ -498,7 +498,7 @@ def test_help_version_and_configuration(bench: Bench, role: str) -> None:
 
 
 OLD_KEY, NEW_KEY = hashlib.sha256(b"old").hexdigest(), hashlib.sha256(b"new").hexdigest()
-LOOKS_OFTEN = "import sllm.runtime.service as s, sys; s.KEYS_S = 0.05; import entrypoint_coordinator as e; sys.exit(e.main([]))"
+LOOKS_OFTEN = "import sllm.deploy.shell as s, sys; s.KEYS_S = 0.05; import entrypoint_coordinator as e; sys.exit(e.main([]))"
 
 
 def test_a_key_made_on_first_use_has_not_changed(bench: Bench) -> None:
@@ -661,8 +661,8 @@ def test_a_worker_without_file_descriptors_goes_on_with_what_it_has(bench: Bench
     code = """
 import sys
 import entrypoint_worker
-from sllm.errors import UsageError
-from sllm.runtime import udp
+from sllm.protocol.errors import UsageError
+from sllm.live import udp
 real = udp.bound_socket
 opened = []
 def bound_socket(*arguments):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sllm.catalog import Catalog
-from sllm.errors import UsageError
+from sllm.models.catalogue import Catalog
 from sllm.placement.registry import make_policy
+from sllm.protocol.errors import UsageError
 from sllm.workload.traces import FORMATS, open_trace
 from tests.test_centralized_simulation import results, run
 

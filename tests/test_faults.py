@@ -14,17 +14,17 @@ import pytest
 from simulated import Fleet
 
 from experiments.harness import Simulation, configuration, silent
-from simulation import VirtualRun
-from sllm.errors import UsageError
-from sllm.events import CoordinatorReady
-from sllm.messages import Address, Envelope, ScheduleRequest
-from sllm.node import Node
-from sllm.report.json import validate_results
-from sllm.report.outputs import Outputs
-from sllm.sim.faults import KINDS, Fault, Schedule, load_schedule, parse_schedule
-from sllm.sim.inject import Injector
-from sllm.sim.network import SIGMA_MAX, Latency, Network
-from sllm.sim.world import World
+from sllm.observe.report.json import validate_results
+from sllm.observe.report.outputs import Outputs
+from sllm.protocol.errors import UsageError
+from sllm.protocol.events import CoordinatorReady
+from sllm.protocol.messages import Address, Envelope, ScheduleRequest
+from sllm.protocol.node import Node
+from sllm.run.virtual import VirtualRun
+from sllm.virtual.faults import KINDS, Fault, Schedule, load_schedule, parse_schedule
+from sllm.virtual.inject import Injector
+from sllm.virtual.network import SIGMA_MAX, Latency, Network
+from sllm.virtual.world import World
 
 SCENARIOS = sorted((Path(__file__).parent.parent / "experiments/scenarios").glob("*.toml"))
 NAMES = {"flaky-network", "rolling-worker-crashes", "coordinator-restart", "split-brain", "thundering-herd", "slow-worker", "clock-jump", "churn"}

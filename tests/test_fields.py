@@ -16,11 +16,11 @@ from wire_samples import CODEC, SAMPLES, envelope
 
 from config import Config
 from entrypoint_worker import main as worker_main
-from sllm import limits
-from sllm.catalog import Catalog
 from sllm.engine import LlmEngine
-from sllm.errors import UsageError
-from sllm.messages import (
+from sllm.models.catalogue import Catalog
+from sllm.protocol import limits
+from sllm.protocol.errors import UsageError
+from sllm.protocol.messages import (
     REFUSED_INVALID,
     REFUSED_TOO_LARGE,
     REFUSED_UNKNOWN_MODEL,
@@ -33,8 +33,8 @@ from sllm.messages import (
     ScheduleRequest,
     ScheduleResponse,
 )
-from sllm.node import Rejected
-from sllm.schema import MESSAGES, SCHEMAS
+from sllm.protocol.node import Rejected
+from sllm.wire.fields import MESSAGES, SCHEMAS
 from sllm.workload import RecordedWriter, Request
 from worker import Worker
 

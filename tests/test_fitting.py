@@ -12,12 +12,13 @@ from roles import configuration, report
 from wire_samples import CODEC, NAMES, envelope
 
 from experiments.harness import fingerprint, silent
-from simulation import LiveRun, VirtualRun
-from sllm import limits
-from sllm.catalog import Catalog
 from sllm.engine import LlmEngine
-from sllm.fitting import LISTS, SHORT_NAMES, WHOLE_NAMES, always_fits, fitted
-from sllm.messages import LoadReport
+from sllm.models.catalogue import Catalog
+from sllm.protocol import limits
+from sllm.protocol.fitting import LISTS, SHORT_NAMES, WHOLE_NAMES, always_fits, fitted
+from sllm.protocol.messages import LoadReport
+from sllm.run.live import LiveRun
+from sllm.run.virtual import VirtualRun
 from worker import Worker
 
 MODELS = 'preset = "opt-2.7b"\ncount = 600\n'

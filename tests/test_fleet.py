@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from roles import CATALOG, report
 
-from sllm.dispatch import Entry
-from sllm.fleet import Fleet, Kind, Row
-from sllm.index import HEAP_SLACK, Bag, Levels, sample_all
-from sllm.messages import READY
+from sllm.fleet.index import HEAP_SLACK, Bag, Levels, sample_all
+from sllm.fleet.ledger import Entry
+from sllm.fleet.table import Fleet, Kind, Row
+from sllm.protocol.messages import READY
 
 NAMES = CATALOG.names[:4]
 HARDWARE = {"w0": CATALOG.get_hardware("a100-80g")}

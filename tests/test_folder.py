@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sllm.errors import UsageError
-from sllm.folder import read_folder
+from sllm.inputs.folder import read_folder
+from sllm.protocol.errors import UsageError
 from sllm.workload import FORMATS, open_trace, traces
 
 

@@ -14,15 +14,16 @@ from roles import judged
 from config import Config
 from coordinator import Coordinator
 from experiments.harness import configuration, silent
-from simulation import LiveRun, VirtualRun
-from sllm.errors import UsageError
-from sllm.events import CoordinatorReady, Event, InternalErrorCaught
-from sllm.messages import Address, Envelope, Enveloped, Progress
-from sllm.node import Codec, Judge, Node
-from sllm.runtime import logs
-from sllm.runtime.clock import Clock
-from sllm.runtime.metrics import CoordinatorMetrics
-from sllm.runtime.udp import TIMER_PAUSE_WALL_S, UdpDriver
+from sllm.live.clock import Clock
+from sllm.live.udp import TIMER_PAUSE_WALL_S, UdpDriver
+from sllm.observe import logs
+from sllm.observe.metrics import CoordinatorMetrics
+from sllm.protocol.errors import UsageError
+from sllm.protocol.events import CoordinatorReady, Event, InternalErrorCaught
+from sllm.protocol.messages import Address, Envelope, Enveloped, Progress
+from sllm.protocol.node import Codec, Judge, Node
+from sllm.run.live import LiveRun
+from sllm.run.virtual import VirtualRun
 
 
 class EpochCodec(Codec):

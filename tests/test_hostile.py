@@ -19,16 +19,17 @@ from wire_samples import CODEC, SAMPLES
 from client import Client
 from coordinator import Coordinator
 from experiments.harness import silent
-from simulation import LiveRun
-from sllm import limits, wire
 from sllm.engine import LlmEngine, QueueEngine
-from sllm.events import Event, RequestCompleted
-from sllm.messages import Dispatch, Envelope
-from sllm.node import FRESH_WITHIN_S, OF_COORDINATOR, Node
 from sllm.placement.registry import make_policy, policies
-from sllm.schema import MESSAGES, SCHEMAS
-from sllm.sim.hostile import Babbler, Mouth
-from sllm.wire import HEADER, Keyring, PickleCodec
+from sllm.protocol import limits
+from sllm.protocol.events import Event, RequestCompleted
+from sllm.protocol.messages import Dispatch, Envelope
+from sllm.protocol.node import FRESH_WITHIN_S, OF_COORDINATOR, Node
+from sllm.run.live import LiveRun
+from sllm.virtual.hostile import Babbler, Mouth
+from sllm.wire import frame as wire
+from sllm.wire.fields import MESSAGES, SCHEMAS
+from sllm.wire.frame import HEADER, Keyring, PickleCodec
 from sllm.workload import Request
 from worker import Worker
 

@@ -19,13 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllm.errors import UsageError
-from sllm.runtime import connections as conns
-from sllm.runtime import http as web
-from sllm.runtime.bridge import Bridge, LoopSilent
-from sllm.runtime.clock import Clock
-from sllm.runtime.http import BadQuery, HttpServer, Page, Site
-from sllm.runtime.udp import UdpDriver
+from sllm.live import connections as conns
+from sllm.live import http as web
+from sllm.live.bridge import Bridge, LoopSilent
+from sllm.live.clock import Clock
+from sllm.live.http import BadQuery, HttpServer, Page, Site
+from sllm.live.udp import UdpDriver
+from sllm.protocol.errors import UsageError
 
 
 class Answers:

@@ -20,15 +20,16 @@ from test_centralized_simulation import ROOT, books_balance, environment
 import centralized_simulation
 from centralized_simulation import Signals
 from experiments.harness import configuration, silent
-from run import Run
-from simulation import LiveRun, VirtualRun
-from sllm.events import RequestCompleted, RequestSent, WorkerStateChanged
-from sllm.messages import READY
-from sllm.report.html import render_html
-from sllm.report.json import validate_results
-from sllm.report.outputs import Outputs
-from sllm.report.table import render_table
-from sllm.report.text import span
+from sllm.observe.report.html import render_html
+from sllm.observe.report.json import validate_results
+from sllm.observe.report.outputs import Outputs
+from sllm.observe.report.table import render_table
+from sllm.observe.report.text import span
+from sllm.protocol.events import RequestCompleted, RequestSent, WorkerStateChanged
+from sllm.protocol.messages import READY
+from sllm.run.live import LiveRun
+from sllm.run.run import Run
+from sllm.run.virtual import VirtualRun
 from sllm.workload import Request, write_recorded
 
 EXPERIMENTS = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("experiments/*.py")) if "__main__" in path.read_text(encoding="utf-8")]
@@ -253,7 +254,7 @@ def test_a_signal_outside_of_the_run_ends_it_with_one_line(tmp_path: Path, monke
 
 def test_a_signal_that_comes_when_the_work_is_done_is_quiet() -> None:
     """The interpreter takes seconds to take a large fleet apart: the process does not wait for that."""
-    code = "import signal; from sllm.report.standard import run_command as run; run('p', lambda: signal.raise_signal({}) or 0)"
+    code = "import signal; from sllm.observe.report.standard import run_command as run; run('p', lambda: signal.raise_signal({}) or 0)"
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         done = subprocess.run([sys.executable, "-c", code.format(int(number))], capture_output=True, cwd=ROOT, check=False, timeout=60)
         assert (done.returncode, done.stderr) == (status, b"")
@@ -271,7 +272,7 @@ def test_a_signal_while_a_program_is_imported_ends_it_without_a_word(program: st
 
 def test_ctrl_c_in_an_experiment_is_status_130_and_no_traceback() -> None:
     """One process of several must not speak for itself either."""
-    code = "import os, signal\nfrom experiments.harness import spread\nfrom sllm.report.standard import run_script\n"
+    code = "import os, signal\nfrom experiments.harness import spread\nfrom sllm.observe.report.standard import run_script\n"
     code += "def interrupt(item):\n    os.killpg(0, signal.SIGINT)\nrun_script(lambda: len(list(spread(interrupt, range(100), 2))))\n"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=60, start_new_session=True, check=False

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from config import Config
-from sllm.errors import UsageError
-from sllm.runtime import key_secret
-from sllm.runtime.keys import FILE_NAME, create_key_file, load_keyring, read_keyring
-from sllm.runtime.service import await_key_file
+from sllm.deploy import key_secret
+from sllm.deploy.keys import FILE_NAME, create_key_file, load_keyring, read_keyring
+from sllm.deploy.shell import await_key_file
+from sllm.protocol.errors import UsageError
 
 
 class ApiServer(HTTPServer):

@@ -14,12 +14,12 @@ import pytest
 from roles import configuration
 from wire_samples import SAMPLES, envelope
 
-from sllm.errors import UsageError
-from sllm.messages import ReportAck
-from sllm.runtime import keys, keywatch
-from sllm.runtime.keys import add_key, create_key_file, drop, ephemeral_keyring, key_path, key_stamp, load_keyring, read_keyring, rotate
-from sllm.runtime.keywatch import KeyWatch
-from sllm.wire import PickleCodec
+from sllm.deploy import keys, keywatch
+from sllm.deploy.keys import add_key, create_key_file, drop, ephemeral_keyring, key_path, key_stamp, load_keyring, read_keyring, rotate
+from sllm.deploy.keywatch import KeyWatch
+from sllm.protocol.errors import UsageError
+from sllm.protocol.messages import ReportAck
+from sllm.wire.frame import PickleCodec
 
 ROOT = Path(__file__).parent.parent
 HEX = "0123456789abcdef" * 4
@@ -46,7 +46,7 @@ def test_a_file_is_made_once_and_is_private(tmp_path: Path) -> None:
 
 def test_processes_that_start_together_agree(tmp_path: Path) -> None:
     path = tmp_path / "cluster.key"
-    command = [sys.executable, "-m", "sllm.runtime.keys", str(path)]
+    command = [sys.executable, "-m", "sllm.deploy.keys", str(path)]
     started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(6)]
     said = [process.communicate(timeout=60)[0] for process in started]
     assert [process.returncode for process in started] == [0] * 6
@@ -179,7 +179,7 @@ def test_leftovers_are_in_nobody_s_way_and_do_not_stay(tmp_path: Path) -> None:
 
 def test_changes_at_once_are_all_made(tmp_path: Path) -> None:
     path = a_key(tmp_path)
-    command = [sys.executable, "-m", "sllm.runtime.keys", str(path), "--add"]
+    command = [sys.executable, "-m", "sllm.deploy.keys", str(path), "--add"]
     started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(6)]
     for process in started:
         process.communicate(timeout=60)

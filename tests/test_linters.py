@@ -235,7 +235,7 @@ def test_every_requirement_is_pinned() -> None:
 
 def test_the_deployment_guide_names_metrics_and_targets_that_exist() -> None:
     text = (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8")
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "sllm/runtime").glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "sllm").glob("*/*.py"))
     named = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\bsllm_[a-z0-9_]+", text)}
     assert [name for name in sorted(named) if f'"{name}"' not in source] == []
     targets = set(re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))

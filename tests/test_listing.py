@@ -10,12 +10,12 @@ import sys
 import pytest
 
 from config import Config
-from sllm.catalog import HARDWARE_NAMES, MODEL_NAMES
-from sllm.cli import LISTINGS
 from sllm.engine import ENGINES
+from sllm.models.catalogue import HARDWARE_NAMES, MODEL_NAMES
 from sllm.placement.registry import policies
-from sllm.report.listing import LISTS, render_listing
-from sllm.sim.faults import COMMON, DRAWN, KINDS, MEANINGS, RANDOM_KEYS
+from sllm.run.command_line import LISTINGS
+from sllm.run.listing import LISTS, render_listing
+from sllm.virtual.faults import COMMON, DRAWN, KINDS, MEANINGS, RANDOM_KEYS
 from sllm.workload.arrivals import ARRIVALS
 from sllm.workload.lengths import LENGTHS
 from sllm.workload.traces import FORMATS

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from sllm import events
-from sllm.events import CoordinatorReady, RequestFailed, RequestSent, WorkerStateChanged
-from sllm.node import Node
-from sllm.runtime import logs
+from sllm.observe import logs
+from sllm.protocol import events
+from sllm.protocol.events import CoordinatorReady, RequestFailed, RequestSent, WorkerStateChanged
+from sllm.protocol.node import Node
 
 RFC_3339 = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
 NODE = Node("n", 1)
@@ -229,7 +229,7 @@ def test_nobody_waits_for_a_reader_that_does_not_read(monkeypatch: pytest.Monkey
 def test_a_process_ends_though_nobody_reads_its_log(tmp_path: Path) -> None:
     code = """
 import sys
-from sllm.runtime import logs
+from sllm.observe import logs
 logs.BURST = 10**9
 logs.FLUSH_S = 0.05
 log = logs.setup()
@@ -245,7 +245,7 @@ sys.exit(7)
 
 
 def test_everything_is_written_at_the_end() -> None:
-    code = "from sllm.runtime import logs; logs.BURST = 10**9; log = logs.setup()\nfor n in range(5000): log.info('line %d', n)"
+    code = "from sllm.observe import logs; logs.BURST = 10**9; log = logs.setup()\nfor n in range(5000): log.info('line %d', n)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line.rpartition(" ")[2] for line in done.stdout.splitlines()] == [str(n) for n in range(5000)]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from simulated import Fleet
 
-from sllm.events import DuplicateResponse, RequestCancelled, RequestCompleted, RequestFailed, RequestRetried, RequestRouted, RequestSent
-from sllm.sim.faults import parse_schedule
-from sllm.sim.network import Latency, Link, Network
+from sllm.protocol.events import DuplicateResponse, RequestCancelled, RequestCompleted, RequestFailed, RequestRetried, RequestRouted, RequestSent
+from sllm.virtual.faults import parse_schedule
+from sllm.virtual.network import Latency, Link, Network
 
 PLACED_AGAIN_S = 5.0  # at the default timeouts, from the death of the worker on
 

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from test_readme import default, described
 
-from config import Config
-from sllm.cli import OUTPUTS, SWITCHES
-from sllm.runtime.keys import FILE_NAME
-from sllm.runtime.launch import variables_of
+from config import OUTPUTS, SWITCHES, Config
+from sllm.deploy.keys import FILE_NAME
+from sllm.deploy.launch import variables_of
 
 yaml = pytest.importorskip("yaml", reason="needs PyYAML: make venv")
 
@@ -188,7 +187,7 @@ def test_pods_need_no_secret_to_begin_and_look_at_the_mounted_one_before_they_as
         (volume,) = [volume for volume in pod["volumes"] if "secret" in volume]
         assert volume["secret"]["optional"] is True, f"{name}: a Secret that is not there yet is a warning"
         (first,) = pod["initContainers"]
-        assert first["command"][2].startswith(f"[ -e {folder}/{FILE_NAME} ] || exec python3 -m sllm.runtime.key_secret "), name
+        assert first["command"][2].startswith(f"[ -e {folder}/{FILE_NAME} ] || exec python3 -m sllm.deploy.key_secret "), name
         for container in containers_of(pod):
             assert {"name": volume["name"], "mountPath": folder, "readOnly": True} in container["volumeMounts"], (name, container["name"])
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllm import events
 from sllm.engine.base import EngineSnapshot
-from sllm.messages import ACTIONS, ERROR_CODES
-from sllm.runtime import metrics
-from sllm.runtime.causes import REFUSALS
-from sllm.runtime.metrics import ClientMetrics, CoordinatorMetrics, Counter, Histogram, Registry, RoleMetrics, WorkerMetrics
+from sllm.observe import metrics
+from sllm.observe.causes import REFUSALS
+from sllm.observe.metrics import ClientMetrics, CoordinatorMetrics, Counter, Histogram, Registry, RoleMetrics, WorkerMetrics
+from sllm.protocol import events
+from sllm.protocol.messages import ACTIONS, ERROR_CODES
 
 SAMPLE = re.compile(r'^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\["\\n])*",?)*)\})? (\S+)$')
 LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\\n]|\\["\\n])*)"')

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 
 from experiments.harness import configuration, silent
-from run import Run
-from simulation import LiveRun, VirtualRun
-from sllm.assemble import default_rate
-from sllm.catalog import Catalog
-from sllm.errors import UsageError
-from sllm.mix import hardware_of_workers, parse_mix
-from sllm.report.json import validate_results
-from sllm.report.table import render_table
+from sllm.models.catalogue import Catalog
+from sllm.observe.report.json import validate_results
+from sllm.observe.report.table import render_table
+from sllm.protocol.errors import UsageError
+from sllm.run.assemble import default_rate
+from sllm.run.hardware_mix import hardware_of_workers, parse_mix
+from sllm.run.live import LiveRun
+from sllm.run.run import Run
+from sllm.run.system import System
+from sllm.run.virtual import VirtualRun
 from sllm.workload import Request, write_recorded
-from system import System
 
 FITS_NOWHERE = '[model.giant]\npreset = "llama-2-70b"\n[model.small]\npreset = "opt-6.7b"\n'
 

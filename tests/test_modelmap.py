@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 
 import sllm.workload.traces.base as base
 from experiments.harness import configuration, silent
-from simulation import VirtualRun
-from sllm.assemble import demo_models_needed
-from sllm.catalog import Catalog
-from sllm.errors import UsageError
-from sllm.report.html import render_html
-from sllm.report.json import to_json, validate_results
-from sllm.report.table import render_table
+from sllm.models.catalogue import Catalog
+from sllm.observe.report.html import render_html
+from sllm.observe.report.json import to_json, validate_results
+from sllm.observe.report.table import render_table
+from sllm.protocol.errors import UsageError
+from sllm.run.assemble import demo_models_needed
+from sllm.run.system import System
+from sllm.run.virtual import VirtualRun
 from sllm.workload import FORMATS, ModelCounts, Request, WorkloadSpec, count_models, generate, write_recorded
 from sllm.workload.modelmap import TooFewModels, assign, read_map
-from system import System
 
 MODELS = ["alpha", "beta", "gamma"]
 NAMES = ["x", "beta", "x", "y", "x", "y", "z z"]  # of seven requests: three x, two y, one "z z" and one model of the catalogue

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from roles import report
 
-from sllm.messages import Envelope, ReportAck, ScheduleRequest
-from sllm.sim.network import CUT, QUEUE, RANDOM, Latency, Link, Network, estimated_bytes
+from sllm.protocol.messages import Envelope, ReportAck, ScheduleRequest
+from sllm.virtual.network import CUT, QUEUE, RANDOM, Latency, Link, Network, estimated_bytes
 
 ENVELOPE = Envelope("a", 1, 1, 0.0, ReportAck(1, 1))
 N = 20_000

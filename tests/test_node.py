@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from roles import report
 
-from sllm.messages import Address, Envelope, FirstToken, LoadReport, ReportAck
-from sllm.node import FRESH_WITHIN_S, Node
+from sllm.protocol.messages import Address, Envelope, FirstToken, LoadReport, ReportAck
+from sllm.protocol.node import FRESH_WITHIN_S, Node
 
 REPORT = report(port=0, hardware="h")
 
@@ -95,7 +95,7 @@ def test_a_life_that_begins_in_the_future_is_refused(message: object, wall_offse
 
 
 def test_a_full_guard_keeps_those_who_speak_and_forgets_at_a_constant_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sllm.node.GUARDED_MAX", 100)
+    monkeypatch.setattr("sllm.protocol.node.GUARDED_MAX", 100)
     node = Ear()
     for number in range(1000):
         hear(node, envelope(1, sender=f"flood-{number}"))

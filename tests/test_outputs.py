@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from test_centralized_simulation import ROOT, environment, run
 
-from sllm.errors import OutputError, UsageError
-from sllm.report.files import OutputFile, check_distinct
-from sllm.report.json import validate_results
-from sllm.report.outputs import Outputs
+from sllm.observe.report.files import OutputFile, check_distinct
+from sllm.observe.report.json import validate_results
+from sllm.observe.report.outputs import Outputs
+from sllm.protocol.errors import OutputError, UsageError
 
 FLAGS = ("--json", "--requests-csv", "--html", "--record")
 SHORT = ("--virtual", "--duration", "5", "--rate", "5")
@@ -204,7 +204,7 @@ def test_a_pipe_that_was_made_non_blocking_gets_everything() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     process = subprocess.Popen(
-        [sys.executable, "-c", "from sllm.report.files import OutputFile as O; o = O('--json', '-'); o.write('x' * 1_000_000); o.commit()"],
+        [sys.executable, "-c", "from sllm.observe.report.files import OutputFile as O; o = O('--json', '-'); o.write('x' * 1_000_000); o.commit()"],
         stdout=writing, cwd=ROOT, env=environment(),
     )  # fmt: skip
     os.close(writing)

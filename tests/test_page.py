@@ -17,16 +17,16 @@ import pytest
 from config import Config
 from coordinator import Coordinator
 from entrypoint_coordinator import CoordinatorPart
-from sllm.assemble import build_catalog
-from sllm.events import RequestRefused, RequestRouted
-from sllm.fleet import STATES
-from sllm.messages import ACTIONS, COLD_START, DRAINING, READY, SATURATED, SERVE, STARTING, Envelope, LoadReport
+from sllm.fleet.table import STATES
+from sllm.live.http import BadQuery, HttpServer, Site
+from sllm.observe import fleetview
+from sllm.observe.fleetview import FleetPicture, History, Photographer, cells_of, natural, page_of, walk
+from sllm.observe.page import fleet_page
 from sllm.placement.registry import make_policy
-from sllm.runtime import fleetview
-from sllm.runtime.fleetview import FleetPicture, History, Photographer, cells_of, natural, page_of, walk
-from sllm.runtime.http import BadQuery, HttpServer, Site
-from sllm.runtime.page import fleet_page
-from sllm.streams import stream
+from sllm.protocol.events import RequestRefused, RequestRouted
+from sllm.protocol.messages import ACTIONS, COLD_START, DRAINING, READY, SATURATED, SERVE, STARTING, Envelope, LoadReport
+from sllm.protocol.seeds import rng_for
+from sllm.run.assemble import build_catalog
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -46,7 +46,7 @@ class Shown:
 
     def __init__(self, workers: int) -> None:
         config = Config()
-        self.node = Coordinator(config, build_catalog(config), make_policy(config.policy), stream(1, "test"), 1)
+        self.node = Coordinator(config, build_catalog(config), make_policy(config.policy), rng_for(1, "test"), 1)
         names = self.node.catalog.names
         for i in range(workers):
             state = DRAINING if i % 211 == 210 else STARTING if i % 97 == 96 else READY

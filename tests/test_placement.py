@@ -12,18 +12,18 @@ import pytest
 from roles import CATALOG, MODEL, ask, coordinator, report
 
 from experiments.harness import configuration, silent
-from simulation import VirtualRun
-from sllm import placement
-from sllm.errors import UsageError
-from sllm.messages import ACTIONS, COLD_START, DRAINING, SATURATED, SERVE, ScheduleError, ScheduleResponse
+from sllm.placement import policies as folder
 from sllm.placement import registry
 from sllm.placement.registry import make_policy, policies
+from sllm.protocol.errors import UsageError
+from sllm.protocol.messages import ACTIONS, COLD_START, DRAINING, SATURATED, SERVE, ScheduleError, ScheduleResponse
+from sllm.run.virtual import VirtualRun
 
 SECOND = CATALOG.names[1]
 
 
 def test_every_file_in_the_folder_is_found() -> None:
-    files = {path.stem for path in Path(placement.__path__[0]).glob("*.py")} - {"__init__", "base", "costs", "registry"}
+    files = {path.stem for path in Path(folder.__path__[0]).glob("*.py")} - {"__init__"}
     assert set(policies()) == files
     assert {"random", "round_robin", "power_of_two", "startup_time"} <= files
 
@@ -172,7 +172,7 @@ BROKEN = {
 def with_broken_policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, (text, _) in BROKEN.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(placement, "__path__", [*placement.__path__, str(tmp_path)])
+    monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
     registry._list_folder.cache_clear()
     yield
     registry._list_folder.cache_clear()
@@ -184,7 +184,7 @@ def test_a_broken_file_is_an_error_only_for_who_asks_for_its_policy() -> None:
     for name, (_, why) in BROKEN.items():
         with pytest.raises(UsageError) as caught:
             make_policy(Path(name).stem)
-        assert f"sllm/placement/{name}" in str(caught.value)
+        assert f"sllm/placement/policies/{name}" in str(caught.value)
         assert why in str(caught.value)
         assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match=r"'fastest' is not known; there are least_loaded.*not readable: .*angry\.py"):
@@ -195,4 +195,4 @@ def test_a_broken_file_is_an_error_only_for_who_asks_for_its_policy() -> None:
 def test_a_run_with_another_policy_warns_of_a_broken_file() -> None:
     run = VirtualRun(configuration(), silent(), io.StringIO())
     assert len(run.warnings) == len(BROKEN)
-    assert any("sllm/placement/unfinished.py, line 1" in warning for warning in run.warnings)
+    assert any("sllm/placement/policies/unfinished.py, line 1" in warning for warning in run.warnings)

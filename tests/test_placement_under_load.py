@@ -7,8 +7,8 @@ from typing import TypeVar
 import pytest
 from simulated import Fleet
 
-from sllm.events import Event, RequestCompleted, RequestRefused, RequestRetried, RequestSent
-from sllm.figures import summarize
+from sllm.observe.statistics import summarize
+from sllm.protocol.events import Event, RequestCompleted, RequestRefused, RequestRetried, RequestSent
 
 E = TypeVar("E", bound=Event)
 

@@ -10,12 +10,12 @@ import pytest
 from config import Config
 from experiments import engines
 from experiments.harness import Simulation, configuration
-from sllm.assemble import build_catalog, profile_names
-from sllm.catalog import DISK, GPU, HOST, MODEL_NAMES, REMOTE, Catalog, hardware_preset, model_preset
-from sllm.cost import decode_step_s, load_s, prefill_s, service_s, step_cost
-from sllm.errors import UsageError
-from sllm.profiles import ENGINE_PROFILES, LOADER_PROFILES
-from sllm.report.table import render_table
+from sllm.models.catalogue import DISK, GPU, HOST, MODEL_NAMES, REMOTE, Catalog, hardware_preset, model_preset
+from sllm.models.cost import decode_step_s, load_s, prefill_s, service_s, step_cost
+from sllm.models.profiles import ENGINE_PROFILES, LOADER_PROFILES
+from sllm.observe.report.table import render_table
+from sllm.protocol.errors import UsageError
+from sllm.run.assemble import build_catalog, profile_names
 from tests.report_samples import RUN
 
 MEASURED = Path(__file__).resolve().parents[2] / "shared" / "measured"

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from config import Config
-from sllm.cli import OUTPUTS, SWITCHES, flag_fields
+from config import OUTPUTS, SWITCHES, Config
+from sllm.run.command_line import flag_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 

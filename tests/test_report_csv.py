@@ -3,10 +3,10 @@ import csv
 import pytest
 from report_samples import events
 
-from sllm.errors import OutputError, UsageError
-from sllm.events import RequestCompleted, RequestFailed, RequestRejected
-from sllm.report.csv import COLUMNS, RequestsCsv
-from sllm.report.files import OutputFile
+from sllm.observe.report.csv import COLUMNS, RequestsCsv
+from sllm.observe.report.files import OutputFile
+from sllm.protocol.errors import OutputError, UsageError
+from sllm.protocol.events import RequestCompleted, RequestFailed, RequestRejected
 
 
 def read(path):

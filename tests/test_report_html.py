@@ -5,13 +5,13 @@ from html.parser import HTMLParser
 import pytest
 from report_samples import events, recorded, results_of
 
-from sllm import series
-from sllm.cli import grouped, parse, settings_of
-from sllm.events import WorkerStateChanged
-from sllm.recorder import Recorder
-from sllm.report.html import ROWS_MAX, render_html
-from sllm.report.plots import Mark
-from sllm.report.svg import Axis, nice_top
+from sllm.observe import series
+from sllm.observe.recorder import Recorder
+from sllm.observe.report.html import ROWS_MAX, render_html
+from sllm.observe.report.plots import Mark
+from sllm.observe.report.svg import Axis, nice_top
+from sllm.protocol.events import WorkerStateChanged
+from sllm.run.command_line import grouped, parse, settings_of
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 

@@ -4,8 +4,8 @@ import re
 import pytest
 from report_samples import recorded
 
-from sllm.recorder import Glance
-from sllm.report.progress import LINE_EVERY_S, REDRAW_EVERY_S, Progress, Snapshot
+from sllm.observe.recorder import Glance
+from sllm.observe.report.progress import LINE_EVERY_S, REDRAW_EVERY_S, Progress, Snapshot
 
 GLANCE = Glance(120, 100, 2, 1, 4, 0.212, 1.9)
 STATES = {"READY": 4, "SUSPECT": 1, "DEAD": 0}
@@ -107,7 +107,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was():
 
 @pytest.mark.parametrize("columns", [20, 40, 79, 200])
 def test_lines_never_fill_the_terminal(columns, monkeypatch):
-    monkeypatch.setattr("sllm.report.progress.columns_of", lambda stream, fallback: columns)
+    monkeypatch.setattr("sllm.observe.report.progress.columns_of", lambda stream, fallback: columns)
     stream = Terminal()
     Progress(stream, Clock(), virtual=True, no_color=True).update(snapshot(phase="draining", warning="the machine cannot keep up"))
     assert max(map(len, stream.screen)) < columns
@@ -119,7 +119,7 @@ def test_lines_never_fill_the_terminal(columns, monkeypatch):
 
 def test_slots_and_kv_cache_are_bars_as_wide_as_there_is_room(monkeypatch):
     for columns, cells in ((40, 5), (80, 8), (120, 14), (200, 24)):
-        monkeypatch.setattr("sllm.report.progress.columns_of", lambda stream, fallback, columns=columns: columns)
+        monkeypatch.setattr("sllm.observe.report.progress.columns_of", lambda stream, fallback, columns=columns: columns)
         stream = Terminal()
         Progress(stream, Clock(), virtual=False, no_color=True).update(Snapshot(12.0, 30.0, {"READY": 4}, GLANCE, 0.5, 0.001, 7))
         if columns == 40:

@@ -3,9 +3,9 @@ import io
 import pytest
 from report_samples import recorded, results_of
 
-from sllm.recorder import Recorder
-from sllm.report.table import print_table, render_table
-from sllm.report.text import count, duration, percent, rate, span
+from sllm.observe.recorder import Recorder
+from sllm.observe.report.table import print_table, render_table
+from sllm.observe.report.text import count, duration, percent, rate, span
 
 
 class Terminal(io.StringIO):

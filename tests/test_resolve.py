@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sllm.runtime import resolve
-from sllm.runtime.clock import Clock
-from sllm.runtime.resolve import Resolver, look_up
-from sllm.runtime.udp import UdpDriver
+from sllm.live import resolve
+from sllm.live.clock import Clock
+from sllm.live.resolve import Resolver, look_up
+from sllm.live.udp import UdpDriver
 
 
 class Names:

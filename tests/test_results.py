@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from report_samples import REPORTS, RUN, events, fleet_of, recorded, results_of
 
 from sllm.engine.base import EngineUsage
-from sllm.events import (
+from sllm.observe.recorder import Recorder
+from sllm.observe.report.html import render_html
+from sllm.observe.report.json import KEYS, TOP_KEYS, to_json, validate_results
+from sllm.observe.report.table import render_table
+from sllm.observe.results import DISTRIBUTIONS, Begun, Invariants, ReportFigures, Slo, make_results
+from sllm.observe.statistics import STATISTICS, percentile, rounded, summarize
+from sllm.observe.timeline import LOOKS_MAX, TIMELINE_MAX, Look, StateTimeline, UsageTimeline
+from sllm.protocol.events import (
     ModelEvicted,
     ModelLoaded,
     ModelLoadStarted,
@@ -20,13 +27,6 @@ from sllm.events import (
     RequestSent,
     WorkerStateChanged,
 )
-from sllm.figures import STATISTICS, percentile, rounded, summarize
-from sllm.recorder import Recorder
-from sllm.report.html import render_html
-from sllm.report.json import KEYS, TOP_KEYS, to_json, validate_results
-from sllm.report.table import render_table
-from sllm.results import DISTRIBUTIONS, Begun, Invariants, ReportFigures, Slo, make_results
-from sllm.timeline import LOOKS_MAX, TIMELINE_MAX, Look, StateTimeline, UsageTimeline
 
 values = st.lists(st.floats(0.0, 1e6, allow_subnormal=False), min_size=2, max_size=300)
 

@@ -11,8 +11,8 @@ import pytest
 
 from experiments import saturation
 from experiments.saturation import Observation, Verdict, judge, search, waiting
-from sllm.errors import UsageError
-from sllm.recorder import Recorder
+from sllm.observe.recorder import Recorder
+from sllm.protocol.errors import UsageError
 
 
 def verdict_at(border_per_s: float) -> tuple[list[float], object]:

@@ -17,18 +17,18 @@ from experiments import simulate
 from experiments.draw import LIMITS_CATALOG, Bounds, draw_scenario, limit_requests
 from experiments.harness import Simulation, configuration
 from experiments.simulate import Outcome, main, run_seed
-from sllm.assemble import build_catalog
-from sllm.catalog import Catalog, Hardware, Model
-from sllm.dispatch import Ledger
-from sllm.events import RequestCompleted
-from sllm.fleet import Fleet
-from sllm.limits import TOKENS_MAX
-from sllm.messages import READY, Address, Enveloped, ScheduleError
-from sllm.node import Node
+from sllm.fleet.ledger import Ledger
+from sllm.fleet.table import Fleet
+from sllm.models.catalogue import Catalog, Hardware, Model
 from sllm.placement.costs import EngineCosts
 from sllm.placement.registry import policies
-from sllm.sim.faults import Fault, Schedule
-from sllm.sim.network import Network
+from sllm.protocol.events import RequestCompleted
+from sllm.protocol.limits import TOKENS_MAX
+from sllm.protocol.messages import READY, Address, Enveloped, ScheduleError
+from sllm.protocol.node import Node
+from sllm.run.assemble import build_catalog
+from sllm.virtual.faults import Fault, Schedule
+from sllm.virtual.network import Network
 from sllm.workload import Request
 from worker import Worker
 

@@ -8,8 +8,9 @@ import io
 import pytest
 
 from experiments.harness import configuration, silent
-from run import Run
-from simulation import LiveRun, VirtualRun
+from sllm.run.live import LiveRun
+from sllm.run.run import Run
+from sllm.run.virtual import VirtualRun
 
 ROUNDING_S = 1e-9
 

@@ -12,10 +12,10 @@ from report_samples import recorded, results_of
 
 from config import Config
 from experiments.harness import ROOT
-from sllm.cli import NOT_OF_A_RUN, parse, repeat_command, settings_of
-from sllm.errors import UsageError
-from sllm.recorder import Recorder
-from sllm.thresholds import FIGURES, judge, parse_thresholds
+from sllm.observe.recorder import Recorder
+from sllm.protocol.errors import UsageError
+from sllm.run.command_line import NOT_OF_A_RUN, parse, repeat_command, settings_of
+from sllm.run.thresholds import FIGURES, judge, parse_thresholds
 
 
 def test_every_figure_is_in_the_results() -> None:

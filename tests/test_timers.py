@@ -5,7 +5,7 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllm.timers import NEVER, Timers, Wheel
+from sllm.protocol.timers import NEVER, Timers, Wheel
 
 
 class Thing:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sllm.catalog import Catalog
-from sllm.errors import UsageError
-from sllm.sim.faults import load_schedule
+from sllm.models.catalogue import Catalog
+from sllm.protocol.errors import UsageError
+from sllm.virtual.faults import load_schedule
 from sllm.workload.modelmap import read_map
 
 READERS: dict[str, Callable[[str], object]] = {"catalogue": Catalog.from_file, "fault file": lambda path: load_schedule(path, 1), "model map": read_map}

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sllm.errors import UsageError
-from sllm.limits import name_problem
+from sllm.protocol.errors import UsageError
+from sllm.protocol.limits import name_problem
 from sllm.workload import FORMATS, RecordedWriter, Request, TraceRow, WorkloadSpec, generate, open_trace, read_trace, write_recorded
 from sllm.workload.traces.azure import parse_timestamp
 from sllm.workload.traces.base import plain

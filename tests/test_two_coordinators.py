@@ -10,7 +10,7 @@ __all__ = ["bench"]
 OFTEN = """
 import sys
 import entrypoint_worker
-from sllm.runtime import service
+from sllm.deploy import shell as service
 service.RENEW_S = 0.3
 sys.exit(entrypoint_worker.main([]))
 """

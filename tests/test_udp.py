@@ -17,17 +17,17 @@ import pytest
 from roles import CATALOG, configuration, judged
 
 from coordinator import Coordinator
+from sllm.deploy.keys import ephemeral_keyring
 from sllm.engine import LlmEngine
-from sllm.errors import UsageError
-from sllm.events import CoordinatorOverdue, CoordinatorReady, Event
-from sllm.messages import Address, Envelope, Enveloped, Progress
-from sllm.node import Codec, Judge, Node, Rejected
+from sllm.live import sockets, udp
+from sllm.live.clock import STEP_MAX_S, Clock
+from sllm.live.udp import UdpDriver
 from sllm.placement.registry import make_policy
-from sllm.runtime import sockets, udp
-from sllm.runtime.clock import STEP_MAX_S, Clock
-from sllm.runtime.keys import ephemeral_keyring
-from sllm.runtime.udp import UdpDriver
-from sllm.wire import PickleCodec
+from sllm.protocol.errors import UsageError
+from sllm.protocol.events import CoordinatorOverdue, CoordinatorReady, Event
+from sllm.protocol.messages import Address, Envelope, Enveloped, Progress
+from sllm.protocol.node import Codec, Judge, Node, Rejected
+from sllm.wire.frame import PickleCodec
 from worker import Worker
 
 

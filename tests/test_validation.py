@@ -11,7 +11,7 @@ import pytest
 from experiments import parity, theory, validate
 from experiments.claims import Claim, claims
 from experiments.harness import configuration, replace_section, silent
-from simulation import VirtualRun
+from sllm.run.virtual import VirtualRun
 
 # --- exact values -------------------------------------------------------------------------------------------------------------------
 

@@ -21,9 +21,9 @@ import pytest
 from test_centralized_simulation import ROOT, environment, run
 
 from experiments.harness import configuration, silent
-from simulation import VirtualRun
-from sllm.results import without_wall
-from sllm.runtime.watch import Pacer
+from sllm.observe.results import without_wall
+from sllm.run.virtual import VirtualRun
+from sllm.run.watch import Pacer
 
 WITHIN_S = 60.0
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from roles import coordinator
 from wire_samples import CODEC, ENVELOPES, KEY, OTHER_KEY, SAMPLES, envelope
 
-from sllm.limits import DATAGRAM_MAX_BYTES
-from sllm.messages import Envelope, LoadReport, Message, ReportAck
-from sllm.node import Rejected
-from sllm.schema import MESSAGES, SCHEMAS
-from sllm.wire import CODECS, HEADER, PICKLE_VERSION, REASONS, TAG_BYTES, Keyring, PickleCodec
+from sllm.protocol.limits import DATAGRAM_MAX_BYTES
+from sllm.protocol.messages import Envelope, LoadReport, Message, ReportAck
+from sllm.protocol.node import Rejected
+from sllm.wire.fields import MESSAGES, SCHEMAS
+from sllm.wire.frame import CODECS, HEADER, PICKLE_VERSION, REASONS, TAG_BYTES, Keyring, PickleCodec
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = pytest.mark.parametrize("message", SAMPLES.values(), ids=lambda m: type(m).__name__)
@@ -191,7 +191,7 @@ def test_a_bad_datagram_changes_nothing_but_a_counter() -> None:
 def test_two_versions_refuse_each_other_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     """The byte decides, whatever else is in the datagram: nothing of another version is looked into."""
     data = CODEC.encode(envelope(SAMPLES[LoadReport]))
-    monkeypatch.setattr("sllm.wire.PICKLE_VERSION", PICKLE_VERSION - 1)
+    monkeypatch.setattr("sllm.wire.frame.PICKLE_VERSION", PICKLE_VERSION - 1)
     older = PickleCodec(Keyring(1, {1: KEY}))
     assert refusal(data, older) == "version"
     old_data = older.encode(envelope(SAMPLES[LoadReport]))

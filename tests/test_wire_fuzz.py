@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_samples import CODEC, ENVELOPES, SAMPLES, envelope
 
-from sllm import wire
-from sllm.limits import DATAGRAM_MAX_BYTES
-from sllm.messages import Dispatch, Envelope, InferenceRequest, LoadReport, Message, Progress, ReportAck, ScheduleError, ScheduleResponse
-from sllm.node import Node, Rejected
-from sllm.schema import MESSAGES, SCHEMAS
-from sllm.wire import HEADER, TAG_BYTES, PickleCodec, check_body, usual
+from sllm.protocol.limits import DATAGRAM_MAX_BYTES
+from sllm.protocol.messages import Dispatch, Envelope, InferenceRequest, LoadReport, Message, Progress, ReportAck, ScheduleError, ScheduleResponse
+from sllm.protocol.node import Node, Rejected
+from sllm.wire import frame as wire
+from sllm.wire.fields import MESSAGES, SCHEMAS
+from sllm.wire.frame import HEADER, TAG_BYTES, PickleCodec, check_body, usual
 
 KINDS_OF_FIELDS = [(message, name) for message in MESSAGES for name in SCHEMAS[message]]
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from roles import coordinator
 from wire_samples import CODEC, ENVELOPES, SAMPLES, envelope
 
-from sllm import wire
-from sllm.messages import Envelope, LoadReport, Progress, ReportAck
-from sllm.node import Node, Rejected
-from sllm.schema import SCHEMAS
-from sllm.wire import HEADER, TAG_BYTES
+from sllm.protocol.messages import Envelope, LoadReport, Progress, ReportAck
+from sllm.protocol.node import Node, Rejected
+from sllm.wire import frame as wire
+from sllm.wire.fields import SCHEMAS
+from sllm.wire.frame import HEADER, TAG_BYTES
 
 
 def signed(body: bytes, message: type = ReportAck) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 from roles import CATALOG, MODEL, Talk, configuration
 
 from sllm.engine import EngineSnapshot, LlmEngine
-from sllm.events import (
+from sllm.protocol.events import (
     CoordinatorChanged,
     CoordinatorOverdue,
     CoordinatorSilent,
@@ -23,7 +23,7 @@ from sllm.events import (
     RivalSeen,
     WorkerDrained,
 )
-from sllm.messages import (
+from sllm.protocol.messages import (
     CANCELLED,
     COMPLETED,
     DRAINING,

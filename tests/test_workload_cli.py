@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from experiments.harness import configuration
-from sllm.assemble import build_catalog, default_rate
+from sllm.run.assemble import build_catalog, default_rate
 from tests.test_centralized_simulation import results, run
 
 SHAPES = [

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from sllm.errors import UsageError
-from sllm.messages import HIGH, LOW, NORMAL
+from sllm.protocol.errors import UsageError
+from sllm.protocol.messages import HIGH, LOW, NORMAL
 from sllm.workload import Repeat, Request, WorkloadSpec, generate, open_trace, write_recorded
 from sllm.workload.lengths import LENGTHS, parse_lengths
 from sllm.workload.popularity import Shares

@@ -13,8 +13,8 @@ from random import Random
 
 import pytest
 
-from sllm.errors import UsageError
-from sllm.streams import stream
+from sllm.protocol.errors import UsageError
+from sllm.protocol.seeds import rng_for
 from sllm.workload import Request, WorkloadSpec, generate
 from sllm.workload.arrivals import ARRIVALS
 from sllm.workload.lengths import (
@@ -253,16 +253,16 @@ def test_description_for_the_results() -> None:
 
 
 def test_streams_differ_by_name_and_seed_and_repeat() -> None:
-    assert stream(1, "a").random() == stream(1, "a").random()
-    assert len({stream(seed, name).random() for seed in range(30) for name in ("a", "b", "c")}) == 90
+    assert rng_for(1, "a").random() == rng_for(1, "a").random()
+    assert len({rng_for(seed, name).random() for seed in range(30) for name in ("a", "b", "c")}) == 90
 
 
 def test_streams_do_not_depend_on_the_hash_seed() -> None:
-    program = "from sllm.streams import stream; print(stream(7, 'workload/arrivals').random().hex())"
+    program = "from sllm.protocol.seeds import rng_for; print(rng_for(7, 'workload/arrivals').random().hex())"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", program], cwd=ROOT, env={"PYTHONHASHSEED": value}, capture_output=True, text=True, check=True
         ).stdout
         for value in ("1", "2")
     }
-    assert outputs == {stream(7, "workload/arrivals").random().hex() + "\n"}
+    assert outputs == {rng_for(7, "workload/arrivals").random().hex() + "\n"}

@@ -15,16 +15,16 @@ import pytest
 from roles import judged, report
 from simulated import Fleet
 
-from sllm.events import CoordinatorReady, ExpiryResumed, RequestSent
-from sllm.messages import Address, Envelope, Enveloped, LoadReport, Progress, ScheduleRequest
-from sllm.node import Codec, Judge, Node, Rejected
-from sllm.runtime.keys import ephemeral_keyring
-from sllm.sim.faults import load_schedule
-from sllm.sim.feed import AHEAD
-from sllm.sim.host import flip_bit
-from sllm.sim.network import Latency, Link, Network
-from sllm.sim.world import SPINS_MAX, World
-from sllm.wire import PickleCodec
+from sllm.deploy.keys import ephemeral_keyring
+from sllm.protocol.events import CoordinatorReady, ExpiryResumed, RequestSent
+from sllm.protocol.messages import Address, Envelope, Enveloped, LoadReport, Progress, ScheduleRequest
+from sllm.protocol.node import Codec, Judge, Node, Rejected
+from sllm.virtual.faults import load_schedule
+from sllm.virtual.feed import AHEAD
+from sllm.virtual.host import flip_bit
+from sllm.virtual.network import Latency, Link, Network
+from sllm.virtual.world import SPINS_MAX, World
+from sllm.wire.frame import PickleCodec
 
 ROOT = Path(__file__).parent.parent
 ASK = ScheduleRequest("r", "m", 1, 1, 1, 0.0, ())
@@ -462,7 +462,7 @@ def test_objects_and_bytes_give_the_same_run(codecs: Callable[[], Callable[[], A
 
 def test_the_hash_seed_makes_no_difference() -> None:
     program = (
-        "import hashlib; from simulated import Fleet; from sllm.sim.faults import load_schedule; from test_world import bad_network, ROOT\n"
+        "import hashlib; from simulated import Fleet; from sllm.virtual.faults import load_schedule; from test_world import bad_network, ROOT\n"
         "fleet = Fleet(5, duration_s=10.0, schedule=load_schedule(str(ROOT / 'experiments/scenarios/churn.toml'), 5), network=bad_network()).record().run()\n"
         "print(hashlib.sha256(repr(fleet.trace).encode()).hexdigest())\n"
     )

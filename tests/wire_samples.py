@@ -6,10 +6,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from sllm import limits, messages
-from sllm.messages import Dispatch, Envelope, Message
-from sllm.schema import MESSAGES, SCHEMAS
-from sllm.wire import Keyring, PickleCodec
+from sllm.protocol import limits, messages
+from sllm.protocol.messages import Dispatch, Envelope, Message
+from sllm.wire.fields import MESSAGES, SCHEMAS
+from sllm.wire.frame import Keyring, PickleCodec
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 CODEC = PickleCodec(Keyring(1, {1: KEY}))

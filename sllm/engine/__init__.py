@@ -13,7 +13,7 @@ from sllm.engine.base import ModelTooLarge as ModelTooLarge
 from sllm.engine.base import Notification as Notification
 from sllm.engine.base import RequestTooLarge as RequestTooLarge
 from sllm.engine.base import Started as Started
-from sllm.engine.llm import LlmEngine as LlmEngine
+from sllm.engine.batching import LlmEngine as LlmEngine
 from sllm.engine.queue import QueueEngine as QueueEngine
 
 ENGINES: dict[str, type[Engine]] = {"llm": LlmEngine, "queue": QueueEngine}

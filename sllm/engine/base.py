@@ -58,7 +58,7 @@ Notification = Started | FirstTokenOut | Finished | Loaded | Evicted
 
 
 class EngineSnapshot(NamedTuple):
-    """What a load report says of an engine, in the order of its fields (`sllm.messages.LoadReport`)."""
+    """What a load report says of an engine, in the order of its fields (`sllm.protocol.messages.LoadReport`)."""
 
     slots: int
     running: int

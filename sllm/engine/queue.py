@@ -13,9 +13,9 @@ from math import inf, sqrt
 from random import Random
 from typing import Any
 
-from sllm.catalog import DISK
 from sllm.engine.base import EngineCounts, EngineSnapshot, EngineUsage, Evicted, Finished, FirstTokenOut, Loaded, Notification, Started
-from sllm.errors import UsageError
+from sllm.models.catalogue import DISK
+from sllm.protocol.errors import UsageError
 
 SERVICES = ("deterministic", "exponential", "hyperexponential")
 GPU_FREE_BYTES = 1 << 40  # memory is no object here: every model fits

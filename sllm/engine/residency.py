@@ -15,9 +15,9 @@ from abc import ABC, abstractmethod
 from collections import deque
 from math import inf
 
-from sllm.catalog import DISK, HOST, REMOTE, Catalog, Hardware, Model
-from sllm.cost import load_s, step_cost
 from sllm.engine.base import EngineCounts, Evicted, Loaded, ModelTooLarge, Notification
+from sllm.models.catalogue import DISK, HOST, REMOTE, Catalog, Hardware, Model
+from sllm.models.cost import load_s, step_cost
 
 ABSENT, QUEUED, LOADING, LOADED = range(4)  # of a model, seen from the GPU
 

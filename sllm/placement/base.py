@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from random import Random
 from typing import ClassVar, NamedTuple, Protocol
 
-from sllm.catalog import Hardware, Model
-from sllm.fleet import DOUBTFUL, NEWCOMER, PROVEN, Fleet, Kind, Row, band_of
-from sllm.index import Bag, sample_all
-from sllm.messages import COLD_START, HIGH, LOW, SERVE
+from sllm.fleet.index import Bag, sample_all
+from sllm.fleet.table import DOUBTFUL, NEWCOMER, PROVEN, Fleet, Kind, Row, band_of
+from sllm.models.catalogue import Hardware, Model
+from sllm.protocol.messages import COLD_START, HIGH, LOW, SERVE
 
 LOOKED_AT_AGAIN = 64  # workers, before a request is turned away
 
@@ -51,7 +51,7 @@ class Query(NamedTuple):
     kinds: tuple[Kind, ...]  # the hardware that can hold the request and has READY workers; never empty
     now: float
     rng: Random
-    trust: int = DOUBTFUL  # of the most trusted of those workers that was not excluded: the others get little (`sllm.fleet`) ...
+    trust: int = DOUBTFUL  # of the most trusted of those workers that was not excluded: the others get little (`sllm.fleet.table`) ...
     again: bool = False  # ... and nothing of a request that has failed before
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sllm.catalog import DISK, HOST, REMOTE, Hardware, Model
-from sllm.cost import StepCost, load_s, step_cost, step_s
-from sllm.fleet import Row
+from sllm.fleet.table import Row
+from sllm.models.catalogue import DISK, HOST, REMOTE, Hardware, Model
+from sllm.models.cost import StepCost, load_s, step_cost, step_s
 from sllm.placement.base import Costs
 
 

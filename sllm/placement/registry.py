@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sllm import placement
-from sllm.errors import UsageError
-from sllm.folder import Folder, import_file, read_folder
+from sllm.inputs.folder import Folder, import_file, read_folder
+from sllm.placement import policies as folder
 from sllm.placement.base import Policy
+from sllm.protocol.errors import UsageError
 
 WHOLE = ("int", int)  # the type of a field, with and without postponed annotations
 PARAMETER_MAX = 1e9  # of any parameter, either way: not what a policy can use, but what it can compute with
@@ -31,7 +31,7 @@ def broken_policies() -> list[str]:
 
 @cache
 def _list_folder() -> Folder[type[Policy]]:
-    return read_folder(placement, _policies_of)
+    return read_folder(folder, _policies_of)
 
 
 def _policies_of(module: ModuleType) -> dict[str, type[Policy]]:

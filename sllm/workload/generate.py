@@ -10,10 +10,10 @@ from functools import partial
 from itertools import repeat
 from random import Random
 
-from sllm.errors import UsageError
-from sllm.messages import NORMAL
-from sllm.node import new_tuple
-from sllm.streams import stream
+from sllm.protocol.errors import UsageError
+from sllm.protocol.messages import NORMAL
+from sllm.protocol.node import new_tuple
+from sllm.protocol.seeds import rng_for
 from sllm.workload.arrivals import ARRIVALS
 from sllm.workload.lengths import parse_lengths
 from sllm.workload.modelmap import ModelCounts, assign, check_map, count_models, read_map
@@ -95,12 +95,12 @@ def _synthetic(spec: WorkloadSpec, asked: Sequence[str], seed: int) -> Workload:
 
 
 def _stream(seed: int, aspect: str) -> Random:
-    return stream(seed, f"workload/{aspect}")
+    return rng_for(seed, f"workload/{aspect}")
 
 
 def _times(spec: WorkloadSpec, seed: int, requests_each: float = 1.0) -> Iterator[float]:
     """When requests arrive, or sessions of so many requests each."""
-    arrive, rng = ARRIVALS[spec.arrivals], stream(seed, "workload/arrivals")
+    arrive, rng = ARRIVALS[spec.arrivals], rng_for(seed, "workload/arrivals")
     if not spec.stages:
         return arrive(spec.rate_per_s / requests_each, spec.until_s, spec.cv, rng)
     stages, until_s = Stages.parse(spec.stages), spec.until_s
@@ -109,7 +109,7 @@ def _times(spec: WorkloadSpec, seed: int, requests_each: float = 1.0) -> Iterato
 
 
 def _independent(laws: Laws, times: Iterator[float], seed: int) -> Iterator[Request]:
-    length_rng, model_rng = stream(seed, "workload/lengths"), stream(seed, "workload/models")
+    length_rng, model_rng = rng_for(seed, "workload/lengths"), rng_for(seed, "workload/models")
     draw, lengths = laws.popularity.draw, laws.lengths
     for index, (arrival_s, priority) in enumerate(zip(times, _drawn(laws.priorities, seed), strict=False)):
         prompt, output = lengths(length_rng)
@@ -120,7 +120,7 @@ def _drawn(priorities: Shares[int] | None, seed: int) -> Iterator[int]:
     """The priority of each request, without end."""
     if priorities is None:
         return repeat(NORMAL)
-    rng = stream(seed, "workload/priorities")
+    rng = rng_for(seed, "workload/priorities")
     return (priorities.draw(rng) for _ in repeat(None))
 
 
@@ -156,7 +156,7 @@ def _replay(spec: WorkloadSpec, path: str, trace: Trace, models: Sequence[str], 
 def _foreign(spec: WorkloadSpec, trace: Trace, popularity: Shares[str], models: Mapping[str, str], seed: int) -> Iterator[Request]:
     """Times and lengths are the trace's own. Each name is one model throughout; a request without a name gets a model by popularity."""
     until_s = spec.until_s
-    model_rng, draw = stream(seed, "workload/models"), popularity.draw
+    model_rng, draw = rng_for(seed, "workload/models"), popularity.draw
     with trace:
         rows = zip(_rows(spec, trace, seed), _drawn(_priorities(spec), seed), strict=False)
         for index, ((arrival_s, prompt, output, name, _, _, _), priority) in enumerate(rows):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from sllm.errors import UsageError
+from sllm.protocol.errors import UsageError
 from sllm.workload.traces import TOKENS_MAX, open_trace
 
 LengthSampler = Callable[[Random], tuple[int, int]]

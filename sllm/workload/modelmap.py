@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sllm import toml
-from sllm.errors import UsageError
+from sllm.inputs import toml
+from sllm.protocol.errors import UsageError
 from sllm.workload.traces import open_trace
 from sllm.workload.traces.base import shorten
 

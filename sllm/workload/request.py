@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sllm.messages import NORMAL
+from sllm.protocol.messages import NORMAL
 
 
 class Repeat(NamedTuple):

@@ -13,9 +13,9 @@ from heapq import heappop, heappush
 from random import Random
 from typing import NamedTuple
 
-from sllm.errors import UsageError
-from sllm.limits import TOKENS_MAX
-from sllm.messages import NORMAL
+from sllm.protocol.errors import UsageError
+from sllm.protocol.limits import TOKENS_MAX
+from sllm.protocol.messages import NORMAL
 from sllm.workload.lengths import LengthSampler
 from sllm.workload.popularity import Shares
 from sllm.workload.request import Repeat, Request

@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sllm import toml
-from sllm.errors import UsageError
-from sllm.messages import HIGH, LOW, NORMAL
+from sllm.inputs import toml
+from sllm.protocol.errors import UsageError
+from sllm.protocol.messages import HIGH, LOW, NORMAL
 
 PRIORITIES = {"high": HIGH, "normal": NORMAL, "low": LOW}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sllm.errors import UsageError
+from sllm.protocol.errors import UsageError
 from sllm.workload.arrivals import ARRIVALS
 from sllm.workload.sessions import SessionLaw
 from sllm.workload.shares import parse_priorities

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from sllm.errors import UsageError
-from sllm.node import new_tuple
-from sllm.streams import stream
+from sllm.protocol.errors import UsageError
+from sllm.protocol.node import new_tuple
+from sllm.protocol.seeds import rng_for
 from sllm.workload.traces import Trace, TraceRow
 
 SHIFT_MAX_S = 60.0
@@ -26,13 +26,13 @@ Opener = Callable[[], Trace]
 def superpose(first: Trace, again: Opener, rate: float, until_s: float, seed: int) -> Iterator[TraceRow]:
     """The rows of `rate` copies of a trace before `until_s`, in order of arrival. `first` is the open trace, `again` opens it anew. UsageError for a pipe."""
     whole = int(rate)
-    copies: list[Iterator[TraceRow]] = [first] if whole else [_thin(first, rate, stream(seed, "workload/trace-rate/0"))]
+    copies: list[Iterator[TraceRow]] = [first] if whole else [_thin(first, rate, rng_for(seed, "workload/trace-rate/0"))]
     if rate > 1.0:
         if not Path(first.path).is_file():
             raise UsageError(f"{first.path}: is read several times for its rate to rise; it must be a file, not a pipe (--trace-rate)")
         span_s = _span_s(again, until_s)
         for number in range(1, whole + (rate > whole)):
-            rng = stream(seed, f"workload/trace-rate/{number}")
+            rng = rng_for(seed, f"workload/trace-rate/{number}")
             copy = _shift(again, rng.random() * min(SHIFT_MAX_S, span_s), span_s)
             copies.append(copy if number < whole else _thin(copy, rate - whole, rng))
     return heapq.merge(*copies, key=_arrival_s) if len(copies) > 1 else copies[0]

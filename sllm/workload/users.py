@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from random import Random
 
-from sllm.streams import stream
+from sllm.protocol.seeds import rng_for
 from sllm.workload.request import Request
 from sllm.workload.sessions import Draws, Laws, Session
 
@@ -66,4 +66,4 @@ class Users:
 
 
 def _stream(seed: int, user: int, aspect: str) -> Random:
-    return stream(seed, f"workload/users/{user}/{aspect}")
+    return rng_for(seed, f"workload/users/{user}/{aspect}")

@@ -154,7 +154,7 @@ def local_process(script: str, env: Mapping[str, str]) -> Iterator[subprocess.Po
 def local_run(folder: Path) -> Outcome:
     """The workload on this machine: a coordinator, three workers and a load generator, each a process of its own."""
     key = folder / "cluster.key"
-    run(sys.executable, "-m", "sllm.runtime.keys", str(key))
+    run(sys.executable, "-m", "sllm.deploy.keys", str(key))
     common = {**WORKLOAD, "DEPLOYMENT_MODE": "local", "CLUSTER_KEY_FILE": str(key)}
     with contextlib.ExitStack() as stack:
         coordinator = stack.enter_context(local_process("entrypoint_coordinator.py", {**common, "COORDINATOR_PORT": "0"}))

@@ -302,7 +302,7 @@ def test_a_new_key_under_load_loses_nothing(compose: Compose, tmp_path: Path) ->
     with compose.load(tmp_path, STEADY) as log:
         wait_for("load", lambda: compose.fleet().state["summary"]["running"] > 0)
         for step, keys in ROTATION:
-            compose.run("run", "--rm", "--no-deps", "--entrypoint", f"python3 -m sllm.runtime.keys /keys/cluster.key {step}", "cluster-key")
+            compose.run("run", "--rm", "--no-deps", "--entrypoint", f"python3 -m sllm.deploy.keys /keys/cluster.key {step}", "cluster-key")
             for container in compose.roles():
                 wait_for(f"{container} to have keys {keys}", lambda container=container, keys=keys: keys_taken_over(compose.logs(container)) == keys)
             wait_for(f"the load generator to have keys {keys}", lambda keys=keys: keys_taken_over(log.read_text()) == keys)

@@ -304,7 +304,7 @@ def test_a_new_key_under_load_loses_nothing(applied: str, tmp_path: Path) -> Non
         wait_for("load", lambda: fleet().state["summary"]["running"] > 0)
         everybody = [*pods("central-coordinator"), *pods("worker"), f"job/{job.name}"]
         for step, keys in ROTATION:
-            run(sys.executable, "-m", "sllm.runtime.keys", str(key), *step.split())
+            run(sys.executable, "-m", "sllm.deploy.keys", str(key), *step.split())
             patch = run("kubectl", "create", "secret", "generic", "cluster-key", f"--from-file={key}", "--dry-run=client", "--output=json").stdout
             (tmp_path / "patch.json").write_text(patch)
             kubectl("patch", "secret", "cluster-key", "--type=merge", f"--patch-file={tmp_path / 'patch.json'}")

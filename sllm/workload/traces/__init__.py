@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from types import ModuleType, TracebackType
 from typing import BinaryIO, cast
 
-from sllm import folder
-from sllm.errors import UsageError
+from sllm.inputs import folder
+from sllm.protocol.errors import UsageError
 from sllm.workload.traces.base import TOKENS_MAX, CsvFormat, Header, Lines, TraceFormat, TraceRow, find_delimiter, json_object, shorten, split_csv
 from sllm.workload.traces.own import EXAMPLE, OwnColumns
 

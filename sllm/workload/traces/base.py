@@ -21,10 +21,10 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
-from sllm.errors import UsageError
-from sllm.limits import TOKENS_MAX as TOKENS_MAX
-from sllm.limits import name_problem
-from sllm.node import new_tuple
+from sllm.protocol.errors import UsageError
+from sllm.protocol.limits import TOKENS_MAX as TOKENS_MAX
+from sllm.protocol.limits import name_problem
+from sllm.protocol.node import new_tuple
 from sllm.workload.request import Repeat
 
 LINE_MAX = 1 << 20  # bytes; a Mooncake line with the hashes of a million tokens has 20,000

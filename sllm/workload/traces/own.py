@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sllm.errors import UsageError
+from sllm.protocol.errors import UsageError
 from sllm.workload.traces.azure import FORMAT as AZURE
 from sllm.workload.traces.base import MODEL, CsvFormat, Header, Lines, shorten
 

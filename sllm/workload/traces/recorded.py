@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from sllm.errors import UsageError
-from sllm.limits import name_problem
-from sllm.messages import HIGH, LOW
+from sllm.protocol.errors import UsageError
+from sllm.protocol.limits import name_problem
+from sllm.protocol.messages import HIGH, LOW
 from sllm.workload.request import Repeat, Request
 from sllm.workload.traces.base import (
     TIME_MAX_S,

@@ -1,0 +1,1 @@
+"""What a role wears as a process of its own."""

@@ -1,0 +1,52 @@
+"""Watches the key file while the process runs: keys rotate without a restart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from config import Config
+from sllm.deploy.keys import key_path, key_stamp, load_keyring
+from sllm.protocol.errors import UsageError
+from sllm.wire.frame import Keyring
+
+
+class KeyWatch:
+    """The process's keys, read when it is made and again when the file has changed. UsageError when it is made and there are none."""
+
+    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+        self._config = config
+        self._environ = environ
+        self._path = key_path(config)
+        stamp = key_stamp(self._path)  # before it is read: a file that changes in between is read again
+        self.keyring: Keyring = load_keyring(config, environ)
+        self._as_of = stamp or key_stamp(self._path)  # none before: it has just been made, by reading
+        self._trouble = ""  # why the file as it is cannot be used
+
+    def look(self, log: logging.Logger) -> bool:
+        """Read the file if it has changed, or could not be used when it was last looked at. Whether there are other keys now; one that cannot be used changes
+        nothing, and is told once."""
+        stamp = key_stamp(self._path)
+        if stamp == self._as_of and not self._trouble:
+            return False
+        try:
+            if stamp is None:
+                raise UsageError(f"cluster key {self._path}: is gone")
+            ring = load_keyring(self._config, self._environ)
+        except UsageError as error:
+            if str(error) != self._trouble:
+                log.error("%s; the keys in use stay", error)
+            self._trouble = str(error)
+            return False
+        back, self._trouble, self._as_of = bool(self._trouble), "", stamp
+        if _fingerprint(ring) == _fingerprint(self.keyring):
+            if back:
+                log.info("the key file %s can be read again, and has the same keys", self._path)
+            return False
+        self.keyring = ring
+        return True
+
+
+def _fingerprint(ring: Keyring) -> tuple[int, dict[int, bytes]]:
+    """Equal for rings of the same keys; says nothing about them."""
+    return ring.signer, {key_id: ring.tag(key_id, b"") for key_id in ring.ids}

@@ -1,0 +1,1 @@
+"""Reading what people write: TOML files, and folders of Python files."""

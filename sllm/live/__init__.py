@@ -1,0 +1,1 @@
+"""The live driver: sockets, the real clock, HTTP."""

@@ -1,0 +1,1 @@
+"""Models and hardware: what they are, and what they cost."""

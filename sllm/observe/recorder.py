@@ -1,0 +1,233 @@
+"""Hears the events of a run and keeps plain columns of numbers, about 100 bytes for each request, so that percentiles are exact and a million requests fit."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sllm.observe.statistics import percentile, ratio
+from sllm.observe.timeline import StateTimeline
+from sllm.protocol.events import (
+    DuplicateResponse,
+    Event,
+    ModelLoaded,
+    ModelLoadStarted,
+    RequestAdmitted,
+    RequestCompleted,
+    RequestFailed,
+    RequestRejected,
+    RequestRetried,
+    RequestRouted,
+    RequestSent,
+    WorkerStateChanged,
+)
+from sllm.protocol.messages import ACTIONS, COLD_START
+
+_ACTION_INDEX = {action: index for index, action in enumerate(ACTIONS)}
+GLANCE_MAX = 4000  # requests that figures in passing are estimated from
+
+
+class Glance(NamedTuple):
+    """Figures in passing, for progress. Percentiles are estimated from a sample spread evenly over the run."""
+
+    sent: int
+    completed: int
+    failed: int
+    rejected: int
+    cold_starts: int
+    ttft_p50_s: float | None
+    ttft_p99_s: float | None
+
+    @property
+    def ended(self) -> int:
+        return self.completed + self.failed + self.rejected
+
+    @property
+    def in_flight(self) -> int:
+        return self.sent - self.ended
+
+
+class Recorder:
+    """Hears the events of a run.
+
+    `handlers` maps each type of event it wants to what takes it, for drivers that dispatch by type themselves; `observe` takes any event.
+    Columns with one entry for each request sent: `sent_at`; for each completed: `done_at`, `ttft_s`, `e2e_s`, `tpot_s`, `queue_wait_s`, `served_by`,
+    `of_model`, `prompt_tokens`, `output_tokens`; for each of those whose stream broke off: `stalled`, its place in those columns, and `stall_s`;
+    for each placement: `routed_at`, `routed_action` (index into ACTIONS); for each measured placement: `decision_s`.
+    """
+
+    def __init__(self) -> None:
+        self.sent_at = array("d")
+        self.done_at = array("d")
+        self.ttft_s = array("d")
+        self.e2e_s = array("d")
+        self.tpot_s = array("d")
+        self.queue_wait_s = array("d")
+        self.stalled = array("l")
+        self.stall_s = array("d")
+        self.prompt_tokens = array("l")
+        self.output_tokens = array("l")
+        self.of_model = array("l")  # index into model_ids
+        self.served_by = array("l")  # index into worker_ids
+        self.given_up_at = array("d")  # when requests failed or were rejected
+        self.worker_ids: dict[str, int] = {}
+        self.model_ids: dict[str, int] = {}
+        self.sent_by_model: Counter[str] = Counter()
+        self.failed_by_model: Counter[str] = Counter()
+        self.rejected_by_model: Counter[str] = Counter()
+        self.cold_starts_by_model: Counter[str] = Counter()
+        self.loads_by_model: Counter[str] = Counter()
+        self.loads_by_worker: Counter[str] = Counter()
+        self.routed_at = array("d")
+        self.routed_action = array("b")
+        self.decision_s = array("d")
+        self.completed_actions: Counter[str] = Counter()
+        self._routed = [0] * len(ACTIONS)
+        self.failed: Counter[str] = Counter()  # by reason
+        self.rejected: Counter[str] = Counter()  # by code
+        self.retried: Counter[str] = Counter()  # placements that came to nothing, by reason
+        self.duplicates = 0
+        self.loads = 0  # begun; so are those by model and by worker
+        self.loads_by_tier: Counter[str] = Counter()  # finished, by the tier they came from
+        self.load_s = 0.0  # of all loads that were finished, together
+        self._loaded = 0
+        self.fleet = StateTimeline()
+        self._admitted = 0
+        self._missed = 0  # of those admitted: the model was not on the GPU
+        self._last_admitted: RequestAdmitted | None = None
+        self._loading: set[tuple[str, str]] = set()  # (worker, model)
+        self.handlers: dict[type, Callable[[object, Any], None]] = {
+            RequestSent: self._on_sent,
+            RequestCompleted: self._on_completed,
+            RequestFailed: self._on_failed,
+            RequestRejected: self._on_rejected,
+            RequestRetried: self._on_retried,
+            DuplicateResponse: self._on_duplicate,
+            RequestRouted: self._on_routed,
+            RequestAdmitted: self._on_admitted,
+            ModelLoadStarted: self._on_load_started,
+            ModelLoaded: self._on_loaded,
+            WorkerStateChanged: self._on_state_changed,
+        }
+
+    def observe(self, event: Event) -> None:
+        """Hear an event of any type; those that do not matter here cost a look-up."""
+        handler = self.handlers.get(type(event))
+        if handler is not None:
+            handler(None, event)
+
+    # --- events ---------------------------------------------------------------------------------------------------------------------
+
+    def _on_sent(self, node: object, event: RequestSent) -> None:
+        self.sent_at.append(event[0])
+        self.sent_by_model[event[2]] += 1
+
+    def _on_completed(self, node: object, event: RequestCompleted) -> None:
+        at, _, model, worker_id, action, _, ttft_s, e2e_s, tpot_s, queue_wait_s, _, prompt_tokens, output_tokens, _, _, stalled_s = event
+        self.done_at.append(at)
+        self.ttft_s.append(ttft_s)
+        self.e2e_s.append(e2e_s)
+        self.tpot_s.append(tpot_s)
+        self.queue_wait_s.append(queue_wait_s)
+        if stalled_s > 0.0:
+            self.stalled.append(len(self.done_at) - 1)
+            self.stall_s.append(stalled_s)
+        self.prompt_tokens.append(prompt_tokens)
+        self.output_tokens.append(output_tokens)
+        self.completed_actions[action] += 1
+        index = self.worker_ids.get(worker_id)
+        if index is None:
+            index = self.worker_ids[worker_id] = len(self.worker_ids)
+        self.served_by.append(index)
+        index = self.model_ids.get(model)
+        if index is None:
+            index = self.model_ids[model] = len(self.model_ids)
+        self.of_model.append(index)
+
+    def _on_failed(self, node: object, event: RequestFailed) -> None:
+        self.failed[event.reason] += 1
+        self.failed_by_model[event.model] += 1
+        self.given_up_at.append(event.at)
+
+    def _on_rejected(self, node: object, event: RequestRejected) -> None:
+        self.rejected[event.code] += 1
+        self.rejected_by_model[event.model] += 1
+        self.given_up_at.append(event.at)
+
+    def _on_retried(self, node: object, event: RequestRetried) -> None:
+        self.retried[event.reason] += 1
+
+    def _on_duplicate(self, node: object, event: DuplicateResponse) -> None:
+        self.duplicates += 1
+
+    def _on_routed(self, node: object, event: RequestRouted) -> None:
+        at, _, model, _, action, _, decision_s = event
+        self.routed_at.append(at)
+        index = _ACTION_INDEX[action]
+        self.routed_action.append(index)
+        self._routed[index] += 1
+        if action == COLD_START:
+            self.cold_starts_by_model[model] += 1
+        if decision_s > 0.0:
+            self.decision_s.append(decision_s)
+
+    def _on_admitted(self, node: object, event: RequestAdmitted) -> None:
+        """A request that finds its model still loading misses the GPU, whoever the load was begun for."""
+        self._admitted += 1
+        self._last_admitted = event
+        if self._loading and (event[1], event[3]) in self._loading:
+            self._missed += 1
+
+    def _on_load_started(self, node: object, event: ModelLoadStarted) -> None:
+        """A load begun by a request follows its admission at once; a preload follows nothing."""
+        self._loading.add((event.worker_id, event.model))
+        self.loads += 1
+        self.loads_by_model[event.model] += 1
+        self.loads_by_worker[event.worker_id] += 1
+        last = self._last_admitted
+        if last is not None and (last.at, last.worker_id, last.model) == event:
+            self._missed += 1
+            self._last_admitted = None
+
+    def _on_loaded(self, node: object, event: ModelLoaded) -> None:
+        self._loading.discard((event.worker_id, event.model))
+        self.load_s += event.load_s
+        self._loaded += 1
+        self.loads_by_tier[event.tier_from] += 1
+
+    def _on_state_changed(self, node: object, event: WorkerStateChanged) -> None:
+        self.fleet.move(event.at, event.worker_id, event.new)
+
+    # --- figures --------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def actions(self) -> dict[str, int]:
+        """Placements by action, a request placed again counted again; where no coordinator was heard, those that completed requests ended up with."""
+        if any(self._routed):
+            return dict(zip(ACTIONS, self._routed, strict=True))
+        return {action: self.completed_actions[action] for action in ACTIONS}
+
+    @property
+    def mean_load_s(self) -> float | None:
+        """Of the loads that were finished; None if none was."""
+        return self.load_s / self._loaded if self._loaded else None
+
+    @property
+    def hit_rate(self) -> float | None:
+        """The part of requests that found their model on the GPU when they came to the worker; where no worker was heard, of placements that were no cold
+        start."""
+        if self._admitted:
+            return ratio(self._admitted - self._missed, self._admitted)
+        actions = self.actions
+        placed = sum(actions.values())
+        return ratio(placed - actions[COLD_START], placed)
+
+    def glance(self) -> Glance:
+        """Figures so far; cheap however long the run is."""
+        count = len(self.ttft_s)
+        sample = sorted(self.ttft_s[:: count // GLANCE_MAX + 1])
+        return Glance(
+            len(self.sent_at), count, self.failed.total(), self.rejected.total(), self.actions[COLD_START], percentile(sample, 50), percentile(sample, 99)
+        )

@@ -1,0 +1,87 @@
+"""One row for each request, written as requests end: memory stays the same however many there are."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol
+
+from sllm.observe.report.files import OutputFile
+from sllm.protocol.events import Event, RequestCompleted, RequestFailed, RequestRejected
+
+COLUMNS = (
+    "request_id", "model", "worker_id", "action", "outcome", "arrival_s", "ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "load_s",
+    "prompt_tokens", "output_tokens", "placements", "retries", "reason", "stalled_s",
+)  # fmt: skip
+"""In order. Times in seconds of the run's clock. Of a request that was not completed only its id, model, outcome, arrival and reason are known."""
+
+
+class Request(Protocol):
+    """What is known of a request that was not completed."""
+
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def arrival_s(self) -> float: ...
+
+
+COMPLETED, FAILED, REJECTED, IN_FLIGHT = "completed", "failed", "rejected", "in_flight"
+
+
+class RequestsCsv:
+    """Hears the events of a run and writes its requests, in the order in which they end.
+
+    Opens its file at once, so that a path that cannot be written is a UsageError before the run. As a context manager it keeps what was written
+    however the run ends; the file gets its name when it is closed.
+    """
+
+    def __init__(self, path: str, flag: str = "--requests-csv") -> None:
+        self._file = OutputFile(flag, path)
+        self._write = csv.writer(self._file.stream, lineterminator="\n").writerow
+        self._write(COLUMNS)
+        self.handlers: dict[type, Callable[[object, Any], None]] = {
+            RequestCompleted: self._on_completed,
+            RequestFailed: self._on_failed,
+            RequestRejected: self._on_rejected,
+        }
+
+    def observe(self, event: Event) -> None:
+        """Hear an event of any type."""
+        handler = self.handlers.get(type(event))
+        if handler is not None:
+            handler(None, event)
+
+    def _on_completed(self, node: object, event: RequestCompleted) -> None:
+        _, request_id, model, worker_id, action, arrival_s, ttft_s, e2e_s, tpot_s, queue_wait_s, load_s, prompt, output, placements, retries, stalled_s = event
+        times = ("%.9g,%.9g,%.9g,%.9g,%.9g,%.9g" % (arrival_s, ttft_s, e2e_s, tpot_s, queue_wait_s, load_s)).split(",")  # noqa: UP031 - quicker than six f-strings
+        self._write((request_id, model, worker_id, action, COMPLETED, *times, prompt, output, placements, retries, "", f"{stalled_s:.9g}"))
+
+    def _on_failed(self, node: object, event: RequestFailed) -> None:
+        self._put_unfinished(event, FAILED, event.reason)
+
+    def _on_rejected(self, node: object, event: RequestRejected) -> None:
+        self._put_unfinished(event, REJECTED, event.code)
+
+    def _put_unfinished(self, request: Request, outcome: str, reason: str) -> None:
+        self._write((request.request_id, request.model, "", "", outcome, f"{request.arrival_s:.9g}", "", "", "", "", "", "", "", "", "", reason, ""))
+
+    def put_in_flight(self, request: Request, reason: str) -> None:
+        """A request that had not ended when the run did, and why the run ended."""
+        self._put_unfinished(request, IN_FLIGHT, reason)
+
+    def close(self) -> None:
+        """Give the file its name. OutputError if it could not be written."""
+        self._file.commit()
+
+    def discard(self) -> None:
+        """Leave nothing behind, if it is not closed."""
+        self._file.discard()
+
+    def __enter__(self) -> RequestsCsv:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""Placement policies, one file each, found by listing this folder."""

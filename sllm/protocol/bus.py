@@ -1,0 +1,44 @@
+"""The event bus: what nodes tell reaches everybody who asked for it, in live runs and in virtual time alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Handler = Callable[[Any, Any], object]
+"""handler(node, event): the node that told, and what it told. Metrics, logs, recorder, CSV, pages and checkers all have this form."""
+
+
+class EventBus:
+    """Who hears a kind of event, in the order in which they asked."""
+
+    __slots__ = ("_handlers", "_of_all")
+
+    def __init__(self) -> None:
+        self._handlers: dict[type, tuple[Handler, ...]] = {}
+        self._of_all: tuple[Handler, ...] = ()
+
+    def subscribe(self, handler: Handler, *kinds: type) -> None:
+        """Call handler(node, event) with events of these kinds; with events of every kind if none is named."""
+        if not kinds:
+            self._of_all += (handler,)
+        for kind in kinds or tuple(self._handlers):
+            self._handlers[kind] = (*self.handlers_of(kind), handler)
+
+    def subscribe_all(self, handlers: dict[type, Handler]) -> None:
+        """Each handler with the events of its kind."""
+        for kind, handler in handlers.items():
+            self.subscribe(handler, kind)
+
+    def handlers_of(self, kind: type) -> tuple[Handler, ...]:
+        """Who hears events of this kind."""
+        found = self._handlers.get(kind)
+        if found is None:
+            found = self._handlers[kind] = self._of_all
+        return found
+
+    def publish(self, node: Any, events: Iterable[Any]) -> None:
+        """Hand events that `node` told to those who hear them, in order. What a handler raises goes to the caller."""
+        for event in events:
+            for handler in self.handlers_of(type(event)):
+                handler(node, event)

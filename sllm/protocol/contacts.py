@@ -1,0 +1,145 @@
+"""What a client knows of the workers it waits for: which of its requests are there, when each worker was last heard, and what is to be cancelled there.
+
+A worker that owes tokens says so once a report interval (`Progress`). One that says nothing for `SILENT_INTERVALS` of them is taken to be gone, as the
+coordinator takes it to be suspect; after `QUIET_INTERVALS` it is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf
+from typing import Generic, TypeVar
+
+from sllm.protocol.recent import Recent
+from sllm.protocol.timers import Timers
+
+QUIET_INTERVALS = 2.0
+SILENT_INTERVALS = 3.0
+SILENT_LEAST_S = 2.0  # however short the interval is: a datagram sent again must have had its chance
+STALL_S = 1.0  # woken so late, we were held up ourselves: nobody was silent in that time
+CANCELS_MAX = 10_000  # for all workers; older ones are forgotten
+
+P = TypeVar("P")
+
+
+class Contact(Generic[P]):
+    """One worker that holds requests of ours. Times are absolute seconds."""
+
+    __slots__ = ("asked", "due_at", "entry_at", "heard_at", "interval_s", "requests", "since", "worker_id")
+
+    def __init__(self, worker_id: str, interval_s: float, now: float) -> None:
+        self.worker_id = worker_id
+        self.interval_s = interval_s
+        self.since = now  # when we began to expect something
+        self.heard_at = -inf
+        self.asked = False  # since it was last heard
+        self.requests: dict[str, P] = {}
+        self.due_at = self.entry_at = inf  # of its timer
+
+    def _limit_s(self, intervals: float) -> float:
+        return max(intervals * self.interval_s, SILENT_LEAST_S * intervals / SILENT_INTERVALS)
+
+    @property
+    def quiet_at(self) -> float:
+        """When it should be asked whether it is there."""
+        return max(self.heard_at, self.since) + self._limit_s(QUIET_INTERVALS)
+
+    @property
+    def silent_at(self) -> float:
+        """When it counts as gone."""
+        return max(self.heard_at, self.since) + self._limit_s(SILENT_INTERVALS)
+
+    def was_heard_lately(self, now: float) -> bool:
+        """It spoke not long ago, whatever others say of it."""
+        return now < self.heard_at + self._limit_s(QUIET_INTERVALS)
+
+
+class Contacts(Generic[P]):
+    """The workers that hold requests of one client, and the requests given up at workers that may still be at work on them."""
+
+    __slots__ = ("_cancels", "_contacts", "_interval_s", "_timers")
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s  # between words of a worker that has not said so itself
+        self._contacts: dict[str, Contact[P]] = {}
+        self._timers: Timers[Contact[P]] = Timers()
+        self._cancels: Recent[str, dict[str, float]] = Recent()  # worker -> request -> when its cancellation was last sent
+
+    @property
+    def earliest(self) -> float:
+        """When `pop_due` has something, absolute; infinite: nothing is expected."""
+        return self._timers.earliest
+
+    # --- requests at workers ----------------------------------------------------------------------------------------------------------
+
+    def expect(self, worker_id: str, request_id: str, request: P, now: float) -> None:
+        """A request goes to a worker."""
+        contact = self._contacts.get(worker_id)
+        if contact is None:
+            contact = self._contacts[worker_id] = Contact(worker_id, self._interval_s, now)
+            self._timers.set(contact, contact.quiet_at)
+        contact.requests[request_id] = request
+        self.forget_cancel(worker_id, request_id)
+
+    def release(self, worker_id: str, request_id: str) -> None:
+        """Nothing more is expected of that worker for that request."""
+        contact = self._contacts.get(worker_id)
+        if contact is not None and contact.requests.pop(request_id, None) is not None and not contact.requests:
+            del self._contacts[worker_id]
+            self._timers.cancel(contact)
+
+    def find(self, worker_id: str) -> Contact[P] | None:
+        return self._contacts.get(worker_id)
+
+    def hear(self, worker_id: str, now: float, interval_s: float | None = None) -> None:
+        """A worker has spoken; `interval_s`: and said after how long it will again, at the latest."""
+        contact = self._contacts.get(worker_id)
+        if contact is not None:
+            contact.heard_at = now
+            contact.asked = False
+            if interval_s is not None:
+                contact.interval_s = interval_s
+            self._timers.set(contact, contact.quiet_at)
+
+    def excuse(self, now: float) -> None:
+        """We were held up ourselves: what was not heard meanwhile is no sign of anything."""
+        for contact in self._contacts.values():
+            contact.since = now
+            self._timers.set(contact, contact.quiet_at)
+
+    def pop_due(self, now: float) -> Iterator[Contact[P]]:
+        """Each worker that is quiet or silent by now, once."""
+        while (contact := self._timers.pop_due(now)) is not None:
+            yield contact
+
+    def wait_until_silent(self, contact: Contact[P]) -> None:
+        """The worker has been asked: look again when it would count as gone."""
+        contact.asked = True
+        self._timers.set(contact, contact.silent_at)
+
+    # --- what is to be cancelled --------------------------------------------------------------------------------------------------------
+
+    def give_up(self, worker_id: str, request_id: str, sent_at: float = -inf) -> None:
+        """A request is no longer waited for at a worker, which may still be at work on it."""
+        if len(self._cancels.new) >= CANCELS_MAX // 2:
+            self._cancels.turn()
+        waiting = self._cancels.get(worker_id)
+        if waiting is None:
+            waiting = self._cancels.new[worker_id] = {}
+        waiting[request_id] = sent_at
+
+    def forget_cancel(self, worker_id: str, request_id: str) -> None:
+        """The worker has answered, or works for us again."""
+        waiting = self._cancels.get(worker_id)
+        if waiting is not None and waiting.pop(request_id, None) is not None and not waiting:
+            self._cancels.discard(worker_id)
+
+    def to_cancel(self, worker_id: str, now: float, again_after_s: float) -> list[str]:
+        """The requests to be cancelled at a worker that has just spoken; each again after a while, until the worker answers."""
+        waiting = self._cancels.get(worker_id)
+        if waiting is None:
+            return []
+        due = [request_id for request_id, sent_at in waiting.items() if now - sent_at >= again_after_s]
+        for request_id in due:
+            waiting[request_id] = now
+        return due

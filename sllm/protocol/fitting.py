@@ -1,0 +1,85 @@
+"""A load report that fits a datagram, whatever a worker holds.
+
+The lists of a report grow with the catalogue. One that would be too long says what matters most and is marked `partial`: what is being loaded, what serves
+now, what else is on the GPU, then what is in host memory, then on disk. A model that a list leaves out counts as further away than it is, so placement
+errs on the side of too long an estimate; nothing is said that is not so.
+
+The worker cuts, not the codec: a run is the same whether messages travel as objects or as bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+
+from sllm.protocol.limits import DATAGRAM_MAX_BYTES, NAME_MAX_BYTES, NAMES_MAX, OPCODES_MAX
+from sllm.protocol.messages import LoadReport
+
+LISTS_MAX_BYTES = DATAGRAM_MAX_BYTES - 2192  # for the lists; the header, the tag and the other fields take less than the rest
+LISTS_MAX_VALUES = OPCODES_MAX - 200
+LISTS = slice(LoadReport._fields.index("gpu_models"), LoadReport._fields.index("disk_models") + 1)  # of a report's fields: those that name models
+SECONDS_BYTES = 10  # a float, and the pair around it
+SHORT_NAMES = LISTS_MAX_BYTES // (2 + NAME_MAX_BYTES + SECONDS_BYTES)  # that many names fit, however long they are and whatever list they are in
+WHOLE_NAMES = LISTS_MAX_VALUES // 7  # that many models fit in number, if all five lists name each
+
+
+def name_bytes(name: str) -> int:
+    """Bytes that a name takes in a body."""
+    return 2 + len(name.encode())
+
+
+def always_fits(names: tuple[str, ...]) -> bool:
+    """Whether a report fits even if every list of it names all of these models."""
+    return len(names) <= WHOLE_NAMES and sum(SECONDS_BYTES + 5 * name_bytes(name) for name in names) <= LISTS_MAX_BYTES
+
+
+class _Room:
+    """What is left of a datagram."""
+
+    def __init__(self) -> None:
+        self._bytes = LISTS_MAX_BYTES
+        self._values = LISTS_MAX_VALUES
+
+    def take(self, names: Iterable[str], *, times: int = 1, more_bytes: int = 0) -> int:
+        """How many of the names, from the first on, fit one list, each said `times` over and with `more_bytes` beside it; they are taken."""
+        count = 0
+        for name in names:
+            size, values = times * name_bytes(name) + more_bytes, times + (2 if more_bytes else 0)
+            if count == NAMES_MAX or size > self._bytes or values > self._values:
+                break
+            self._bytes -= size
+            self._values -= values
+            count += 1
+        return count
+
+
+def within(report: LoadReport, models: Container[str]) -> tuple[LoadReport, int]:
+    """The report without the names that are not among these models, and how many of those were on the GPU and idle; the same object if it has none.
+
+    What a reader keeps of a report is then bounded by its own catalogue, whatever the sender says."""
+    gpu, busy, host, disk, loading = report.gpu_models, report.busy_models, report.host_models, report.disk_models, report.loading
+    known = models.__contains__
+    if all(map(known, gpu + busy + host + disk)) and (not loading or all(known(name) for name, _ in loading)):
+        return report, 0
+    busy_there = set(busy)
+    idle = sum(not known(name) and name not in busy_there for name in gpu)
+    gpu, busy, host, disk = (tuple(filter(known, names)) for names in (gpu, busy, host, disk))
+    loading = tuple(item for item in loading if known(item[0]))
+    return report._replace(gpu_models=gpu, busy_models=busy, host_models=host, disk_models=disk, loading=loading), idle
+
+
+def fitted(report: LoadReport) -> LoadReport:
+    """The report, with its lists cut to what a datagram holds for certain; the same object if they fit as they are."""
+    loading, busy, gpu, host, disk = report.loading, report.busy_models, report.gpu_models, report.host_models, report.disk_models
+    if len(loading) + len(busy) + len(gpu) + len(host) + len(disk) <= SHORT_NAMES:
+        return report
+    room = _Room()
+    loading = loading[: room.take((name for name, _ in loading), more_bytes=SECONDS_BYTES)]
+    busy = busy[: room.take(busy, times=2)]  # each is on the GPU too: one without the other would call it idle
+    said, serving = set(busy), set(report.busy_models)
+    idle = [name for name in gpu if name not in serving]
+    said.update(idle[: min(room.take(idle), NAMES_MAX - len(busy))])
+    gpu = tuple(name for name in gpu if name in said)
+    host = host[: room.take(host)]
+    disk = disk[: room.take(disk)]
+    changed = report._replace(loading=loading, busy_models=busy, gpu_models=gpu, host_models=host, disk_models=disk, partial=True)
+    return changed if changed != report._replace(partial=True) else report

@@ -1,1 +1,0 @@
-"""What meets the world: sockets, clocks, processes, key files, logs and HTTP. Drives any `Node`, knows no role."""

@@ -1,0 +1,113 @@
+"""What must hold in every run, watched while it runs.
+
+A checker sees events as they happen (O(1) each), looks at nodes now and then (a bounded number each time), and at all of them at the end. It knows
+roles by what they have (`fleet`, `engine`, `reports_sent`, `in_flight`), never by class. What is broken raises InvariantViolation with the seed, the
+time and the last events; the same seed breaks again at the same moment.
+
+A new checker is a class with `@register` in one of the modules imported here; it needs nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from sllm.protocol.events import Event
+from sllm.protocol.node import Node
+from sllm.verify import fleet as _fleet  # noqa: F401  (it registers its checkers, as the next two do)
+from sllm.verify import requests as _requests  # noqa: F401
+from sllm.verify import world as _world  # noqa: F401
+from sllm.verify.base import REGISTRY, Context, InvariantViolation
+from sllm.virtual.host import Host
+from sllm.virtual.world import Observer, World
+
+__all__ = ["REGISTRY", "Checkers", "InvariantViolation"]
+
+
+class Checkers:
+    """The checkers of one run."""
+
+    def __init__(self, context: Context, names: Iterable[str] | None = None) -> None:
+        """`names`: of the registry; None: all."""
+        self.context = context
+        self.all = [REGISTRY[name](context) for name in (REGISTRY if names is None else names)]
+        self._handlers: dict[type, list[Observer]] = {}
+        for checker in self.all:
+            for kind, handler in checker.handlers().items():
+                self._handlers.setdefault(kind, []).append(handler)
+
+    @classmethod
+    def watch(cls, world: World, names: Iterable[str] | None = None, inspect_every_s: float = 1.0) -> Checkers:
+        """Watch a world. Call it before hosts are added, so that no event is missed."""
+        context = Context(world.seed, lambda: world.now, world.recent, world)
+        checkers = cls(context, names)
+        for kind, handlers in checkers._handlers.items():
+            for handler in handlers:
+                world.observe(handler, kind)
+        world.lifecycle.append(checkers.on_life)
+        world.every(inspect_every_s, checkers.inspect)
+        return checkers
+
+    @classmethod
+    def live(cls, seed: int, now: Callable[[], float], recent: int = 60) -> Checkers:
+        """Checkers of a live run: give them every event with see()."""
+        return cls(Context(seed, now, deque(maxlen=recent)))
+
+    def see(self, node: Node, event: Event) -> None:
+        """An event of a live run."""
+        self.context.recent.append(event)
+        for handler in self._handlers.get(type(event), ()):
+            handler(node, event)
+
+    def on_life(self, what: str, host: Host) -> None:
+        for checker in self.all:
+            checker.on_life(what, host)
+
+    def inspect(self) -> None:
+        for checker in self.all:
+            checker.inspect()
+
+    def finish(self, at_rest: bool) -> None:
+        """The last look. `at_rest` only after every request has ended and some report intervals have passed without a fault."""
+        for checker in self.all:
+            checker.finish(at_rest)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each thing was looked at."""
+        return {checker.name: checker.checked for checker in self.all}
+
+    @property
+    def checked(self) -> int:
+        return sum(checker.checked for checker in self.all)
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing is open at who could go on with it: no request at a client, no work at a worker."""
+        return all(checker.at_rest for checker in self.all)
+
+    def settle(self, within_s: float, grace_s: float, step_s: float = 1.0) -> float:
+        """The liveness phase, after the last arrival and fault: let time pass until nothing is open, then `grace_s` more, for the last reports and
+        acknowledgements (some report intervals), then the last look. Both times are those of the slowest clock. Something must come to an end every
+        `within_s`: workers may have much left to do when they were given too much, even work their clients have given up. Returns how long the first part
+        took."""
+        world = self.context.world
+        assert world is not None
+        slowest = min((host.clock_rate for host in world.hosts.values() if host.clock_rate < 1.0 and not host.stands_still), default=1.0)
+        within_s, grace_s = within_s / slowest, grace_s / slowest
+        began = since = world.now
+        finished = self._finished
+        while not self.at_rest:
+            if world.now >= since + within_s:  # the very sum that time runs to below: a difference may round to less, for ever
+                raise InvariantViolation("liveness", f"not at rest, and nothing has come to an end for {within_s:.12g} s", world.seed, world.now, world.recent)
+            world.run(min(world.now + step_s, since + within_s))
+            if self._finished != finished:
+                finished, since = self._finished, world.now
+        took_s = world.now - began
+        world.run(world.now + grace_s)
+        self.finish(at_rest=self.at_rest)
+        return took_s
+
+    @property
+    def _finished(self) -> int:
+        return sum(checker.finished for checker in self.all)

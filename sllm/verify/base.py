@@ -1,0 +1,135 @@
+"""What checkers are made of: the base class, what they may look at, and the error they raise."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, TypeVar
+
+from sllm.protocol.events import Event, RequestRouted
+from sllm.protocol.node import Node
+from sllm.virtual.host import Host
+from sllm.virtual.world import Observer, World
+
+ROWS_PER_LOOK = 4  # rows of a fleet table looked at each time; the next look goes on where this one stopped
+HOSTS_PER_LOOK = 16
+ROUNDING_S = 1e-6  # sums of float costs may be off by so much, as may times converted between clocks
+
+
+class InvariantViolation(Exception):
+    """Something that must hold did not. The text has all that is needed to see it again."""
+
+    def __init__(self, checker: str, problem: str, seed: int, at_s: float, recent: Iterable[Event] = ()) -> None:
+        self.checker = checker
+        self.problem = problem
+        self.seed = seed
+        self.at_s = at_s
+        self.recent = tuple(recent)
+        lines = [f"invariant {checker!r} broken at {at_s:.6f} s with seed {seed}: {problem}", f"the last {len(self.recent)} events:"]
+        super().__init__("\n".join([*lines, *(f"  {_without_wall_clock(event)}" for event in self.recent)]))
+
+
+def _without_wall_clock(event: Event) -> Event:
+    """What took wall time differs from run to run: left out, the same seed gives the same text to the byte."""
+    return event._replace(decision_s=0.0) if isinstance(event, RequestRouted) else event
+
+
+class Context:
+    """What a checker may look at. A live run has no world: then only events are checked."""
+
+    def __init__(self, seed: int, now: Callable[[], float], recent: deque[Event], world: World | None = None) -> None:
+        self.seed = seed
+        self.now = now
+        self.recent = recent
+        self.world = world
+
+    def nodes(self) -> list[Node]:
+        """Every node that runs now."""
+        return [host.node for host in self.world.hosts.values() if host.node is not None] if self.world else []
+
+    def still_nodes(self) -> set[Node]:
+        """Those on hosts that stand still: what is open there comes to no end."""
+        return {host.node for host in self.world.hosts.values() if host.node is not None and host.stands_still} if self.world else set()
+
+    def is_host(self, worker_id: str) -> bool:
+        """A worker of this world. What others report, nothing is known to be right of; of a live run nobody knows."""
+        return self.world is not None and worker_id in self.world.hosts
+
+
+class Checker:
+    """Base: one thing that must hold."""
+
+    name: ClassVar[str] = ""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.checked = 0  # how often the thing was looked at
+
+    def handlers(self) -> dict[type, Observer]:
+        """Which events to see, and with what."""
+        return {}
+
+    def on_life(self, what: str, host: Host) -> None:
+        """A host crashed, froze, ... (World.lifecycle)."""
+
+    def inspect(self) -> None:
+        """Look at some nodes: O(1) whatever the size of the fleet."""
+
+    def finish(self, at_rest: bool) -> None:
+        """The run is over; `at_rest`: every request has ended and time enough has passed for every report and acknowledgement."""
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing this checker follows is under way."""
+        return True
+
+    @property
+    def finished(self) -> int:
+        """How much of what it follows has come to an end: while this grows, work goes on."""
+        return 0
+
+    def fail(self, problem: str) -> None:
+        raise InvariantViolation(self.name, problem, self.context.seed, self.context.now(), self.context.recent)
+
+
+C = TypeVar("C", bound=type[Checker])
+REGISTRY: dict[str, type[Checker]] = {}
+
+
+def register(kind: C) -> C:
+    """Let every run use this checker."""
+    REGISTRY[kind.name] = kind
+    return kind
+
+
+class Cursor:
+    """Goes round a fleet a bounded number of steps at a time."""
+
+    def __init__(self) -> None:
+        self._at = 0
+        self._pending: list[Any] = []
+
+    def hosts(self, context: Context) -> list[Host]:
+        assert context.world is not None
+        if not self._pending:
+            self._pending = list(context.world.hosts)
+        batch = self._pending[-HOSTS_PER_LOOK:]
+        del self._pending[-HOSTS_PER_LOOK:]
+        return [context.world.hosts[name] for name in batch]
+
+    def rows(self, context: Context) -> list[tuple[Any, Any]]:
+        """Some (coordinator, row)."""
+        if not self._pending:
+            self._pending = [(node, worker_id) for node in coordinators(context) for worker_id in node.fleet.rows]
+        batch = self._pending[-ROWS_PER_LOOK:]
+        del self._pending[-ROWS_PER_LOOK:]
+        return [(node, node.fleet.rows[worker_id]) for node, worker_id in batch if worker_id in node.fleet.rows]
+
+
+def coordinators(context: Context) -> list[Any]:
+    """The nodes that run now and track workers."""
+    return [node for node in context.nodes() if hasattr(getattr(node, "fleet", None), "rows")]
+
+
+def every_row(context: Context) -> list[tuple[Any, Any]]:
+    return [(node, row) for node in coordinators(context) for row in list(node.fleet.rows.values())]

@@ -1,0 +1,143 @@
+"""Checkers of what a coordinator knows about its workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sllm.protocol.events import RequestRouted, WorkerStateChanged
+from sllm.protocol.messages import READY
+from sllm.protocol.node import FRESH_WITHIN_S, Node
+from sllm.verify.base import ROUNDING_S, Checker, Context, Cursor, every_row, register
+from sllm.virtual.host import Host
+from sllm.virtual.world import Observer
+
+
+@register
+class LiveDispatch(Checker):
+    """Nobody is sent to a worker that the coordinator itself knows to be anything but READY."""
+
+    name = "live-dispatch"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._states: dict[tuple[Node, str], str] = {}
+
+    def handlers(self) -> dict[type, Observer]:
+        return {WorkerStateChanged: self._on_state, RequestRouted: self._on_routed}
+
+    def _on_state(self, node: Node, event: Any) -> None:
+        self._states[node, event.worker_id] = event.new
+
+    def _on_routed(self, node: Node, event: Any) -> None:
+        state = self._states.get((node, event.worker_id))
+        if state != READY:
+            self.fail(f"request {event.request_id} was sent to {event.worker_id}, known to be {state or 'nobody'}")
+        self.checked += 1
+
+    def on_life(self, what: str, host: Host) -> None:
+        if what == "crash" and hasattr(host.node, "fleet"):
+            self._states = {key: state for key, state in self._states.items() if key[0] is not host.node}
+
+
+@register
+class MemberOrder(Checker):
+    """A worker's row never goes back to an older (incarnation, sequence), but to a life with a lower incarnation once the known one has been silent for the
+    timeout: its clock was set back. Nor does the count of its lost reports shrink within a life."""
+
+    name = "member-order"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._seen: dict[tuple[Node, str], tuple[tuple[int, int, int], float]] = {}  # (incarnation, sequence, lost), and when that report was heard
+        self._cursor = Cursor()
+
+    def handlers(self) -> dict[type, Observer]:
+        return {WorkerStateChanged: self._on_state, RequestRouted: self._on_routed}
+
+    def _on_state(self, node: Node, event: Any) -> None:
+        if event.old == "":  # never heard of, or forgotten since: nothing to be older than
+            self._seen.pop((node, event.worker_id), None)
+        self._look(node, event.worker_id)
+
+    def _on_routed(self, node: Node, event: Any) -> None:
+        self._look(node, event.worker_id)
+
+    def _look(self, node: Any, worker_id: str) -> None:
+        fleet = getattr(node, "fleet", None)
+        row = fleet.rows.get(worker_id) if fleet is not None else None
+        if row is None:
+            return
+        state = row.incarnation, row.sequence, row.lost
+        key = (node, worker_id)
+        before, heard_at = self._seen.get(key, (state, row.heard_at))
+        if state < before or (state[0] == before[0] and state[2] < before[2]):
+            silent_s = row.heard_at - heard_at  # or less: reports may have come since the last look
+            other_life = state[0] < before[0] or not self.context.is_host(worker_id)  # of no host: there may have been a third one between the looks
+            enough_s = self._timeout_s(node, worker_id) if other_life else 2.0 * FRESH_WITHIN_S  # for one life: somebody else had used up its numbers
+            if silent_s < enough_s - ROUNDING_S:
+                self.fail(f"{worker_id} went from (incarnation, sequence, lost) {before} back to {state}, and had been silent for {silent_s:.3f} s at most")
+        self._seen[key] = state, row.heard_at
+        self.checked += 1
+
+    def _timeout_s(self, node: Any, worker_id: str) -> float:
+        """The least silence after which a life of a worker is over. Workers of the world report at the configured interval; of others nothing is known."""
+        config = node.config
+        intervals_s = config.suspect_intervals * config.report_interval_s if self.context.is_host(worker_id) else 0.0
+        return float(max(config.worker_timeout_s, intervals_s))
+
+    def on_life(self, what: str, host: Host) -> None:
+        if what == "crash" and hasattr(host.node, "fleet"):
+            self._seen = {key: state for key, state in self._seen.items() if key[0] is not host.node}
+
+    def inspect(self) -> None:
+        for node, row in self._cursor.rows(self.context):
+            self._look(node, row.worker_id)
+
+    def finish(self, at_rest: bool) -> None:
+        for node, row in every_row(self.context):
+            self._look(node, row.worker_id)
+            if row.lost < 0:
+                self.fail(f"{row.worker_id} lost {row.lost} reports: some were applied twice")
+
+
+@register
+class InFlight(Checker):
+    """What is in flight to a worker is never negative, adds up, stands in the right index, and is nothing at rest."""
+
+    name = "in-flight"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._cursor = Cursor()
+
+    def _look(self, node: Any, row: Any) -> None:
+        ledger = row.ledger
+        ledger.settle(row.as_of)
+        if not 0 <= ledger.live <= len(ledger.entries):
+            self.fail(f"{row.worker_id}: {ledger.live} of {len(ledger.entries)} dispatches in flight are not over")
+        most = sum(entry.kv_bytes for entry in ledger.entries.values())
+        if not 0 <= ledger.kv_bytes <= most or (ledger.live == len(ledger.entries) and ledger.kv_bytes != most):
+            self.fail(f"{row.worker_id}: {ledger.kv_bytes} bytes of KV cache of {ledger.live} live entries, {most} of all {len(ledger.entries)}")
+        if (row in row.kind.ready) != (row.state == READY):
+            self.fail(f"{row.worker_id} is {row.state} and {'is' if row in row.kind.ready else 'is not'} among those who can be given work")
+        if row.state == READY and (row.depth, row.queued) != (row.count_depth(), row.count_queued()):
+            self.fail(f"{row.worker_id} stands at depth {row.depth} and {row.queued} queued instead of {row.count_depth()} and {row.count_queued()}")
+        if row.level != (row.find_level() if row.state == READY else -1) or row.counted_as != (row.trust if row.state == READY else -1):
+            self.fail(f"{row.worker_id} is {row.state}, trusted {row.trust}, counted as {row.counted_as}, and stands at level {row.level}")
+        self.checked += 1
+
+    def inspect(self) -> None:
+        for node, row in self._cursor.rows(self.context):
+            self._look(node, row)
+
+    def finish(self, at_rest: bool) -> None:
+        world, still = self.context.world, self.context.still_nodes()
+        for node, row in every_row(self.context):
+            self._look(node, row)
+            host = world.hosts.get(row.worker_id) if world else None
+            if not at_rest or row.state != READY or host is None or host.stands_still or node in still:
+                continue
+            if row.ledger.entries:
+                self.fail(f"at rest {len(row.ledger.entries)} dispatches are in flight to {row.worker_id}")
+            if row.report.running + row.report.waiting:
+                self.fail(f"at rest {row.worker_id} is said to run {row.report.running} requests and to have {row.report.waiting} waiting")

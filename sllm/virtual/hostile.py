@@ -1,0 +1,82 @@
+"""Whatever a holder of the key may say: messages that keep every rule of the wire and no other, drawn from a seed.
+
+A `Babbler` draws messages from the schemas: fields at their limits, the longest, the emptiest, and often names that mean something to whoever hears them. A
+`Mouth` is a node that says them, under any ids, to any addresses; the world and the live driver drive it as they drive any other.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from math import inf
+from random import Random
+from typing import Any
+
+from sllm.protocol.fitting import fitted
+from sllm.protocol.limits import NUMBER_MAX
+from sllm.protocol.messages import Address, Dispatch, LoadReport, Message
+from sllm.protocol.node import FRESH_WITHIN_S, Codec, Node
+from sllm.wire.fields import MESSAGES, SCHEMAS
+
+KNOWN_PART = 0.6  # of the fields of which something known may be said
+
+
+class Babbler:
+    """Draws messages. `known` lists, by the name of a field, values that mean something: models, workers, requests that there are."""
+
+    def __init__(self, rng: Random, known: Mapping[str, Sequence[Any]] | None = None) -> None:
+        self.rng = rng
+        self.known = dict(known or {})
+        models = self.known.get("model", ())
+        for name in ("gpu_models", "busy_models", "host_models", "disk_models"):
+            self.known.setdefault(name, models)
+
+    def message(self, kind: type | None = None) -> Message:
+        """One message; of this kind, if one is named."""
+        kind = kind or self.rng.choice(MESSAGES)
+        message: Message = kind(**{name: self._field(kind, name) for name in SCHEMAS[kind]})
+        return fitted(message) if isinstance(message, LoadReport) else message
+
+    def _field(self, kind: type, name: str) -> Any:
+        rng, known, drawn = self.rng, self.known.get(name), SCHEMAS[kind][name].draw(self.rng)
+        if known and rng.random() < KNOWN_PART:
+            return tuple(rng.sample(known, rng.randint(0, min(len(known), 8)))) if isinstance(drawn, tuple) else rng.choice(known)
+        return Dispatch(*drawn) if name == "dispatch" else drawn
+
+
+class Mouth(Node):
+    """Says what a babbler draws, `per_s` messages a second until `until`, to `targets`, under the ids of `senders`."""
+
+    __slots__ = ("_babbler", "_numbers", "_per_s", "_senders", "_targets", "_until", "said")
+
+    def __init__(
+        self, babbler: Babbler, targets: Sequence[Address], senders: Sequence[str], *, per_s: float, until: float = inf, now: float = 0.0,
+        codec: Codec | None = None, wall_offset_s: float = 0.0, node_id: str = "mouth",
+    ) -> None:  # fmt: skip
+        super().__init__(node_id, 1, codec=codec, wall_offset_s=wall_offset_s)
+        self._babbler = babbler
+        self._targets = targets
+        self._senders = senders
+        self._per_s = per_s
+        self._until = until
+        self._numbers: defaultdict[tuple[str, type], int] = defaultdict(int)
+        self.said = 0
+        self.wake_at = now
+
+    def handle_timer(self, now: float) -> None:
+        for _ in range(max(1, int((now - self.wake_at) * self._per_s))):
+            self.say(now)
+        self.wake_at = now + 1.0 / self._per_s if now < self._until else inf
+
+    def say(self, now: float) -> None:
+        """One message."""
+        rng = self._babbler.rng
+        message, sender = self._babbler.message(), rng.choice(self._senders)
+        wall_now_s = now + self.wall_offset_s
+        started_ns = int((max(now, wall_now_s) + rng.choice((0.0, FRESH_WITHIN_S - 1.0, -60.0, rng.uniform(-3600.0, 0.0)))) * 1e9)
+        incarnation = rng.choice((0, 1, max(0, started_ns), max(0, started_ns), NUMBER_MAX))
+        self._numbers[sender, type(message)] += 1
+        sequence = rng.choice((self._numbers[sender, type(message)], self._numbers[sender, type(message)], 0, NUMBER_MAX, rng.randint(0, NUMBER_MAX)))
+        wall_s = wall_now_s + rng.choice((0.0, 0.0, rng.uniform(-FRESH_WITHIN_S, FRESH_WITHIN_S)))
+        self.outbox.append(((sender, incarnation, sequence, wall_s, message), rng.choice(self._targets)))
+        self.said += 1
