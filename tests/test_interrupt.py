@@ -32,7 +32,8 @@ from sllm.run.run import Run
 from sllm.run.virtual import VirtualRun
 from sllm.workload import Request, write_recorded
 
-EXPERIMENTS = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("experiments/*.py")) if "__main__" in path.read_text(encoding="utf-8")]
+PROGRAMS = [path for path in sorted(ROOT.glob("experiments/*.py")) if "__main__" in path.read_text(encoding="utf-8")]
+EXPERIMENTS = [str(path.relative_to(ROOT)) for path in PROGRAMS if path.stem != "identical"]  # which imports nothing of the project, so nothing that takes long
 WITHIN_S = 10.0  # of wall time on a busy machine; what is held to it took minutes, or had no end
 
 
