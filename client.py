@@ -36,7 +36,7 @@ from sllm.protocol.messages import (
     NO_WORKERS,
     Address,
     CancelRequest,
-    Enveloped,
+    Envelope,
     FirstToken,
     InferenceAccepted,
     InferenceRequest,
@@ -47,7 +47,7 @@ from sllm.protocol.messages import (
     ScheduleResponse,
     WorkerLost,
 )
-from sllm.protocol.node import Codec, Node, new_tuple
+from sllm.protocol.node import Codec, Node
 from sllm.protocol.recent import Recent
 from sllm.protocol.timers import Timers
 
@@ -78,8 +78,8 @@ class Pending:
     """A request on its way. Times are absolute seconds of the client's clock."""
 
     __slots__ = (
-        "action", "arrival_s", "asked_for", "due_at", "entry_at", "exclude", "first_tokens", "given_up", "last_error", "last_s", "model", "placement",
-        "placements", "priority", "prompt_tokens", "request_id", "retries", "state", "tries", "worker_id",
+        "action", "arrival_s", "due_at", "entry_at", "exclude", "first_tokens", "given_up", "last_error", "last_s", "max_tokens", "model",
+        "placement", "placements", "priority", "prompt_tokens", "request_id", "retries", "state", "tries", "worker_id",
     )  # fmt: skip
 
     def __init__(self, asked: Asked, now: float, last_s: float) -> None:
@@ -87,7 +87,7 @@ class Pending:
         self.model = asked.model
         self.prompt_tokens = asked.prompt_tokens
         self.priority = asked.priority
-        self.asked_for = self.request_id, self.model, self.prompt_tokens, asked.output_tokens  # as both kinds of requests begin
+        self.max_tokens = asked.output_tokens
         self.arrival_s = now
         self.last_s = last_s  # when it has failed, if it is not finished by then
         self.due_at = self.entry_at = inf  # of its timer
@@ -175,7 +175,7 @@ class Client(Node):
         if not carried:
             self._heard_at = now  # nobody was asked while there was nothing to ask
         carried[request_id] = pending
-        self.events.append(new_tuple(RequestSent, (now, request_id, pending.model)))
+        self.events.append(RequestSent(now, request_id, pending.model))
         self._send_ask(pending, now)
 
     # --- what is sent ---------------------------------------------------------------------------------------------------------------
@@ -187,14 +187,19 @@ class Client(Node):
         self._send_ask(pending, now)
 
     def _send_ask(self, pending: Pending, now: float) -> None:
-        fields = pending.asked_for + (pending.priority, 0.0, pending.exclude, pending.placements)  # noqa: RUF005  (quicker than unpacking)
-        self.send(new_tuple(ScheduleRequest, fields), self.coordinator, now)
+        message = ScheduleRequest(
+            pending.request_id, pending.model, pending.prompt_tokens, pending.max_tokens, pending.priority, 0.0, pending.exclude, pending.placements
+        )
+        self.send(message, self.coordinator, now)
         self._wait_for_answer(pending, now)
 
     def _send_inference(self, pending: Pending, now: float) -> None:
-        assert pending.placement is not None
-        _, worker_id, host, port, _, _, dispatch, _ = pending.placement
-        self.send(new_tuple(InferenceRequest, pending.asked_for + (dispatch, worker_id)), (host, port), now)  # noqa: RUF005
+        placement = pending.placement
+        assert placement is not None
+        message = InferenceRequest(
+            pending.request_id, pending.model, pending.prompt_tokens, pending.max_tokens, placement.dispatch, placement.worker_id
+        )  # fmt: skip
+        self.send(message, (placement.host, placement.port), now)
         self._wait_for_answer(pending, now)
 
     def _wait_for_answer(self, pending: Pending, now: float) -> None:
@@ -213,23 +218,23 @@ class Client(Node):
 
     # --- what is heard --------------------------------------------------------------------------------------------------------------
 
-    def _on_schedule_response(self, envelope: Enveloped[ScheduleResponse], addr: Address, now: float) -> None:
-        _, _, _, _, response = envelope
+    def _on_schedule_response(self, envelope: Envelope[ScheduleResponse], addr: Address, now: float) -> None:
+        response = envelope.message
         self._hear_coordinator(now)
         pending = self._pending.get(response.request_id)
         if pending is None or pending.state not in (ASKING, BACKING_OFF) or response in pending.given_up:
             return  # a late answer to a question asked twice
         self.finds_nobody = False
         pending.placement = response
-        _, pending.worker_id, _, _, pending.action, _, _, _ = response
+        pending.worker_id, pending.action = response.worker_id, response.action
         pending.placements += 1
         pending.state = SENDING
         pending.tries = 0
         self._contacts.expect(pending.worker_id, pending.request_id, pending, now)
         self._send_inference(pending, now)
 
-    def _on_schedule_error(self, envelope: Enveloped[ScheduleError], addr: Address, now: float) -> None:
-        _, _, _, _, error = envelope
+    def _on_schedule_error(self, envelope: Envelope[ScheduleError], addr: Address, now: float) -> None:
+        error = envelope.message
         self._hear_coordinator(now)
         pending = self._pending.get(error.request_id)
         if pending is None or pending.state != ASKING:
@@ -247,22 +252,22 @@ class Client(Node):
         self._heard_at = now
         self.acknowledged = True
 
-    def _on_accepted(self, envelope: Enveloped[InferenceAccepted], addr: Address, now: float) -> None:
-        sender_id, _, _, _, accepted = envelope
+    def _on_accepted(self, envelope: Envelope[InferenceAccepted], addr: Address, now: float) -> None:
+        sender_id, accepted = envelope.sender_id, envelope.message
         self._hear_worker(sender_id, addr, now)
         self._alive(accepted.request_id, sender_id, addr, now)
 
-    def _on_first_token(self, envelope: Enveloped[FirstToken], addr: Address, now: float) -> None:
-        sender_id, _, _, _, first = envelope
+    def _on_first_token(self, envelope: Envelope[FirstToken], addr: Address, now: float) -> None:
+        sender_id, first = envelope.sender_id, envelope.message
         request_id = first.request_id
         self._hear_worker(sender_id, addr, now)
         pending = self._alive(request_id, sender_id, addr, now)
         if pending is not None and sender_id not in pending.first_tokens:
             pending.first_tokens[sender_id] = now
-            self.events.append(new_tuple(FirstTokenReceived, (now, request_id, now - pending.arrival_s, sender_id)))
+            self.events.append(FirstTokenReceived(now, request_id, now - pending.arrival_s, sender_id))
 
-    def _on_progress(self, envelope: Enveloped[Progress], addr: Address, now: float) -> None:
-        sender_id, _, _, _, progress = envelope
+    def _on_progress(self, envelope: Envelope[Progress], addr: Address, now: float) -> None:
+        sender_id, progress = envelope.sender_id, envelope.message
         self._hear_worker(sender_id, addr, now, progress.interval_s)
 
     def _hear_worker(self, worker_id: str, addr: Address, now: float, interval_s: float | None = None) -> None:
@@ -283,8 +288,8 @@ class Client(Node):
             self._set_timer(pending, now + self._poll_s)
         return pending
 
-    def _on_response(self, envelope: Enveloped[InferenceResponse], addr: Address, now: float) -> None:
-        sender_id, _, _, _, response = envelope
+    def _on_response(self, envelope: Envelope[InferenceResponse], addr: Address, now: float) -> None:
+        sender_id, response = envelope.sender_id, envelope.message
         request_id, outcome = response.request_id, response.outcome
         self._contacts.forget_cancel(sender_id, request_id)
         self._hear_worker(sender_id, addr, now)
@@ -300,9 +305,9 @@ class Client(Node):
         elif outcome != CANCELLED and pending.worker_id == sender_id and pending.is_placed:  # what was cancelled there before is no refusal now
             self._go_elsewhere(pending, outcome, now)
 
-    def _on_worker_lost(self, envelope: Enveloped[WorkerLost], addr: Address, now: float) -> None:
+    def _on_worker_lost(self, envelope: Envelope[WorkerLost], addr: Address, now: float) -> None:
         """The coordinator has not heard a worker for some time. If we have, it lives all the same."""
-        _, _, _, _, lost = envelope
+        lost = envelope.message
         self._hear_coordinator(now)
         contact = self._contacts.find(lost.worker_id)
         if contact is not None and not contact.was_heard_lately(now):
@@ -320,19 +325,20 @@ class Client(Node):
         The time to first token is that of the answer that counts: when this worker's first token came, or, if that datagram was lost, when it must have
         come by what the worker says of its own times. Tokens of an answer that was given up are no part of it; from the first of them on the stream stalled.
         """
-        request_id, _, tokens, queue_wait_s, first_token_s, total_s, load_s = response
+        request_id, tokens = response.request_id, response.output_tokens
         arrival_s, e2e_s = pending.arrival_s, now - pending.arrival_s
         first_token_at = pending.first_tokens.get(worker_id)
-        ttft_s = max(0.0, e2e_s - (total_s - first_token_s)) if first_token_at is None else first_token_at - arrival_s
+        ttft_s = max(0.0, e2e_s - (response.total_s - response.first_token_s)) if first_token_at is None else first_token_at - arrival_s
         stalled_s = max(0.0, ttft_s - (min(pending.first_tokens.values()) - arrival_s)) if pending.given_up and pending.first_tokens else 0.0
         if pending.worker_id != worker_id and pending.is_placed:
             self._cancel(pending, now)
         self._end(pending, worker_id)
-        facts = (
-            now, request_id, pending.model, worker_id, pending.action, arrival_s, ttft_s, e2e_s, (e2e_s - ttft_s) / (tokens - 1) if tokens > 1 else 0.0,
-            queue_wait_s, load_s, pending.prompt_tokens, tokens, pending.placements, pending.retries, stalled_s,
+        tpot_s = (e2e_s - ttft_s) / (tokens - 1) if tokens > 1 else 0.0
+        completed = RequestCompleted(
+            now, request_id, pending.model, worker_id, pending.action, arrival_s, ttft_s, e2e_s, tpot_s, response.queue_wait_s, response.load_s,
+            pending.prompt_tokens, tokens, pending.placements, pending.retries, stalled_s,
         )  # fmt: skip
-        self.events.append(new_tuple(RequestCompleted, facts))
+        self.events.append(completed)
 
     def _cancel(self, pending: Pending, now: float) -> None:
         """Tell the worker of a request that nobody waits for it any more; again whenever it speaks, until it answers."""

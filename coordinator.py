@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable
 from math import inf
 from random import Random
-from typing import NamedTuple
 
 from config import Config
 from sllm.fleet.ledger import Entry
@@ -46,16 +45,18 @@ from sllm.protocol.messages import (
     SATURATED,
     UNKNOWN_MODEL,
     Address,
-    Enveloped,
+    Envelope,
     LoadReport,
+    Message,
     ReportAck,
     ScheduleError,
     ScheduleRequest,
     ScheduleResponse,
     WorkerLost,
 )
-from sllm.protocol.node import FRESH_WITHIN_S, Codec, Node, new_tuple
+from sllm.protocol.node import Codec, Node
 from sllm.protocol.recent import Recent
+from sllm.protocol.replay import FRESH_WITHIN_S
 from sllm.protocol.timers import NEVER, Wheel
 
 CHORES_MAX = 64  # silent rows looked at in one go; the rest wait for `CHORE_PAUSE_S`, so that no datagram waits for 100,000 of them
@@ -71,11 +72,14 @@ UNKNOWN_HARDWARE_MAX = 100  # names of hardware told of, so that a peer cannot f
 HOLD_AFTER_STALL_INTERVALS = 3.0  # after a stall of our own, reports get so long to come in before anybody is called silent
 
 
-class Decision(NamedTuple):
+class Decision:
     """An answer given, kept so that the same question gets it again."""
 
-    response: ScheduleResponse
-    attempt: int
+    __slots__ = ("attempt", "response")
+
+    def __init__(self, response: ScheduleResponse, attempt: int) -> None:
+        self.response = response
+        self.attempt = attempt
 
 
 class Coordinator(Node):
@@ -136,21 +140,13 @@ class Coordinator(Node):
 
     # --- reports --------------------------------------------------------------------------------------------------------------------
 
-    def _on_report(self, envelope: Enveloped[LoadReport], addr: Address, now: float) -> None:
+    def _on_report(self, envelope: Envelope[LoadReport], addr: Address, now: float) -> None:
         """A report is applied only if its (incarnation, sequence) is newer than the last one applied."""
-        sender_id, incarnation, sequence, _, report = envelope
+        sender_id, incarnation, sequence, report = envelope.sender_id, envelope.incarnation, envelope.sequence, envelope.message
         fleet = self.fleet
         row = fleet.rows.get(sender_id)
         how = "reported"
-        if row is not None and incarnation == row.incarnation:
-            if sequence <= row.sequence and now - row.heard_at > 2.0 * FRESH_WITHIN_S:  # whatever could be replayed is stale by now:
-                row.sequence = sequence - 1  # somebody else had spoken for this life with too high a number
-            if sequence <= row.sequence:
-                reason = "replayed" if sequence == row.sequence else "out_of_order"
-                self.rejected[reason] += 1  # as `judge_report` would: an envelope is refused like the same bytes
-                self._refuse_report(sender_id, reason)
-                return
-        elif row is not None:
+        if row is not None and incarnation != row.incarnation:
             if incarnation < row.incarnation and now - row.heard_at < self._timeout_s(row):
                 self._refuse_report(sender_id, "old_incarnation")
                 self._tell_displaced(row, incarnation, sequence, addr, now)
@@ -200,10 +196,13 @@ class Coordinator(Node):
         elif (sequence + incarnation) % self._ack_every == 0:
             self.send(WorkerLost(row.worker_id, incarnation), addr, now)
 
-    def judge_report(self, sender_id: str, incarnation: int, sequence: int, now: float) -> str:
+    def judge_order(self, kind: type[Message], sender_id: str, incarnation: int, sequence: int, now: float) -> str:
         """A report that is not newer costs no look at its body: replays are what a flood without the key can make of real reports."""
         row = self.fleet.rows.get(sender_id)
         if row is None or incarnation != row.incarnation or sequence > row.sequence:
+            return ""
+        if now - row.heard_at > 2.0 * FRESH_WITHIN_S:  # whatever could be replayed is stale by now:
+            row.sequence = sequence - 1  # somebody else had spoken for this life with too high a number
             return ""
         reason = "replayed" if sequence == row.sequence else "out_of_order"
         self.reports_rejected[reason] += 1
@@ -268,8 +267,8 @@ class Coordinator(Node):
 
     # --- schedule requests ----------------------------------------------------------------------------------------------------------
 
-    def _on_schedule_request(self, envelope: Enveloped[ScheduleRequest], addr: Address, now: float) -> None:
-        sender_id, _, _, _, request = envelope
+    def _on_schedule_request(self, envelope: Envelope[ScheduleRequest], addr: Address, now: float) -> None:
+        sender_id, request = envelope.sender_id, envelope.message
         request_id, model = request.request_id, request.model
         key = (sender_id, request_id)
         before = self._decisions.get(key)
@@ -294,39 +293,40 @@ class Coordinator(Node):
         note_client(outcome.row, sender_id, addr, now)
         if len(self._decisions.new) >= DECISIONS_MAX:
             self._decisions.turn()
-        self._decisions.new[key] = new_tuple(Decision, (response, request.attempt))
+        self._decisions.new[key] = Decision(response, request.attempt)
         row, action, eta_s = outcome.row, outcome.action, outcome.eta_s
-        self.events.append(new_tuple(RequestRouted, (now, request_id, model, row.worker_id, action, eta_s, decision_s)))
+        self.events.append(RequestRouted(now, request_id, model, row.worker_id, action, eta_s, decision_s))
         self.send(response, addr, now)
 
     def _decide(self, request: ScheduleRequest, now: float) -> Placement | ScheduleError:
         """The policy's placement, or why there is none."""
-        request_id, name, prompt_tokens, max_tokens, priority, deadline_s, exclude, attempt = request
+        request_id, name, exclude = request.request_id, request.model, request.exclude
+        prompt_tokens, tokens = request.prompt_tokens, request.prompt_tokens + request.max_tokens
         model = self.catalog.models.get(name)
         if model is None:
             return ScheduleError(request_id, UNKNOWN_MODEL, 0.0, f"model {name!r} is not in the catalogue"[:200])
         if not self.ready:
             return self._later(request, NOT_READY, self._ready_at - now, "listening for reports after a start")
-        kv_bytes = self._view.costs.kv_bytes(model, prompt_tokens + max_tokens)
+        kv_bytes = self._view.costs.kv_bytes(model, tokens)
         kinds = tuple([kind for kind in self.fleet.kinds.values() if kind.ready.rows and self._view.costs.fits(model, kind.hardware, kv_bytes)])
-        if not kinds or 0 < model.context_tokens < prompt_tokens + max_tokens:
+        if not kinds or 0 < model.context_tokens < tokens:
             return self._not_fitting(request, model, kv_bytes, now)
         if exclude and self._are_all_excluded(kinds, exclude):
             exclude = ()  # a worker that failed once (it may have restarted since) is better than none
-        trust, again = self._most_trusted(kinds, exclude), attempt > 0
-        query = new_tuple(Query, (model, prompt_tokens, max_tokens, kv_bytes, priority, exclude, kinds, now, self._rng, trust, again))
+        trust, again = self._most_trusted(kinds, exclude), request.attempt > 0
+        query = Query(model, prompt_tokens, request.max_tokens, kv_bytes, request.priority, exclude, kinds, now, self._rng, trust, again)
         placement = self.policy.place(query, self._view)
         if placement is None and again:  # a worker that is trusted less is better than none
-            placement = self.policy.place(query._replace(again=False), self._view)
+            placement = self.policy.place(query.replace(again=False), self._view)
         if placement is None:
             self._turned_away += 1
             crowd = max(self._turned_away, self._turned_away_before) / (CROWD * self.fleet.states[READY])
             after_s = min(self._tick_s * max(1.0, crowd), max(RETRY_AFTER_MAX_S, self._tick_s))
             limit = self._view.queued_max(query)
             return self._later(
-                request, SATURATED, after_s, f"on every worker that can hold it {limit} requests wait already, the limit for priority {priority}"
+                request, SATURATED, after_s, f"on every worker that can hold it {limit} requests wait already, the limit for priority {request.priority}"
             )
-        if 0.0 < deadline_s < placement.eta_s:
+        if 0.0 < request.deadline_s < placement.eta_s:
             return ScheduleError(request_id, DEADLINE_UNMEETABLE, 0.0, f"the best estimate is {placement.eta_s:.3f} s")
         return placement
 
@@ -372,16 +372,14 @@ class Coordinator(Node):
 
     def _dispatch(self, placement: Placement, request: ScheduleRequest, now: float) -> ScheduleResponse:
         """Enter the placement into the ledger and word the answer."""
-        row, action, eta_s, prefill_s, load_s, reason = placement
+        row = placement.row
         request_id, model = request.request_id, self.catalog.models[request.model]
         kv_bytes = self._view.costs.kv_bytes(model, request.prompt_tokens + request.max_tokens)
-        service_s = self._view.costs.service_s(model, row.hardware, request.prompt_tokens, request.max_tokens, row.report.round_s)
-        entry = new_tuple(Entry, (request_id, request.model, prefill_s, load_s, kv_bytes, now, service_s))
+        service_s = self._view.costs.service_s(model, row.hardware, request.prompt_tokens, request.max_tokens, row.engine.round_s)
+        entry = Entry(request_id, request.model, placement.prefill_s, placement.load_s, kv_bytes, now, service_s)
         dispatch = self.fleet.dispatch(row, entry, self.incarnation)
         host, port = row.address
-        fields = request_id, row.worker_id, host, port, action, eta_s, dispatch, reason
-        response: ScheduleResponse = new_tuple(ScheduleResponse, fields)
-        return response
+        return ScheduleResponse(request_id, row.worker_id, host, port, placement.action, placement.eta_s, dispatch, placement.reason)
 
     # --- time -----------------------------------------------------------------------------------------------------------------------
 

@@ -15,13 +15,12 @@ from typing import Any
 from config import Config
 from sllm.deploy.launch import launch
 from sllm.deploy.shell import Service
-from sllm.engine import EngineSnapshot
 from sllm.live.bridge import Answer
 from sllm.live.http import Page
 from sllm.live.sockets import local_address
 from sllm.observe.metrics import WorkerMetrics
 from sllm.protocol.events import Event, RequestServed
-from sllm.protocol.messages import COMPLETED, READY, STARTING, Address, InferenceResponse, Message
+from sllm.protocol.messages import COMPLETED, READY, STARTING, Address, EngineSnapshot, InferenceResponse, Message
 from sllm.protocol.seeds import rng_for
 from sllm.run.assemble import build_catalog, build_engine
 from worker import Worker
@@ -120,9 +119,9 @@ class WorkerPart:
                 "wait_s": round(snap.wait_s, 4),
                 "kv_used": round(snap.kv_used, 4),
                 "gpu_free_bytes": snap.gpu_free_bytes,
-                "models": list(snap.gpu),
+                "models": list(snap.gpu_models),
                 "loading": [name for name, _ in snap.loading],
-                "host": list(snap.host),
+                "host": list(snap.host_models),
                 "served": node.served,
                 "refused": node.refused,
                 "reports_sent": node.reports_sent,

@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from config import Config
-from sllm.engine import Engine, EngineSnapshot, Evicted, Finished, FirstTokenOut, Loaded, ModelTooLarge, RequestTooLarge, Started
+from sllm.engine import Engine, Evicted, Finished, FirstTokenOut, Loaded, ModelTooLarge, RequestTooLarge, Started
 from sllm.fleet.ledger import Receipts
 from sllm.models.catalogue import TIER_NAMES, Catalog
 from sllm.protocol.errors import UsageError
@@ -50,7 +50,8 @@ from sllm.protocol.messages import (
     STOPPED,
     Address,
     CancelRequest,
-    Enveloped,
+    EngineSnapshot,
+    Envelope,
     FirstToken,
     InferenceAccepted,
     InferenceRequest,
@@ -60,7 +61,7 @@ from sllm.protocol.messages import (
     ReportAck,
     WorkerLost,
 )
-from sllm.protocol.node import Codec, Node, new_tuple
+from sllm.protocol.node import Codec, Node
 from sllm.protocol.recent import Recent
 from sllm.protocol.rivals import Rivals
 
@@ -151,7 +152,7 @@ class Worker(Node):
         self._initiators: dict[str, Job] = {}  # the request for whose sake a model is being loaded
         first = engine.snapshot(now)
         self._jobs_max = config.queue_max + first.slots
-        self._present = set(first.gpu)  # models loaded or on their way
+        self._present = set(first.gpu_models)  # models loaded or on their way
         self._starting: set[str] = set()  # demo models still to come
         self.handlers = {
             InferenceRequest: self._on_inference_request, CancelRequest: self._on_cancel, ReportAck: self._on_report_ack, WorkerLost: self._on_worker_lost,
@@ -180,8 +181,8 @@ class Worker(Node):
 
     # --- requests -------------------------------------------------------------------------------------------------------------------
 
-    def _on_inference_request(self, envelope: Enveloped[InferenceRequest], addr: Address, now: float) -> None:
-        sender_id, _, _, _, request = envelope
+    def _on_inference_request(self, envelope: Envelope[InferenceRequest], addr: Address, now: float) -> None:
+        sender_id, request = envelope.sender_id, envelope.message
         if self.engine.next_at <= now and not self.drained:
             self._advance(now)
         outcome = self._take(f"{sender_id}/{request.request_id}", request, addr, now)
@@ -195,7 +196,7 @@ class Worker(Node):
         """Begin a request, or answer as it stands; returns why it is refused, or ""."""
         if request.worker_id != self.node_id:
             return REFUSED_MISDIRECTED
-        self._receipts.note(*request.dispatch)
+        self._receipts.note(request.dispatch.epoch, request.dispatch.number)
         self._last_report = None
         done = self._done.get(key)
         if done is not None:
@@ -210,7 +211,7 @@ class Worker(Node):
 
     def _submit(self, key: str, request: InferenceRequest, addr: Address, now: float) -> str:
         """Hand a new request to the engine; returns why it is refused, or ""."""
-        request_id, model, prompt_tokens, output_tokens, _, _ = request
+        request_id, model = request.request_id, request.model
         if self._drain_until < inf:
             return REFUSED_DRAINING
         if model not in self.catalog.models:
@@ -218,7 +219,7 @@ class Worker(Node):
         if len(self._jobs) >= self._jobs_max:
             return REFUSED_FULL
         try:
-            self.engine.submit(now, key, model, prompt_tokens, output_tokens)
+            self.engine.submit(now, key, model, request.prompt_tokens, request.max_tokens)
         except (RequestTooLarge, ModelTooLarge):
             return REFUSED_TOO_LARGE
         except KeyError:
@@ -230,7 +231,7 @@ class Worker(Node):
             self._accept_at = job.accept_at
         self._unanswered.append(job)
         self._changed = True
-        self.events.append(new_tuple(RequestAdmitted, (now, self.node_id, request_id, model)))
+        self.events.append(RequestAdmitted(now, self.node_id, request_id, model))
         if model not in self._present:
             self._present.add(model)
             self._initiators[model] = job
@@ -238,9 +239,9 @@ class Worker(Node):
         self._advance(now)
         return ""
 
-    def _on_cancel(self, envelope: Enveloped[CancelRequest], addr: Address, now: float) -> None:
+    def _on_cancel(self, envelope: Envelope[CancelRequest], addr: Address, now: float) -> None:
         """Give a request up. What is not here, or is done, is answered alike, so that the client need not ask again."""
-        sender_id, _, _, _, cancel = envelope
+        sender_id, cancel = envelope.sender_id, envelope.message
         key = f"{sender_id}/{cancel.request_id}"
         if not self.drained:
             self._advance(now)
@@ -284,7 +285,7 @@ class Worker(Node):
                 at, key = note
                 job = self._jobs[key]
                 job.first_at = at
-                self.send(new_tuple(FirstToken, (job.request_id, job.started_at - job.arrived_at)), job.client, now)
+                self.send(FirstToken(job.request_id, job.started_at - job.arrived_at), job.client, now)
                 if not job.answered:
                     self._answered(job)
             elif kind is Finished:
@@ -302,11 +303,11 @@ class Worker(Node):
         request_id, arrived_at = job.request_id, job.arrived_at
         if len(self._done.new) >= DONE_MAX:
             self._done.turn()
-        facts = request_id, COMPLETED, tokens, job.started_at - arrived_at, job.first_at - arrived_at, at - arrived_at, job.load_s
-        response = self._done.new[key] = new_tuple(InferenceResponse, facts)
+        response = InferenceResponse(request_id, COMPLETED, tokens, job.started_at - arrived_at, job.first_at - arrived_at, at - arrived_at, job.load_s)
+        self._done.new[key] = response
         self.served += 1
         self.send(response, job.client, now)
-        self.events.append(new_tuple(RequestServed, (at, self.node_id, request_id, job.model, tokens)))
+        self.events.append(RequestServed(at, self.node_id, request_id, job.model, tokens))
 
     def _on_loaded(self, note: Loaded) -> None:
         initiator = self._initiators.pop(note.model, None)
@@ -334,8 +335,8 @@ class Worker(Node):
 
     # --- reports --------------------------------------------------------------------------------------------------------------------
 
-    def _on_report_ack(self, envelope: Enveloped[ReportAck], addr: Address, now: float) -> None:
-        _, _, _, _, ack = envelope
+    def _on_report_ack(self, envelope: Envelope[ReportAck], addr: Address, now: float) -> None:
+        ack = envelope.message
         epoch = ack.epoch
         self._heard_at = now
         self._rivals.hear_newest(now)
@@ -350,9 +351,9 @@ class Worker(Node):
             self._receipts = Receipts()
             self._last_report = None
 
-    def _on_worker_lost(self, envelope: Enveloped[WorkerLost], addr: Address, now: float) -> None:
+    def _on_worker_lost(self, envelope: Envelope[WorkerLost], addr: Address, now: float) -> None:
         """This life's reports are refused because a newer life has its name."""
-        _, _, _, _, lost = envelope
+        lost = envelope.message
         if (lost.worker_id, lost.incarnation) == (self.node_id, self.incarnation):
             self._heard_at = now
             self._set_displaced(True, now)
@@ -391,9 +392,10 @@ class Worker(Node):
         if report is None or snapshot is not self._snapshot:  # an idle engine gives the same snapshot again: then the last report is still right
             self._snapshot = snapshot
             receipts, (host, port) = self._receipts, self.advertise
-            before = self.state, host, port, self.config.hardware, self.config.queue_max
-            after = receipts.epoch, receipts.high, receipts.missing, self._interval_s, self.rival, False
-            report = new_tuple(LoadReport, before + snapshot + after)  # the engine's fields are in the report's order
+            report = LoadReport(
+                self.state, host, port, self.config.hardware, self.config.queue_max, snapshot,
+                receipts.epoch, receipts.high, receipts.missing, self._interval_s, self.rival,
+            )  # fmt: skip
             self._last_report = report = report if self._always_fits else fitted(report)
         self.send(report, self.coordinator, now)
         self.reports_sent += 1

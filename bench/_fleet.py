@@ -9,7 +9,7 @@ from config import Config
 from coordinator import Coordinator
 from sllm.models.catalogue import Catalog
 from sllm.placement.registry import make_policy
-from sllm.protocol.messages import READY, Envelope, LoadReport, Message, ScheduleRequest
+from sllm.protocol.messages import READY, AnyEnvelope, EngineSnapshot, Envelope, LoadReport, Message, ScheduleRequest
 
 CATALOG_MODELS = 1000
 HELD_MODELS = 4  # on each worker's GPU
@@ -20,14 +20,18 @@ def make_report(rng: Random, names: tuple[str, ...], sequence: int, held: tuple[
     """A report of a worker that is about half busy; `sequence` only makes one differ from the last."""
     running = rng.randrange(8)
     return LoadReport(
-        READY, "", 0, "h100-80g", 1000, 256, running, 0, 0, 0.01 * running, 0.0, running / 20, running << 30, 0.01, 1.0, (40 + sequence % 7) << 30,
-        held, held[:running and 1], (), held, (), True, 0, 0, (), 1.0,
+        READY, "", 0, "h100-80g", 1000,
+        EngineSnapshot(
+            256, running, 0, 0, 0.01 * running, 0.0, running / 20, running << 30, 0.01, 1.0, (40 + sequence % 7) << 30,
+            held, held[:running and 1], (), held, (), True,
+        ),
+        0, 0, (), 1.0,
     )  # fmt: skip
 
 
 def make_coordinator(
     workers: int, models: int = CATALOG_MODELS, policy: str = "startup_time", stopwatch: Callable[[], float] | None = None
-) -> tuple[Coordinator, list[Envelope]]:
+) -> tuple[Coordinator, list[AnyEnvelope]]:
     """A coordinator at time 1.0 that has heard each worker once, and the last envelope of each."""
     catalog = Catalog.demo(models)
     node = Coordinator(Config(hardware="h100-80g"), catalog, make_policy(policy), Random(1), 1, stopwatch=stopwatch, now=0.0)
@@ -49,7 +53,7 @@ def drain(node: Coordinator) -> None:
     node.events.clear()
 
 
-def ask(node: Coordinator, number: int, model: str) -> Envelope:
+def ask(node: Coordinator, number: int, model: str) -> AnyEnvelope:
     """A question of a client, in an envelope."""
     message: Message = ScheduleRequest(f"r{number}", model, 1000, 200, 1, 0.0, ())
     return Envelope("client", 1, number, 1.0, message)

@@ -73,12 +73,12 @@ def serve_fleet(folder: Path, port: int) -> None:
     from sllm.live.clock import Clock
     from sllm.live.udp import UdpDriver
     from sllm.run.assemble import build_catalog, build_engine
-    from sllm.wire.frame import PickleCodec
+    from sllm.wire.frame import FrameCodec
     from worker import Worker
 
     said: list[bytes] = []
 
-    class Recording(PickleCodec):
+    class Recording(FrameCodec):
         def encode(self, envelope: Any) -> bytes:
             data = super().encode(envelope)
             if len(said) < PREPARED:

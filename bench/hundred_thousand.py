@@ -30,7 +30,8 @@ from sllm.live.udp import UdpDriver
 from sllm.models.catalogue import Catalog
 from sllm.placement.registry import make_policy
 from sllm.protocol.messages import Envelope
-from sllm.wire.frame import Keyring, PickleCodec
+from sllm.wire.frame import FrameCodec
+from sllm.wire.keys import Keyring
 
 CHANGING = 0.1  # of the reports
 START_S = 10  # seconds over which the workers come
@@ -43,7 +44,7 @@ BUFFER_BYTES = 1 << 16
 def play_workers(told: Connection, workers: int, seconds: int, keyring: Keyring) -> None:
     """Report for each worker once a second; tells how many were sent, and how late the last one was. All are signed before the
     first is sent, with the times at which they will be: signing costs as much as hearing, and both processes share this machine."""
-    codec = PickleCodec(keyring)
+    codec = FrameCodec(keyring)
     names = Catalog.demo(CATALOG_MODELS).names
     rng = Random(2)
     reports = [make_report(rng, names, 1, tuple(sorted(rng.sample(names, HELD_MODELS)))) for _ in range(workers)]
@@ -54,7 +55,7 @@ def play_workers(told: Connection, workers: int, seconds: int, keyring: Keyring)
         present = [number for number in range(workers) if number % START_S <= second]  # a START_S-th of them comes with each second
         for number in present if second >= START_S else ():
             if rng.random() < CHANGING:
-                reports[number] = make_report(rng, names, second, reports[number].gpu_models)
+                reports[number] = make_report(rng, names, second, reports[number].engine.gpu_models)
         wall_s = began_wall_s + second
         rounds.append([codec.encode(Envelope(f"worker-{n}", born_ns[n], second - n % START_S + 1, wall_s, reports[n])) for n in present])
     gc.collect()
@@ -85,7 +86,7 @@ def main() -> int:
     clock = Clock()
     node = Coordinator(
         Config(hardware="h100-80g"), Catalog.demo(CATALOG_MODELS), make_policy("startup_time"), Random(1), time.time_ns(),
-        codec=PickleCodec(keyring), wall_offset_s=clock.wall_offset_s, now=clock.now,
+        codec=FrameCodec(keyring), wall_offset_s=clock.wall_offset_s, now=clock.now,
     )  # fmt: skip
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.Process(target=play_workers, args=(theirs, arguments.workers, arguments.seconds, keyring), daemon=True)

@@ -42,12 +42,12 @@ def placements_us(workers: int) -> tuple[list[float], list[float]]:
         (routed,) = node.events
         assert isinstance(routed, RequestRouted), routed
         decided.append(routed.decision_s * 1e6)
-        answer = node.outbox[0][0][4]
+        answer = node.outbox[0][0].message
         assert isinstance(answer, ScheduleResponse), answer
         place = int(answer.worker_id.rpartition("-")[2])  # the worker it went to reports at once, so that the load stays level
         last = envelopes[place]
         assert isinstance(last.message, LoadReport)
-        report = last.message._replace(epoch=node.incarnation, dispatch_high=answer.dispatch.number)
+        report = last.message.replace(epoch=node.incarnation, dispatch_high=answer.dispatch.number)
         envelopes[place] = Envelope(last.sender_id, 1, last.sequence + 1, now, report)
         drain(node)
         node.receive(envelopes[place], SOURCE, now)

@@ -23,7 +23,8 @@ from sllm.deploy.keys import ephemeral_keyring
 from sllm.live.clock import Clock
 from sllm.live.udp import UdpDriver
 from sllm.protocol.messages import Envelope, ScheduleResponse
-from sllm.wire.frame import Keyring, PickleCodec
+from sllm.wire.frame import FrameCodec
+from sllm.wire.keys import Keyring
 from sllm.workload.popularity import Zipf
 
 WORKERS = 1000
@@ -49,7 +50,7 @@ def echo(ready: Connection) -> None:
 def coordinate(ready: Connection, keyring: Keyring) -> None:
     """A coordinator with a full table. Its workers report no more, so it must be asked within three report intervals."""
     node, _ = make_coordinator(WORKERS)
-    node.codec = PickleCodec(keyring)
+    node.codec = FrameCodec(keyring)
     clock = Clock()
     node.wall_offset_s = clock.wall_offset_s
     with UdpDriver(clock) as driver:
@@ -75,7 +76,7 @@ def round_trips_us(address: tuple[str, int], questions: list[bytes], check: Call
 
 def main() -> int:
     keyring = ephemeral_keyring()
-    codec = PickleCodec(keyring)
+    codec = FrameCodec(keyring)
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.Process(target=echo, args=(theirs,), daemon=True)
     process.start()

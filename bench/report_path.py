@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench._fleet import SOURCE, drain, make_coordinator, make_report, show
 from coordinator import Coordinator
 from sllm.deploy.keys import ephemeral_keyring
-from sllm.protocol.messages import Envelope, LoadReport
-from sllm.wire.frame import PickleCodec
+from sllm.protocol.messages import AnyEnvelope, Envelope, LoadReport
+from sllm.wire.frame import FrameCodec
 
 WORKERS = 1000
 ROUND = 100  # datagrams that the default receive buffer holds, with room to spare
@@ -29,14 +29,14 @@ ROUNDS = 300
 REPEATS = 5
 
 
-def fresh(envelopes: list[Envelope], changed: bool, rng: Random, names: tuple[str, ...], now: float) -> list[Envelope]:
+def fresh(envelopes: list[AnyEnvelope], changed: bool, rng: Random, names: tuple[str, ...], now: float) -> list[AnyEnvelope]:
     """The next report of each worker: the same figures, or new ones."""
     out = []
     for last in envelopes:
         report = last.message
         assert isinstance(report, LoadReport)
         if changed:
-            report = make_report(rng, names, last.sequence, report.gpu_models)
+            report = make_report(rng, names, last.sequence, report.engine.gpu_models)
         out.append(Envelope(last.sender_id, 1, last.sequence + 1, now, report))
     return out
 
@@ -62,7 +62,7 @@ def emptying_us(datagrams: list[bytes], take: Callable[[socket.socket, memoryvie
 
 def socket_to_table(changed: bool) -> tuple[float, float]:
     """(bare, whole) microseconds a report, of workers whose figures change or that say the same again."""
-    codec = PickleCodec(ephemeral_keyring())
+    codec = FrameCodec(ephemeral_keyring())
     node, envelopes = make_coordinator(WORKERS)
     node.codec = codec
     rng, names = Random(4), node.catalog.names
@@ -88,7 +88,7 @@ def socket_to_table(changed: bool) -> tuple[float, float]:
     return min(bare_us), min(whole_us)
 
 
-def table_us(node: Coordinator, envelopes: list[Envelope], changed: bool) -> tuple[float, list[Envelope]]:
+def table_us(node: Coordinator, envelopes: list[AnyEnvelope], changed: bool) -> tuple[float, list[AnyEnvelope]]:
     """Microseconds of Node.receive for each report; and the last envelopes."""
     rng = Random(5)
     best = float("inf")
@@ -107,7 +107,8 @@ def changing_names_us(count: int) -> float:
     node, _ = make_coordinator(1)
     names = node.catalog.names
     report = make_report(Random(6), names, 1, names[:count])
-    turns = [report._replace(gpu_models=part, host_models=part, busy_models=()) for part in (names[:count], names[500 : 500 + count])]
+    parts = names[:count], names[500 : 500 + count]
+    turns = [report.replace(engine=report.engine.replace(gpu_models=part, host_models=part, busy_models=())) for part in parts]
     best = float("inf")
     for sequence in range(2, 202):
         envelope = Envelope("worker-0", 1, sequence, 1.0, turns[sequence % 2])

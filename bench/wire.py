@@ -17,16 +17,17 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 from time import perf_counter
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._fleet import make_report, show
 from sllm.models.catalogue import Catalog
 from sllm.protocol.limits import DATAGRAM_MAX_BYTES
-from sllm.protocol.messages import Dispatch, Envelope, InferenceRequest, LoadReport, ScheduleRequest
+from sllm.protocol.messages import MESSAGES, AnyEnvelope, Dispatch, Envelope, InferenceRequest, LoadReport, ScheduleRequest
 from sllm.protocol.node import Rejected
-from sllm.wire.fields import MESSAGES
-from sllm.wire.frame import HEADER, MAGIC, PICKLE_VERSION, TAG_BYTES, Keyring, PickleCodec
+from sllm.wire.frame import HEADER, MAGIC, VERSION, FrameCodec
+from sllm.wire.keys import TAG_BYTES, Keyring
 
 COUNT = 1000  # datagrams of each sort
 HOSTILE_COUNT = 200
@@ -36,12 +37,17 @@ RING = Keyring(1, {1: bytes(range(32))})
 HELD = 5  # model names in a report
 
 
-def reports(held: list[tuple[str, ...]], sequence: int, rng: Random) -> list[Envelope]:
+def reports(held: list[tuple[str, ...]], sequence: int, rng: Random) -> list[AnyEnvelope]:
     """One report of each worker: it holds these models, and how busy it is differs from report to report."""
     return [
-        Envelope(f"worker-{i}", 1, sequence, 1.0, make_report(rng, (), sequence, names)._replace(wait_s=rng.random(), kv_used=rng.random()))
+        Envelope(f"worker-{i}", 1, sequence, 1.0, _with(make_report(rng, (), sequence, names), wait_s=rng.random(), kv_used=rng.random()))
         for i, names in enumerate(held)
     ]
+
+
+def _with(report: LoadReport, **changes: Any) -> LoadReport:
+    """The report with other figures of the engine."""
+    return report.replace(engine=report.engine.replace(**changes))
 
 
 def bare_us(datagrams: list[bytes]) -> float:
@@ -65,7 +71,7 @@ def bare_us(datagrams: list[bytes]) -> float:
 def decode_us(datagrams: list[bytes], before: list[bytes] | None = None) -> float:
     """Microseconds of `decode` for each, accepted or not. `before` is heard first each time and not timed: the last reports of the same workers."""
     views = [memoryview(bytearray(datagram)) for datagram in datagrams]
-    codec = PickleCodec(RING)
+    codec = FrameCodec(RING)
     best = float("inf")
     for _ in range(REPEATS):
         for datagram in before or ():
@@ -80,8 +86,8 @@ def decode_us(datagrams: list[bytes], before: list[bytes] | None = None) -> floa
     return best * 1e6
 
 
-def encode_us(envelopes: list[Envelope]) -> float:
-    encode = PickleCodec(RING).encode
+def encode_us(envelopes: list[AnyEnvelope]) -> float:
+    encode = FrameCodec(RING).encode
     best = float("inf")
     for _ in range(REPEATS):
         began = perf_counter()
@@ -93,7 +99,7 @@ def encode_us(envelopes: list[Envelope]) -> float:
 
 def look_alike(rng: Random, opcodes: bytes, *, signed: bool, message: type = LoadReport) -> bytes:
     """A datagram as long as may be, whose body is `opcodes` over and over in a frame of the right length."""
-    header = HEADER.pack(MAGIC, PICKLE_VERSION, MESSAGES.index(message) + 1, 1, 8, 1, rng.getrandbits(60), 1.0) + b"worker-7"
+    header = HEADER.pack(MAGIC, VERSION, MESSAGES.index(message) + 1, 1, 8, 1, rng.getrandbits(60), 1.0) + b"worker-7"
     room = DATAGRAM_MAX_BYTES - len(header) - TAG_BYTES - 12
     rest = (opcodes * (room // len(opcodes))) + b"."
     data = header + b"\x80\x05\x95" + struct.pack("<Q", len(rest)) + rest
@@ -121,7 +127,7 @@ def main() -> int:
     names = Catalog.demo(50).names
     held = [tuple(sorted(rng.sample(names, HELD))) for _ in range(COUNT)]
     envelopes = reports(held, 2, rng)
-    codec = PickleCodec(RING)
+    codec = FrameCodec(RING)
     before = [codec.encode(envelope) for envelope in reports(held, 1, rng)]
     datagrams = [codec.encode(envelope) for envelope in envelopes]
     requests = [

@@ -106,7 +106,7 @@ class Simulation(VirtualRun):
         fleet, last_s = self.system.coordinators[-1].fleet, self.world.now + LOADS_S
         while self.world.now < last_s:
             rows = [fleet.rows[name] for name in self.system.workers if name in fleet.rows]
-            if not any(row.state == READY and row.report.loading for row in rows):
+            if not any(row.state == READY and row.engine.loading for row in rows):
                 return False
             self.world.run(self.world.now + (self.config.report_interval_s or 1.0))
         return True

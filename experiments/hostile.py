@@ -41,7 +41,7 @@ from sllm.observe.report.standard import run_script
 from sllm.protocol.messages import Address
 from sllm.run.assemble import build_catalog
 from sllm.virtual.hostile import Babbler, Mouth
-from sllm.wire.frame import PickleCodec
+from sllm.wire.frame import FrameCodec
 
 WORKERS = tuple(f"worker-{i}" for i in range(1, 4))
 STRANGERS = tuple(f"stranger-{i}" for i in range(1, 9))
@@ -189,7 +189,7 @@ def flood(fleet: Fleet, targets: list[Address], senders: Sequence[str], per_s: f
         "request_id": [f"r{i}" for i in range(100)],
     }  # fmt: skip
     mouth = Mouth(
-        Babbler(Random(seed), known), targets, senders, per_s=per_s, codec=PickleCodec(load_keyring(config)), wall_offset_s=clock.wall_offset_s
+        Babbler(Random(seed), known), targets, senders, per_s=per_s, codec=FrameCodec(load_keyring(config)), wall_offset_s=clock.wall_offset_s
     )  # fmt: skip
     with UdpDriver(clock) as driver:
         driver.add(mouth)

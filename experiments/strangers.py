@@ -38,16 +38,17 @@ class Strangers(Mouth):
 
     def say(self, now: float) -> None:
         super().say(now)
-        (sender, incarnation, sequence, wall_s, message), addr = self.outbox[-1]
+        envelope, addr = self.outbox[-1]
+        message = envelope.message
         if isinstance(message, LoadReport):
             addr = self._coordinator
             self.reports_sent += 1
         elif isinstance(message, InferenceRequest):
-            message = message._replace(
-                request_id=f"{sender}/{self._babbler.rng.randrange(REQUESTS)}", prompt_tokens=_bounded(message.prompt_tokens, PROMPT_MAX),
+            message = message.replace(
+                request_id=f"{envelope.sender_id}/{self._babbler.rng.randrange(REQUESTS)}", prompt_tokens=_bounded(message.prompt_tokens, PROMPT_MAX),
                 max_tokens=_bounded(message.max_tokens, OUTPUT_MAX),
             )  # fmt: skip
-        self.outbox[-1] = (sender, incarnation, sequence, wall_s, message), addr
+        self.outbox[-1] = envelope.replace(message=message), addr
 
 
 def _bounded(tokens: int, most: int) -> int:

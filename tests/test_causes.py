@@ -17,7 +17,8 @@ from sllm.observe.causes import REFUSALS, RefusalLog, SilenceLog
 from sllm.protocol.events import CoordinatorSilent
 from sllm.protocol.messages import Progress
 from sllm.protocol.node import Node
-from sllm.wire.frame import REASONS, Keyring, PickleCodec
+from sllm.wire.frame import FrameCodec
+from sllm.wire.keys import Keyring
 
 ADDRESS = ("10.0.0.5", 9000)
 
@@ -109,11 +110,11 @@ def other_version(data: bytes) -> bytes:
 )  # fmt: skip
 def test_a_node_tells_whom_it_refuses_and_why(speaker: Keyring | None, spoil: Callable[[bytes], bytes], reason: str) -> None:
     ring = ephemeral_keyring()
-    node = Node("n", 1, codec=PickleCodec(ring))
+    node = Node("n", 1, codec=FrameCodec(ring))
     node.handlers = {Progress: lambda *_: None}
     told: list[tuple[str, tuple[str, int]]] = []
     node.on_refused = lambda why, source: told.append((why, source))
-    datagram = PickleCodec(speaker or ring).encode(envelope(Progress(1.0, 1)))
+    datagram = FrameCodec(speaker or ring).encode(envelope(Progress(1.0, 1)))
     node.receive_datagram(spoil(datagram), ("10.0.0.9", 1), 0.0)
     assert told == [(reason, ("10.0.0.9", 1))]
     assert reason in REFUSALS

@@ -16,7 +16,7 @@ from coordinator import Coordinator
 from sllm.fleet.ledger import Ledger
 from sllm.fleet.table import Fleet as Table
 from sllm.protocol.events import RequestCompleted, RequestSent, WorkerStateChanged
-from sllm.protocol.messages import READY, Address, Envelope, Enveloped, InferenceRequest, InferenceResponse, ScheduleError
+from sllm.protocol.messages import READY, Address, AnyEnvelope, Envelope, InferenceRequest, InferenceResponse, ScheduleError
 from sllm.protocol.node import Judge, Node
 from sllm.verify.all import REGISTRY, Checkers, InvariantViolation
 from sllm.verify.world import BoundedMemory
@@ -54,7 +54,7 @@ def test_a_sound_fleet_breaks_nothing_on_the_wire() -> None:
 class AcceptsReplays(Coordinator):
     """Applies a report again, whatever its number."""
 
-    def _on_report(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def _on_report(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         row = self.fleet.rows.get(envelope[0])
         if row is not None and envelope[1] == row.incarnation:
             row.sequence = min(row.sequence, envelope[2] - 1)
@@ -64,7 +64,7 @@ class AcceptsReplays(Coordinator):
 class AcceptsZombies(Coordinator):
     """Takes the old life of a worker for the new one."""
 
-    def _on_report(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def _on_report(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         row = self.fleet.rows.get(envelope[0])
         if row is not None and envelope[1] < row.incarnation:
             row.incarnation, row.sequence = envelope[1], 0
@@ -79,7 +79,7 @@ class ForgetsTooEarly(Coordinator):
 
 
 class CountsTwice(Coordinator):
-    def _on_report(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def _on_report(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         super()._on_report(envelope, addr, now)
         self.reports_accepted += 1
 
@@ -87,7 +87,7 @@ class CountsTwice(Coordinator):
 class DropsReports(Coordinator):
     """Every tenth report is neither applied nor refused."""
 
-    def _on_report(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def _on_report(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         if envelope[2] % 10 != 7:
             super()._on_report(envelope, addr, now)
 
@@ -100,7 +100,7 @@ class KeepsDecisions(Coordinator):
 class CompletesTwice(Client):
     """A response that arrives twice is a completion twice."""
 
-    def _on_response(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def _on_response(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         message: Any = envelope[4]
         known = message.request_id in self._pending
         super()._on_response(envelope, addr, now)
@@ -113,7 +113,7 @@ class CompletesTwice(Client):
 class ForgetsWhenTurnedAway(Client):
     """A retriable error ends the request without a word."""
 
-    def _on_schedule_error(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def _on_schedule_error(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         message = envelope[4]
         assert type(message) is ScheduleError
         pending = self._pending.get(message.request_id)
@@ -131,7 +131,7 @@ class NeverRetries(Client):
 class WorksTwice(Worker):
     """A request sent again is a new request."""
 
-    def _on_inference_request(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def _on_inference_request(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         message = envelope[4]
         assert type(message) is InferenceRequest
         self._jobs.pop(f"{envelope[0]}/{message.request_id}", None)
@@ -141,7 +141,7 @@ class WorksTwice(Worker):
 class LoadsTwice(Worker):
     """Every request for a model that is not there begins a load of its own."""
 
-    def _on_inference_request(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def _on_inference_request(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         self._present.clear()
         super()._on_inference_request(envelope, addr, now)
 
@@ -165,13 +165,13 @@ def super_tag(codec: Registry, data: bytes | memoryview) -> bool:
 
 
 class LosesSilently(Network):
-    def carry(self, source: str, target: str, envelope: Enveloped[Any], now: float) -> Any:
+    def carry(self, source: str, target: str, envelope: AnyEnvelope, now: float) -> Any:
         copies: list[Copy] = list(super().carry(source, target, envelope, now))
         return [] if copies and self.rng.random() < 0.01 else copies
 
 
 class CountsCopiesTwice(Network):
-    def carry(self, source: str, target: str, envelope: Enveloped[Any], now: float) -> Any:
+    def carry(self, source: str, target: str, envelope: AnyEnvelope, now: float) -> Any:
         before = self.duplicated_reports
         copies = super().carry(source, target, envelope, now)
         self.duplicated_reports += self.duplicated_reports - before

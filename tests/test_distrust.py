@@ -25,7 +25,8 @@ from sllm.protocol.messages import READY, SATURATED, STOPPED, Address, Envelope,
 from sllm.protocol.node import Node
 from sllm.run.live import LiveRun
 from sllm.run.virtual import VirtualRun
-from sllm.wire.frame import Keyring, PickleCodec
+from sllm.wire.frame import FrameCodec
+from sllm.wire.keys import Keyring
 
 # --- slow start and distrust ------------------------------------------------------------------------------------------------------------
 
@@ -218,7 +219,7 @@ def test_a_row_keeps_the_catalogues_models_only_and_knows_how_many_others_could_
 
 def test_the_codec_remembers_no_report_that_is_not_in_the_table() -> None:
     node, _ = coordinator(workers_max=2)
-    codec = node.codec = PickleCodec(Keyring(1, {1: b"k" * 32}))
+    codec = node.codec = FrameCodec(Keyring(1, {1: b"k" * 32}))
 
     def say(sender: str, sequence: int, now: float, incarnation: int = 10, **changes: Any) -> None:
         node.receive_datagram(codec.encode(Envelope(sender, incarnation, sequence, now, report(**changes))), (sender, 8000), now)

@@ -21,6 +21,7 @@ from sllm.models.catalogue import Catalog
 from sllm.protocol import limits
 from sllm.protocol.errors import UsageError
 from sllm.protocol.messages import (
+    MESSAGES,
     REFUSED_INVALID,
     REFUSED_TOO_LARGE,
     REFUSED_UNKNOWN_MODEL,
@@ -34,7 +35,6 @@ from sllm.protocol.messages import (
     ScheduleResponse,
 )
 from sllm.protocol.node import Rejected
-from sllm.wire.fields import MESSAGES, SCHEMAS
 from sllm.workload import RecordedWriter, Request
 from worker import Worker
 
@@ -49,11 +49,11 @@ def decoded(message: Any, **header: Any) -> Any:
 # --- what is drawn for tests is what the rules accept ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("message", "name"), [(m, n) for m in MESSAGES for n in SCHEMAS[m]], ids=lambda x: x if isinstance(x, str) else x.__name__)
+@pytest.mark.parametrize(("message", "name"), [(m, n) for m in MESSAGES for n in m.RULES], ids=lambda x: x if isinstance(x, str) else x.__name__)
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_what_a_kind_draws_it_accepts(message: type, name: str, seed: int) -> None:
-    kind = SCHEMAS[message][name]
+    kind = message.RULES[name]
     value = kind.draw(Random(seed))
     assert kind.accepts(value), value
     assert kind.mend(value) == value

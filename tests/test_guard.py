@@ -20,7 +20,7 @@ from sllm.observe import logs
 from sllm.observe.metrics import CoordinatorMetrics
 from sllm.protocol.errors import UsageError
 from sllm.protocol.events import CoordinatorReady, Event, InternalErrorCaught
-from sllm.protocol.messages import Address, Envelope, Enveloped, Progress
+from sllm.protocol.messages import Address, AnyEnvelope, Envelope, Progress
 from sllm.protocol.node import Codec, Judge, Node
 from sllm.run.live import LiveRun
 from sllm.run.virtual import VirtualRun
@@ -29,7 +29,7 @@ from sllm.run.virtual import VirtualRun
 class EpochCodec(Codec):
     """Packs the epoch and the sequence; will not pack the epoch 13."""
 
-    def encode(self, envelope: Enveloped[Any]) -> bytes:
+    def encode(self, envelope: AnyEnvelope) -> bytes:
         progress = envelope[4]
         if progress.requests == 13:
             raise ValueError("Progress.requests=13: is bad luck")
@@ -50,7 +50,7 @@ class Brittle(Node):
         self.timer_breaks = False
         self.handlers = {Progress: self._on_progress}
 
-    def _on_progress(self, envelope: Enveloped[Progress], addr: Address, now: float) -> None:
+    def _on_progress(self, envelope: Envelope[Progress], addr: Address, now: float) -> None:
         if envelope[4].requests == 7:
             raise BlockingIOError("a handler's error must not be taken for the socket's")
         self.heard.append(envelope[4].requests)

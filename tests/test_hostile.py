@@ -23,13 +23,14 @@ from sllm.engine import LlmEngine, QueueEngine
 from sllm.placement.registry import make_policy, policies
 from sllm.protocol import limits
 from sllm.protocol.events import Event, RequestCompleted
-from sllm.protocol.messages import Dispatch, Envelope
-from sllm.protocol.node import FRESH_WITHIN_S, OF_COORDINATOR, Node
+from sllm.protocol.messages import MESSAGES, Dispatch, Envelope
+from sllm.protocol.node import OF_COORDINATOR, Node
+from sllm.protocol.replay import FRESH_WITHIN_S
 from sllm.run.live import LiveRun
 from sllm.virtual.hostile import Babbler, Mouth
 from sllm.wire import frame as wire
-from sllm.wire.fields import MESSAGES, SCHEMAS
-from sllm.wire.frame import HEADER, Keyring, PickleCodec
+from sllm.wire.frame import HEADER, FrameCodec
+from sllm.wire.keys import Keyring
 from sllm.workload import Request
 from worker import Worker
 
@@ -46,7 +47,7 @@ KNOWN = {
 @given(seed=st.integers(0, 1 << 32))
 def test_what_is_drawn_keeps_the_rules_and_travels(kind: type, seed: int) -> None:
     message = Babbler(Random(seed), KNOWN).message(kind)
-    assert all(rule.accepts(value if name != "dispatch" else tuple(value)) for (name, rule), value in zip(SCHEMAS[kind].items(), message, strict=True))
+    assert all(rule.accepts(value if name != "dispatch" else tuple(value)) for (name, rule), value in zip(kind.RULES.items(), message, strict=True))
     assert CODEC.decode(CODEC.encode(Envelope("w", 1, 1, 1.0, message))).message == message
 
 
@@ -106,7 +107,7 @@ def forged(change: dict[str, Any]) -> tuple[type, bytes]:
     pickler.fast = True
     pickler.dump(plain)
     sender = b"coordinator" if kind in OF_COORDINATOR else b"stranger"
-    data = HEADER.pack(wire.MAGIC, wire.PICKLE_VERSION, MESSAGES.index(kind) + 1, 1, len(sender), incarnation, sequence, 1.0) + sender + sink.body
+    data = HEADER.pack(wire.MAGIC, wire.VERSION, MESSAGES.index(kind) + 1, 1, len(sender), incarnation, sequence, 1.0) + sender + sink.body
     return kind, data + CODEC.keyring.tag(1, data)
 
 
@@ -165,12 +166,12 @@ STOLEN = ["worker-1", "worker-2", "worker-3", "coordinator", "client"]
 @pytest.mark.parametrize("seed", range(3))
 def test_a_fleet_in_virtual_time_outlives_a_flood(seed: int, stolen: list[str], wire: bool) -> None:
     """Under ids of its own and under everybody else's, as bytes or as objects. A request completes that comes when all that was said is stale."""
-    fleet = Fleet(seed, workers=3, duration_s=20.0, check=False, make_codec=(lambda: PickleCodec(KEYS)) if wire else None).record()
+    fleet = Fleet(seed, workers=3, duration_s=20.0, check=False, make_codec=(lambda: FrameCodec(KEYS)) if wire else None).record()
     world = fleet.world
     senders = [f"stranger-{i}" for i in range(10)] + stolen
     targets = [COORDINATOR, ("worker-1", 8000), ("worker-2", 8000), ("worker-3", 8000), ("client", 7000)]
     known = {**KNOWN, "model": fleet.catalog.names, "host": ["worker-1", "mouth", "nowhere"]}
-    mouth = Mouth(Babbler(Random(seed), known), targets, senders, per_s=100.0, until=20.0, codec=PickleCodec(KEYS) if wire else None)
+    mouth = Mouth(Babbler(Random(seed), known), targets, senders, per_s=100.0, until=20.0, codec=FrameCodec(KEYS) if wire else None)
     world.add(mouth, ("mouth", 1))
     world.run(20.0)
     world.run(20.0 + (3.0 * FRESH_WITHIN_S if stolen else 2.0 * fleet.config.worker_timeout_s))

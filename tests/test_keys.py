@@ -19,18 +19,18 @@ from sllm.deploy.keys import add_key, create_key_file, drop, ephemeral_keyring, 
 from sllm.deploy.keywatch import KeyWatch
 from sllm.protocol.errors import UsageError
 from sllm.protocol.messages import ReportAck
-from sllm.wire.frame import PickleCodec
+from sllm.wire.frame import FrameCodec
 
 ROOT = Path(__file__).parent.parent
 HEX = "0123456789abcdef" * 4
 
 
-def understands(listener: PickleCodec, speaker: PickleCodec) -> bool:
+def understands(listener: FrameCodec, speaker: FrameCodec) -> bool:
     return listener.decode(speaker.encode(envelope(SAMPLES[ReportAck]))).message == SAMPLES[ReportAck]
 
 
-def codec(path: Path) -> PickleCodec:
-    return PickleCodec(read_keyring(path, private=True))
+def codec(path: Path) -> FrameCodec:
+    return FrameCodec(read_keyring(path, private=True))
 
 
 def test_a_file_is_made_once_and_is_private(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_where_the_keys_are(tmp_path: Path) -> None:
 def test_the_key_is_made_on_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     first, second = load_keyring(configuration()), load_keyring(configuration())
-    assert understands(PickleCodec(first), PickleCodec(second))
+    assert understands(FrameCodec(first), FrameCodec(second))
     assert (tmp_path / ".cache" / "sllm" / "cluster.key").exists()
 
 
@@ -281,8 +281,8 @@ def test_the_command_never_shows_a_key(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_rings_of_two_runs_are_strangers() -> None:
-    assert understands(*[PickleCodec(ephemeral_keyring())] * 2)
-    one, other = PickleCodec(ephemeral_keyring()), PickleCodec(ephemeral_keyring())
+    assert understands(*[FrameCodec(ephemeral_keyring())] * 2)
+    one, other = FrameCodec(ephemeral_keyring()), FrameCodec(ephemeral_keyring())
     with pytest.raises(Exception, match="tag"):
         understands(one, other)
 

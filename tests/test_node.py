@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from roles import report
 
 from sllm.protocol.messages import Address, Envelope, FirstToken, LoadReport, ReportAck
-from sllm.protocol.node import FRESH_WITHIN_S, Node
+from sllm.protocol.node import Node
+from sllm.protocol.replay import FRESH_WITHIN_S
 
 REPORT = report(port=0, hardware="h")
 

@@ -24,7 +24,7 @@ from sllm.placement.costs import EngineCosts
 from sllm.placement.registry import policies
 from sllm.protocol.events import RequestCompleted
 from sllm.protocol.limits import TOKENS_MAX
-from sllm.protocol.messages import READY, Address, Enveloped, ScheduleError
+from sllm.protocol.messages import READY, Address, AnyEnvelope, ScheduleError
 from sllm.protocol.node import Node
 from sllm.run.assemble import build_catalog
 from sllm.virtual.faults import Fault, Schedule
@@ -119,7 +119,7 @@ def accept_replays(patch: pytest.MonkeyPatch) -> None:
     """A report is applied whatever its number and incarnation."""
     original: Callable[..., None] = Coordinator._on_report
 
-    def on_report(self: Coordinator, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def on_report(self: Coordinator, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         row = self.fleet.rows.get(envelope[0])
         if row is not None and (envelope[1], envelope[2]) <= (row.incarnation, row.sequence):
             row.incarnation, row.sequence = envelope[1], envelope[2] - 1
@@ -145,7 +145,7 @@ def complete_twice(patch: pytest.MonkeyPatch) -> None:
     """A response that comes twice is a completion twice."""
     original: Callable[..., None] = Client._on_response
 
-    def on_response(self: Client, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def on_response(self: Client, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         message: Any = envelope[4]
         known = message.request_id in self._pending
         original(self, envelope, addr, now)
@@ -160,7 +160,7 @@ def complete_twice(patch: pytest.MonkeyPatch) -> None:
 def forget_when_turned_away(patch: pytest.MonkeyPatch) -> None:
     """An error worth trying again after ends the request without a word."""
 
-    def on_schedule_error(self: Client, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def on_schedule_error(self: Client, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         message = envelope[4]
         assert type(message) is ScheduleError
         pending = self._pending.get(message.request_id)
@@ -174,7 +174,7 @@ def load_twice(patch: pytest.MonkeyPatch) -> None:
     """Every request for a model on its way begins a load of its own."""
     original: Callable[..., None] = Worker._on_inference_request
 
-    def on_inference_request(self: Worker, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def on_inference_request(self: Worker, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         self._present.clear()
         original(self, envelope, addr, now)
 
@@ -185,7 +185,7 @@ def count_twice(patch: pytest.MonkeyPatch) -> None:
     """Each report is entered into the books twice."""
     original: Callable[..., None] = Coordinator._on_report
 
-    def on_report(self: Coordinator, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def on_report(self: Coordinator, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         original(self, envelope, addr, now)
         self.reports_accepted += 1
 
@@ -196,7 +196,7 @@ def drop_reports(patch: pytest.MonkeyPatch) -> None:
     """Now and then a report is neither applied nor refused."""
     original: Callable[..., None] = Coordinator._on_report
 
-    def on_report(self: Coordinator, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def on_report(self: Coordinator, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         if envelope[2] % 50 != 25:
             original(self, envelope, addr, now)
 
@@ -207,7 +207,7 @@ def count_copies_twice(patch: pytest.MonkeyPatch) -> None:
     """A report that the network delivers twice is in its books three times."""
     original: Callable[..., Any] = Network.carry
 
-    def carry(self: Network, source: str, target: str, envelope: Enveloped[Any], now: float) -> Any:
+    def carry(self: Network, source: str, target: str, envelope: AnyEnvelope, now: float) -> Any:
         before = self.duplicated_reports
         copies = original(self, source, target, envelope, now)
         self.duplicated_reports += self.duplicated_reports - before
@@ -249,7 +249,7 @@ def never_forget_a_life(patch: pytest.MonkeyPatch) -> None:
     """The highest incarnation ever heard of a worker is the only one that counts."""
     original: Callable[..., None] = Coordinator._on_report
 
-    def on_report(self: Coordinator, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def on_report(self: Coordinator, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         row = self.fleet.rows.get(envelope[0])
         if row is not None and envelope[1] < row.incarnation:
             self.reports_rejected["old_incarnation"] += 1

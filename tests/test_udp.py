@@ -11,7 +11,6 @@ import socket
 import threading
 from math import inf
 from random import Random
-from typing import Any
 
 import pytest
 from roles import CATALOG, configuration, judged
@@ -25,16 +24,16 @@ from sllm.live.udp import UdpDriver
 from sllm.placement.registry import make_policy
 from sllm.protocol.errors import UsageError
 from sllm.protocol.events import CoordinatorOverdue, CoordinatorReady, Event
-from sllm.protocol.messages import Address, Envelope, Enveloped, Progress
+from sllm.protocol.messages import Address, AnyEnvelope, Envelope, Progress
 from sllm.protocol.node import Codec, Judge, Node, Rejected
-from sllm.wire.frame import PickleCodec
+from sllm.wire.frame import FrameCodec
 from worker import Worker
 
 
 class TextCodec(Codec):
     """Enough of a codec for nodes that only count: sender, incarnation and sequence as text."""
 
-    def encode(self, envelope: Enveloped[Any]) -> bytes:
+    def encode(self, envelope: AnyEnvelope) -> bytes:
         sender_id, incarnation, sequence, wall_s, _ = envelope
         return f"{sender_id} {incarnation} {sequence} {wall_s!r}".encode()
 
@@ -60,7 +59,7 @@ class Echo(Node):
         self.coordinator: Address = ("127.0.0.1", 1)
         self.handlers = {Progress: self.on_ack}
 
-    def on_ack(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def on_ack(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         self.heard.append((envelope[0], addr, now))
         if self.hops > 0:
             self.hops -= 1
@@ -342,7 +341,7 @@ class Moved(Coordinator):
 
 
 def test_a_worker_whose_flow_leads_nowhere_is_back_within_the_time_an_acknowledgement_is_owed() -> None:
-    config, clock, codec = configuration(), Clock(20.0), PickleCodec(ephemeral_keyring())
+    config, clock, codec = configuration(), Clock(20.0), FrameCodec(ephemeral_keyring())
     gaps: list[float] = []
 
     def observe(node: Node, event: Event) -> None:

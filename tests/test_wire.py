@@ -14,16 +14,16 @@ from roles import coordinator
 from wire_samples import CODEC, ENVELOPES, KEY, OTHER_KEY, SAMPLES, envelope
 
 from sllm.protocol.limits import DATAGRAM_MAX_BYTES
-from sllm.protocol.messages import Envelope, LoadReport, Message, ReportAck
+from sllm.protocol.messages import MESSAGES, Envelope, LoadReport, Message, ReportAck
 from sllm.protocol.node import Rejected
-from sllm.wire.fields import MESSAGES, SCHEMAS
-from sllm.wire.frame import CODECS, HEADER, PICKLE_VERSION, REASONS, TAG_BYTES, Keyring, PickleCodec
+from sllm.wire.frame import HEADER, VERSION, FrameCodec
+from sllm.wire.keys import TAG_BYTES, Keyring
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = pytest.mark.parametrize("message", SAMPLES.values(), ids=lambda m: type(m).__name__)
 
 
-def refusal(data: bytes, codec: PickleCodec = CODEC) -> str:
+def refusal(data: bytes, codec: FrameCodec = CODEC) -> str:
     """Why a datagram is refused; nothing but Rejected may come out."""
     with pytest.raises(Rejected) as caught:
         codec.decode(data)
@@ -47,7 +47,7 @@ def test_what_goes_in_comes_out(one: Envelope) -> None:
 
 def test_every_message_has_a_schema_and_a_sample() -> None:
     assert set(SCHEMAS) == set(MESSAGES) == set(SAMPLES)
-    assert CODECS[PICKLE_VERSION] is PickleCodec
+    assert CODECS[VERSION] is FrameCodec
 
 
 @EVERY
@@ -92,7 +92,7 @@ def test_the_checks_come_in_their_order() -> None:
     rest = good[HEADER.size : -TAG_BYTES] + b"garbage"
     assert refusal(b"") == "size"
     assert refusal(bytes(DATAGRAM_MAX_BYTES + 1)) == "size"
-    for index, right, reason in ((0, b"sLLM", "magic"), (1, PICKLE_VERSION, "version"), (3, 1, "key_id")):
+    for index, right, reason in ((0, b"sLLM", "magic"), (1, VERSION, "version"), (3, 1, "key_id")):
         data = HEADER.pack(*fields) + rest + bytes(TAG_BYTES)
         assert refusal(data) == reason
         fields[index] = right
@@ -108,11 +108,11 @@ def test_the_checks_come_in_their_order() -> None:
 
 
 def test_a_foreign_key_is_refused_and_a_second_one_of_ours_is_not() -> None:
-    foreign = PickleCodec(Keyring(1, {1: OTHER_KEY}))
+    foreign = FrameCodec(Keyring(1, {1: OTHER_KEY}))
     data = foreign.encode(envelope(SAMPLES[ReportAck]))
     assert refusal(data) == "tag"
-    both = PickleCodec(Keyring(1, {1: KEY, 2: OTHER_KEY}))
-    second = PickleCodec(Keyring(2, {1: KEY, 2: OTHER_KEY}))
+    both = FrameCodec(Keyring(1, {1: KEY, 2: OTHER_KEY}))
+    second = FrameCodec(Keyring(2, {1: KEY, 2: OTHER_KEY}))
     assert both.decode(second.encode(envelope(SAMPLES[ReportAck])))
     assert second.decode(both.encode(envelope(SAMPLES[ReportAck])))
     assert refusal(second.encode(envelope(SAMPLES[ReportAck]))) == "key_id"
@@ -191,12 +191,12 @@ def test_a_bad_datagram_changes_nothing_but_a_counter() -> None:
 def test_two_versions_refuse_each_other_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     """The byte decides, whatever else is in the datagram: nothing of another version is looked into."""
     data = CODEC.encode(envelope(SAMPLES[LoadReport]))
-    monkeypatch.setattr("sllm.wire.frame.PICKLE_VERSION", PICKLE_VERSION - 1)
-    older = PickleCodec(Keyring(1, {1: KEY}))
+    monkeypatch.setattr("sllm.wire.frame.VERSION", VERSION - 1)
+    older = FrameCodec(Keyring(1, {1: KEY}))
     assert refusal(data, older) == "version"
     old_data = older.encode(envelope(SAMPLES[LoadReport]))
     monkeypatch.undo()
-    assert old_data[4] == PICKLE_VERSION - 1
+    assert old_data[4] == VERSION - 1
     assert refusal(old_data) == "version"
 
 

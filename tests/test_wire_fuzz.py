@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from wire_samples import CODEC, ENVELOPES, SAMPLES, envelope
 
 from sllm.protocol.limits import DATAGRAM_MAX_BYTES
-from sllm.protocol.messages import Dispatch, Envelope, InferenceRequest, LoadReport, Message, Progress, ReportAck, ScheduleError, ScheduleResponse
+from sllm.protocol.messages import MESSAGES, Dispatch, Envelope, InferenceRequest, LoadReport, Message, Progress, ReportAck, ScheduleError, ScheduleResponse
 from sllm.protocol.node import Node, Rejected
 from sllm.wire import frame as wire
-from sllm.wire.fields import MESSAGES, SCHEMAS
-from sllm.wire.frame import HEADER, TAG_BYTES, PickleCodec, check_body, usual
+from sllm.wire.codecs.pickle import check_body, usual
+from sllm.wire.frame import HEADER, FrameCodec
+from sllm.wire.keys import TAG_BYTES
 
-KINDS_OF_FIELDS = [(message, name) for message in MESSAGES for name in SCHEMAS[message]]
+KINDS_OF_FIELDS = [(message, name) for message in MESSAGES for name in message.RULES]
 
 
 def body_of(data: bytes) -> bytes:
@@ -41,7 +42,7 @@ def plain(message: Message) -> tuple[Any, ...]:
 
 
 def signed(message: type, body: bytes) -> bytes:
-    data = HEADER.pack(wire.MAGIC, wire.PICKLE_VERSION, MESSAGES.index(message) + 1, 1, 8, 1, 1, 100.0) + b"worker-2" + body
+    data = HEADER.pack(wire.MAGIC, wire.VERSION, MESSAGES.index(message) + 1, 1, 8, 1, 1, 100.0) + b"worker-2" + body
     return data + CODEC.keyring.tag(1, data)
 
 
@@ -58,7 +59,7 @@ def hold(message: type, body: bytes) -> None:
     slow = verdict(message, body)
     try:
         # Compared by repr: 0.0 is not -0.0, True is not 1.
-        fast: Any = repr(plain(PickleCodec(CODEC.keyring).decode(signed(message, body)).message))
+        fast: Any = repr(plain(FrameCodec(CODEC.keyring).decode(signed(message, body)).message))
     except Rejected as rejection:
         fast = rejection.reason
     if len(body) > DATAGRAM_MAX_BYTES - 100:
@@ -119,14 +120,14 @@ EDGES: list[Any] = [
 
 @pytest.mark.parametrize(("message", "name"), KINDS_OF_FIELDS, ids=lambda x: x if isinstance(x, str) else x.__name__)
 def test_short_cut_and_checks_agree_at_every_edge_of_every_field(message: type, name: str) -> None:
-    at = list(SCHEMAS[message]).index(name)
+    at = list(message.RULES).index(name)
     fields = plain(SAMPLES[message])
     accepted = 0
     for value in EDGES:
         changed = (*fields[:at], value, *fields[at + 1 :])
         body = packed(changed)
         hold(message, body)
-        taken = SCHEMAS[message][name].accepts(value)
+        taken = message.RULES[name].accepts(value)
         assert (verdict(message, body) == changed) == taken, (name, value)
         if usual(message).fullmatch(body):
             assert taken or repeats(value), (name, value)
@@ -150,7 +151,7 @@ def test_what_can_be_sent_can_be_heard_and_the_rest_is_an_error_that_names_the_f
             continue
         heard = getattr(CODEC.decode(data).message, name)
         exact = heard == value and type(heard) is type(value if name != "dispatch" else Dispatch(1, 2))
-        assert exact or SCHEMAS[message][name].mend(value) == heard, (name, value)
+        assert exact or message.RULES[name].mend(value) == heard, (name, value)
 
 
 def test_fields_and_kinds_have_the_types_the_messages_declare() -> None:
@@ -160,8 +161,8 @@ def test_fields_and_kinds_have_the_types_the_messages_declare() -> None:
     }  # fmt: skip
     for message in MESSAGES:
         hints = typing.get_type_hints(message)
-        assert list(hints) == list(SCHEMAS[message])
-        for name, kind in SCHEMAS[message].items():
+        assert list(hints) == list(message.RULES)
+        for name, kind in message.RULES.items():
             for hint, sample in samples.items():
                 if hint != hints[name] and {hint, hints[name]} != {Dispatch, tuple[int, ...]}:  # a pair of numbers is both
                     assert not kind.accepts(sample), (message, name)
@@ -184,7 +185,7 @@ def test_an_estimate_beyond_all_measure_is_sent_as_the_longest_there_is() -> Non
 
 def test_a_codec_goes_on_after_what_it_could_not_pack_or_unpack() -> None:
     """Pickler and unpickler are used again and again: a failure must not be felt by the next message."""
-    codec = PickleCodec(CODEC.keyring)
+    codec = FrameCodec(CODEC.keyring)
     broken = packed(plain(SAMPLES[ReportAck])).replace(b"K\x0c", b"K\x0b")
     for _ in range(3):
         with pytest.raises(ValueError, match=r"ReportAck\.epoch"):
@@ -212,7 +213,7 @@ def test_a_body_of_very_many_values_is_refused_and_not_sent() -> None:
 
 
 def test_names_are_kept_once_for_all_workers() -> None:
-    codec = PickleCodec(CODEC.keyring)
+    codec = FrameCodec(CODEC.keyring)
     report = SAMPLES[LoadReport]
     first, second = (codec.decode(codec.encode(envelope(report._replace(running=n)))).message for n in (1, 2))  # type: ignore[union-attr]
     assert first.gpu_models is second.gpu_models  # type: ignore[union-attr]
@@ -234,7 +235,7 @@ def test_no_usual_body_has_an_opcode_that_is_not_on_the_list() -> None:
 
 
 def test_a_node_hears_a_datagram_once() -> None:
-    node = Node("worker-1", 1, codec=PickleCodec(CODEC.keyring))
+    node = Node("worker-1", 1, codec=FrameCodec(CODEC.keyring))
     heard: list[Envelope] = []
     node.handlers = {Progress: lambda one, addr, now: heard.append(one)}
     progress = SAMPLES[Progress]

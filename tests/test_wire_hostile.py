@@ -19,8 +19,8 @@ from wire_samples import CODEC, ENVELOPES, SAMPLES, envelope
 from sllm.protocol.messages import Envelope, LoadReport, Progress, ReportAck
 from sllm.protocol.node import Node, Rejected
 from sllm.wire import frame as wire
-from sllm.wire.fields import SCHEMAS
-from sllm.wire.frame import HEADER, TAG_BYTES
+from sllm.wire.frame import HEADER
+from sllm.wire.keys import TAG_BYTES
 
 
 def signed(body: bytes, message: type = ReportAck) -> bytes:
@@ -88,7 +88,7 @@ HOSTILE: dict[str, bytes] = {
 
 
 REPORT = tuple(SAMPLES[LoadReport])
-FIELDS = list(SCHEMAS[LoadReport])
+FIELDS = list(LoadReport.RULES)
 
 
 def pickled(fields: object) -> bytes:

@@ -17,14 +17,14 @@ from simulated import Fleet
 
 from sllm.deploy.keys import ephemeral_keyring
 from sllm.protocol.events import CoordinatorReady, ExpiryResumed, RequestSent
-from sllm.protocol.messages import Address, Envelope, Enveloped, LoadReport, Progress, ScheduleRequest
+from sllm.protocol.messages import Address, AnyEnvelope, Envelope, LoadReport, Progress, ScheduleRequest
 from sllm.protocol.node import Codec, Judge, Node, Rejected
 from sllm.virtual.faults import load_schedule
 from sllm.virtual.feed import AHEAD
 from sllm.virtual.host import flip_bit
 from sllm.virtual.network import Latency, Link, Network
 from sllm.virtual.world import SPINS_MAX, World
-from sllm.wire.frame import PickleCodec
+from sllm.wire.frame import FrameCodec
 
 ROOT = Path(__file__).parent.parent
 ASK = ScheduleRequest("r", "m", 1, 1, 1, 0.0, ())
@@ -39,12 +39,12 @@ class Echo(Node):
         self.heard: list[tuple[float, str, int]] = []
         self.handlers = {ScheduleRequest: self._on_any, Progress: self._on_ack, LoadReport: self._on_any}
 
-    def _on_any(self, envelope: Enveloped[Any], addr: Address, now: float) -> None:
+    def _on_any(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         sender_id, _, sequence, _, _ = envelope
         self.heard.append((now, sender_id, sequence))
         self.send(Progress(1.0, sequence), addr, now)
 
-    def _on_ack(self, envelope: Enveloped[Progress], addr: Address, now: float) -> None:
+    def _on_ack(self, envelope: Envelope[Progress], addr: Address, now: float) -> None:
         sender_id, _, sequence, _, _ = envelope
         self.heard.append((now, sender_id, sequence))
         self.events.append(CoordinatorReady(now, sequence))
@@ -401,7 +401,7 @@ class Registry(Codec):
     def __init__(self) -> None:
         self.known: list[Envelope] = []
 
-    def encode(self, envelope: Enveloped[Any]) -> bytes:
+    def encode(self, envelope: AnyEnvelope) -> bytes:
         self.known.append(Envelope(*envelope))
         body = str(len(self.known) - 1).encode().rjust(20)
         return body + hashlib.blake2b(body, digest_size=16).digest()
@@ -437,7 +437,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(scenario: str
 def signed() -> Callable[[], Any]:
     """A maker of codecs of the real wire format, all with one key."""
     keyring = ephemeral_keyring()
-    return lambda: PickleCodec(keyring)
+    return lambda: FrameCodec(keyring)
 
 
 def registered() -> Callable[[], Any]:

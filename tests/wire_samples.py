@@ -7,12 +7,12 @@ from typing import Any
 from hypothesis import strategies as st
 
 from sllm.protocol import limits, messages
-from sllm.protocol.messages import Dispatch, Envelope, Message
-from sllm.wire.fields import MESSAGES, SCHEMAS
-from sllm.wire.frame import Keyring, PickleCodec
+from sllm.protocol.messages import MESSAGES, Dispatch, Envelope, Message
+from sllm.wire.frame import FrameCodec
+from sllm.wire.keys import Keyring
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
-CODEC = PickleCodec(Keyring(1, {1: KEY}))
+CODEC = FrameCodec(Keyring(1, {1: KEY}))
 
 SAMPLES: dict[type, Message] = {
     messages.LoadReport: messages.LoadReport(
@@ -60,7 +60,7 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
 
 
 def any_message(kind: type) -> st.SearchStrategy[Message]:
-    return st.builds(kind, **{name: BY_FIELD.get(name, SECONDS) for name in SCHEMAS[kind]})
+    return st.builds(kind, **{name: BY_FIELD.get(name, SECONDS) for name in kind.RULES})
 
 
 ENVELOPES = st.builds(

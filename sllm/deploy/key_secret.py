@@ -29,7 +29,7 @@ from pathlib import Path
 from config import Config
 from sllm.deploy.keys import FILE_NAME
 from sllm.protocol.errors import UsageError
-from sllm.wire.frame import KEY_BYTES
+from sllm.wire.keys import KEY_BYTES
 
 ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # where every pod with a service account finds its token
 TRY_FOR_S = 60.0  # a network policy or a name may need some seconds to take effect on a new pod

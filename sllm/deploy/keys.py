@@ -28,7 +28,7 @@ from pathlib import Path
 
 from config import Config, detect_mode
 from sllm.protocol.errors import UsageError
-from sllm.wire.frame import KEY_BYTES, Keyring
+from sllm.wire.keys import KEY_BYTES, Keyring
 
 FILE_NAME = "cluster.key"
 FILE_MAX_BYTES = 1 << 16  # 255 keys have 18 KB

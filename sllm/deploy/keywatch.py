@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from config import Config
 from sllm.deploy.keys import key_path, key_stamp, load_keyring
 from sllm.protocol.errors import UsageError
-from sllm.wire.frame import Keyring
+from sllm.wire.keys import Keyring
 
 
 class KeyWatch:

@@ -34,7 +34,7 @@ from sllm.protocol.errors import UsageError
 from sllm.protocol.events import CoordinatorOverdue, CoordinatorSilent, Event
 from sllm.protocol.messages import Address
 from sllm.protocol.node import Node
-from sllm.wire.frame import PickleCodec
+from sllm.wire.frame import FrameCodec
 
 TICK_S = 1.0  # history and held-back log lines are brought up to date this often
 KEYS_S = 10.0  # the key file is looked at this often: keys rotate without a restart
@@ -110,7 +110,7 @@ class Service:
         self.environ = environ
         await_key_file(config)
         self._key_watch = KeyWatch(config, environ)
-        self.codec = PickleCodec(self._key_watch.keyring)
+        self.codec = FrameCodec(self._key_watch.keyring)
         self.stopping = False
         self._signals: list[int] = []
         self._signal_in, self._signal_out = socket.socketpair()
@@ -301,7 +301,7 @@ class Service:
         if not self._key_watch.look(self.log):
             return
         assert self.part is not None
-        self.codec = self.part.node.codec = PickleCodec(self._key_watch.keyring)
+        self.codec = self.part.node.codec = FrameCodec(self._key_watch.keyring)
         self.log.info("the cluster's keys have changed and were taken over", extra={"fields": {"keys": self._keys()}})
 
     def _keys(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from sllm.protocol.messages import EngineSnapshot
+
 
 class RequestTooLarge(Exception):
     """The request's KV cache (prompt and output) can never fit beside its model on this GPU."""
@@ -55,28 +57,6 @@ class Evicted(NamedTuple):
 
 
 Notification = Started | FirstTokenOut | Finished | Loaded | Evicted
-
-
-class EngineSnapshot(NamedTuple):
-    """What a load report says of an engine, in the order of its fields (`sllm.protocol.messages.LoadReport`)."""
-
-    slots: int
-    running: int
-    waiting: int  # for a slot, memory, the end of a round or their model
-    blocked: int  # of those: for a slot or memory, which only others that finish can give
-    wait_s: float  # estimate: until a request arriving now, for a model on the GPU, begins its prefill
-    load_queue_s: float  # until the load path is free
-    kv_used: float  # 0..1 of the memory that loaded and loading models leave
-    kv_bytes: int  # of that: in use by those that run
-    round_s: float  # in which each of those that run gets a token, at today's pace; 0: nothing runs
-    left_s: float  # mean over those that run: until the last token, at that pace
-    gpu_free_bytes: int  # neither in use by weights and KV cache nor wanted as KV cache by requests that wait
-    gpu: tuple[str, ...]  # loaded, sorted
-    busy_models: tuple[str, ...]  # those of `gpu` that cannot be evicted now, sorted
-    loading: tuple[tuple[str, float], ...]  # (model, seconds until it is there), in the order of loading
-    host: tuple[str, ...]  # sorted
-    disk: tuple[str, ...]  # sorted; empty if disk_complete
-    disk_complete: bool  # every model of the catalogue is on disk
 
 
 class EngineCounts(NamedTuple):

@@ -22,11 +22,11 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from math import ceil, inf, sqrt
 
-from sllm.engine.base import EngineSnapshot, EngineUsage, Finished, FirstTokenOut, Notification, RequestTooLarge, Started
+from sllm.engine.base import EngineUsage, Finished, FirstTokenOut, Notification, RequestTooLarge, Started
 from sllm.engine.residency import ABSENT, LOADED, GpuResidency, ModelState, Request, head_seq
 from sllm.models.catalogue import Catalog, Hardware
 from sllm.models.cost import load_s
-from sllm.protocol.node import new_tuple
+from sllm.protocol.messages import EngineSnapshot
 
 PREFILL_TOKENS_MAX = 2048
 """Prompt tokens prefilled in one round (vLLM's default max_num_batched_tokens, and the end of the range in which the step formula was measured)."""
@@ -241,13 +241,11 @@ class LlmEngine(GpuResidency):
         round_s, left_s = self._pace(now)
         free_bytes = room_bytes - self._kv_bytes - self._waiting_kv_bytes
         gpu, busy = self.gpu_names()
-        snapshot: EngineSnapshot = new_tuple(
-            EngineSnapshot,
-            (
-                self.slots, len(self._running), self.waiting, self._blocked(), self._wait_s(now), load_queue_s, kv_used, self._kv_bytes, round_s,
-                left_s, max(0, free_bytes),
-                gpu, busy, loading, *self._tiers.names(),
-            ),
+        host, disk, disk_complete = self._tiers.names()
+        snapshot = EngineSnapshot(
+            slots=self.slots, running=len(self._running), waiting=self.waiting, blocked=self._blocked(), wait_s=self._wait_s(now), load_queue_s=load_queue_s,
+            kv_used=kv_used, kv_bytes=self._kv_bytes, round_s=round_s, left_s=left_s, gpu_free_bytes=max(0, free_bytes), gpu_models=gpu, busy_models=busy,
+            loading=loading, host_models=host, disk_models=disk, disk_complete=disk_complete,
         )  # fmt: skip
         if not self._running and not self.waiting and not loading:
             self._idle_snapshot = snapshot
@@ -352,7 +350,7 @@ class LlmEngine(GpuResidency):
                 for request in self._fresh:
                     request.state.prefill_extra = 0
                     if not request.cancelled:
-                        self._notes.append(new_tuple(FirstTokenOut, (now, request.request_id)))
+                        self._notes.append(FirstTokenOut(now, request.request_id))
                 self._fresh = []
                 self._fresh_tokens = 0
             running = self._running
@@ -372,7 +370,7 @@ class LlmEngine(GpuResidency):
         state.context_tokens -= request.prompt_tokens + request.output_tokens
         self._kv_bytes -= request.kv_bytes
         if not request.cancelled:
-            self._notes.append(new_tuple(Finished, (now, request.request_id, request.output_tokens)))
+            self._notes.append(Finished(now, request.request_id, request.output_tokens))
         if not state.batch:
             self._active.remove(state)
             if not state.queue:
@@ -412,7 +410,7 @@ class LlmEngine(GpuResidency):
             last_round = self._round + request.output_tokens
             self._last_rounds += last_round
             heappush(running, (last_round, request.seq, request))
-            self._notes.append(new_tuple(Started, (now, request.request_id)))
+            self._notes.append(Started(now, request.request_id))
 
     def _fits(self, request: Request, now: float) -> bool:
         """Is there KV cache for the request, be it by evicting models where waiting could not help?"""

@@ -13,9 +13,10 @@ from math import inf, sqrt
 from random import Random
 from typing import Any
 
-from sllm.engine.base import EngineCounts, EngineSnapshot, EngineUsage, Evicted, Finished, FirstTokenOut, Loaded, Notification, Started
+from sllm.engine.base import EngineCounts, EngineUsage, Evicted, Finished, FirstTokenOut, Loaded, Notification, Started
 from sllm.models.catalogue import DISK
 from sllm.protocol.errors import UsageError
+from sllm.protocol.messages import EngineSnapshot
 
 SERVICES = ("deterministic", "exponential", "hyperexponential")
 GPU_FREE_BYTES = 1 << 40  # memory is no object here: every model fits
@@ -185,11 +186,11 @@ class QueueEngine:
             left_s=self.service.mean_s if running else 0.0,
             gpu_free_bytes=GPU_FREE_BYTES,
             slots=self.slots,
-            gpu=gpu,
+            gpu_models=gpu,
             busy_models=tuple(name for name in gpu if self._uses.get(name)),
             loading=loading,
-            host=(),
-            disk=(),
+            host_models=(),
+            disk_models=(),
             disk_complete=True,
         )
 

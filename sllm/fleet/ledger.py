@@ -8,23 +8,27 @@ includes, however many dispatches lie between two reports. An entry that no repo
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from typing import NamedTuple
 
 from sllm.protocol.limits import MISSING_MAX, NUMBER_MAX
+from sllm.protocol.record import Record
 
 JUMP_MAX = 1 << 32  # dispatches lost in a row: a number further ahead than that is none of the coordinator's
 
 
-class Entry(NamedTuple):
+class Entry(Record):
     """One dispatch in flight."""
 
-    request_id: str
-    model: str
-    prefill_s: float  # what the request adds to the worker's wait
-    load_s: float  # of its own cold start, without the loads before it; 0.0: the model is there or on its way
-    kv_bytes: int  # KV cache that the request may need in all
-    at: float  # when it was sent
-    service_s: float  # estimate: from the begin of its prefill to its last token
+    FIELDS = ("request_id", "model", "prefill_s", "load_s", "kv_bytes", "at", "service_s")
+    __slots__ = FIELDS
+
+    def __init__(self, request_id: str, model: str, prefill_s: float, load_s: float, kv_bytes: int, at: float, service_s: float) -> None:
+        self.request_id = request_id
+        self.model = model
+        self.prefill_s = prefill_s  # what the request adds to the worker's wait
+        self.load_s = load_s  # of its own cold start, without the loads before it; 0.0: the model is there or on its way
+        self.kv_bytes = kv_bytes  # KV cache that the request may need in all
+        self.at = at  # when it was sent
+        self.service_s = service_s  # estimate: from the begin of its prefill to its last token
 
 
 NO_ENTRIES: dict[int, Entry] = {}  # of a ledger in which nothing is, as most are most of the time; shared, never filled

@@ -15,9 +15,8 @@ from math import ceil
 from sllm.fleet.index import Bag, Levels
 from sllm.fleet.ledger import Entry, Ledger
 from sllm.models.catalogue import Hardware
-from sllm.protocol.fitting import LISTS, within
+from sllm.protocol.fitting import same_models, within
 from sllm.protocol.messages import DRAINING, READY, STARTING, STOPPED, Address, Dispatch, LoadReport
-from sllm.protocol.node import new_tuple
 from sllm.protocol.timers import NEVER
 
 SUSPECT = "SUSPECT"
@@ -66,14 +65,15 @@ class Row:
     """One worker as the coordinator knows it. Times are absolute seconds of the coordinator's clock."""
 
     __slots__ = (
-        "address", "aged", "as_of", "clients", "counted_as", "depth", "displaced", "due", "expired", "heard_at", "hosted", "incarnation", "kind", "ledger",
-        "left", "level", "lost", "proven", "queued", "report", "sequence", "state", "strangers", "warm", "worker_id",
+        "address", "aged", "as_of", "clients", "counted_as", "depth", "displaced", "due", "engine", "expired", "heard_at", "hosted", "incarnation", "kind",
+        "ledger", "left", "level", "lost", "proven", "queued", "report", "sequence", "state", "strangers", "warm", "worker_id",
     )  # fmt: skip
 
     def __init__(self, worker_id: str, kind: Kind, report: LoadReport) -> None:
         self.worker_id = worker_id
         self.kind = kind
         self.report = report  # with names of the fleet's models only
+        self.engine = report.engine
         self.strangers = 0  # idle models on its GPU that the fleet does not know: they could leave for another one
         self.address: Address = ("", 0)
         self.state = NEW
@@ -115,31 +115,31 @@ class Row:
         self.as_of = now
         self.aged = True
         self.ledger.settle(now)
-        left_s = self.report.left_s
+        left_s = self.engine.left_s
         if left_s > 0.0:
             self.left = max(0.0, 1.0 - (now - self.heard_at) / (2.0 * left_s))
 
     def count_depth(self) -> int:
         """Requests that run or wait there, and those on their way, as far as they are not over by estimate."""
-        return ceil(self.report.running * self.left) + self._count_waiting() + self.ledger.live
+        return ceil(self.engine.running * self.left) + self._count_waiting() + self.ledger.live
 
     def _count_waiting(self) -> int:
         """Those that waited at the last report: they begin when the report said, and then run as long as others do."""
-        report = self.report
-        begun_s = self.as_of - self.heard_at - report.wait_s
-        if begun_s <= 0.0 or report.left_s <= 0.0 or not report.waiting:
-            return report.waiting
-        return ceil(report.waiting * max(0.0, 1.0 - begun_s / (2.0 * report.left_s)))
+        engine = self.engine
+        begun_s = self.as_of - self.heard_at - engine.wait_s
+        if begun_s <= 0.0 or engine.left_s <= 0.0 or not engine.waiting:
+            return engine.waiting
+        return ceil(engine.waiting * max(0.0, 1.0 - begun_s / (2.0 * engine.left_s)))
 
     def count_queued(self) -> int:
         """Requests that wait there for a slot or memory, and of those on their way the ones that will have to.
 
         A request that waits for the end of a round, or for its model, does not count: it has a slot to go to.
         """
-        report, ledger = self.report, self.ledger
-        if report.blocked and self.as_of < self.heard_at + report.wait_s:
-            return report.blocked + ledger.live  # nobody overtakes those who wait
-        over = self.count_depth() - report.slots
+        engine, ledger = self.engine, self.ledger
+        if engine.blocked and self.as_of < self.heard_at + engine.wait_s:
+            return engine.blocked + ledger.live  # nobody overtakes those who wait
+        over = self.count_depth() - engine.slots
         short_bytes = ledger.kv_bytes - self._free_bytes()
         if short_bytes > 0:
             over = max(over, ceil(ledger.live * short_bytes / ledger.kv_bytes))
@@ -147,8 +147,8 @@ class Row:
 
     def _free_bytes(self) -> int:
         """KV cache that is free there but for what is on its way: what the report said, and what those gave up that are over by now."""
-        free_bytes = self.report.gpu_free_bytes
-        return free_bytes + int(self.report.kv_bytes * (1.0 - self.left)) if self.left < 1.0 else free_bytes
+        free_bytes = self.engine.gpu_free_bytes
+        return free_bytes + int(self.engine.kv_bytes * (1.0 - self.left)) if self.left < 1.0 else free_bytes
 
     @property
     def trust(self) -> int:
@@ -175,22 +175,22 @@ class Row:
 
     def kv_used(self) -> float:
         """Used part of its KV cache, as far as the coordinator knows."""
-        return self.report.kv_used * self.left
+        return self.engine.kv_used * self.left
 
     @property
     def has_idle_model(self) -> bool:
         """A model on its GPU could leave for another one; those that loads on their way will take the room of do not count."""
-        idle = len(self.report.gpu_models) - len(self.report.busy_models) + self.strangers
+        idle = len(self.engine.gpu_models) - len(self.engine.busy_models) + self.strangers
         return idle > len(self.ledger.loads or ())
 
     def wait_s(self, now: float) -> float:
         """Seconds until a request placed now, for a model on its GPU, would begin: after what the worker said, and what was sent since."""
-        at = max(self.heard_at + self.report.wait_s, self.ledger.begins_at)
+        at = max(self.heard_at + self.engine.wait_s, self.ledger.begins_at)
         return at - now if at > now else 0.0
 
     def load_queue_s(self, now: float) -> float:
         """Seconds until the load path is free: what it said, less the time since, and the cold starts sent since, one after the other."""
-        free_at = self.heard_at + self.report.load_queue_s
+        free_at = self.heard_at + self.engine.load_queue_s
         loads = self.ledger.loads_from(free_at)
         if loads:
             free_at = loads[-1][1]
@@ -198,14 +198,14 @@ class Row:
 
     def load_left_s(self, model: str, now: float) -> float | None:
         """Seconds until `model` is on the GPU: 0.0 if it is, None if nobody is loading it."""
-        report = self.report
-        if model in report.gpu_models:
+        engine = self.engine
+        if model in engine.gpu_models:
             return 0.0
-        for name, left_s in report.loading:
+        for name, left_s in engine.loading:
             if name == model:
                 return max(0.0, self.heard_at + left_s - now)
         if self.ledger.loads:
-            for name, end_at in self.ledger.loads_from(self.heard_at + report.load_queue_s):
+            for name, end_at in self.ledger.loads_from(self.heard_at + engine.load_queue_s):
                 if name == model:
                     return max(0.0, end_at - now)
         return None
@@ -323,15 +323,16 @@ class Fleet:
         row.sequence = sequence
         row.heard_at = row.as_of = now
         row.left = 1.0
-        if before is None or (changed and report[LISTS] != before[LISTS]):
+        if before is None or (changed and not same_models(report.engine, before.engine)):
             row.report, row.strangers = within(report, self._models)
         elif changed:
             row.report, row.strangers = report, 0
+        row.engine = row.report.engine
         if row.ledger.entries and report.epoch == epoch and row.ledger.acknowledge(report.dispatch_high, report.dispatch_missing):
             row.proven, row.expired = True, 0
             changed = True
         if row.ledger.entries:
-            row.ledger.rebase(now + report.wait_s)
+            row.ledger.rebase(now + report.engine.wait_s)
             changed = True  # some of them may be over by now
         if (changed or row.aged) and row.state == READY:
             row.aged = False
@@ -347,8 +348,7 @@ class Fleet:
         if entry.load_s > 0.0 and entry.model not in row.warm:
             self._index(row, self.warm, row.warm, (*row.warm, entry.model))
             row.warm = (*row.warm, entry.model)
-        made: Dispatch = new_tuple(Dispatch, (epoch, number))
-        return made
+        return Dispatch(epoch, number)
 
     def give_up(self, row: Row, number: int) -> bool:
         """A client waits no longer for work that it sent to a worker. True if the worker had not acknowledged that yet."""
@@ -381,11 +381,11 @@ class Fleet:
     def reindex(self, row: Row) -> None:
         """Bring the indexes in line with the report and the ledger of a READY row."""
         row.ledger.settle(row.as_of)
-        report, loads = row.report, row.ledger.loads
-        warm, hosted = report.gpu_models, report.host_models
-        if report.loading or loads:
+        engine, loads = row.engine, row.ledger.loads
+        warm, hosted = engine.gpu_models, engine.host_models
+        if engine.loading or loads:
             names = dict.fromkeys(warm)
-            names.update(dict.fromkeys(name for name, _ in report.loading))
+            names.update(dict.fromkeys(name for name, _ in engine.loading))
             if loads:
                 names.update(dict.fromkeys(entry.model for entry in loads.values()))
             warm = tuple(names)

@@ -67,12 +67,12 @@ NOT_CURRENT = ("SUSPECT", *GONE)  # states in which nothing has been heard for a
 
 def view_of(row: Any, now: float) -> WorkerView:
     """The one place that knows what a row of the coordinator's table looks like (`sllm.fleet.table.Row`)."""
-    report = row.report
+    engine = row.engine
     host, port = row.address
     return WorkerView(
-        row.worker_id, row.state, row.state not in NOT_CURRENT, host, port, report.hardware, row.incarnation, round(max(0.0, now - row.heard_at), 3),
-        report.running, report.waiting, row.pending, report.slots, round(report.kv_used, 4), round(report.wait_s, 4),
-        report.gpu_models, tuple(name for name, _ in report.loading),
+        row.worker_id, row.state, row.state not in NOT_CURRENT, host, port, row.report.hardware, row.incarnation, round(max(0.0, now - row.heard_at), 3),
+        engine.running, engine.waiting, row.pending, engine.slots, round(engine.kv_used, 4), round(engine.wait_s, 4),
+        engine.gpu_models, tuple(name for name, _ in engine.loading),
     )  # fmt: skip
 
 
@@ -102,8 +102,8 @@ def walk(rows: Iterable[Any], now: float) -> Iterator[FleetPicture | None]:
             kv_used += view.kv_used
             gpu.update(view.models)
             loading.update(view.loading)
-            host.update(row.report.host_models)
-            step_names += len(view.models) + len(view.loading) + len(row.report.host_models)
+            host.update(row.engine.host_models)
+            step_names += len(view.models) + len(view.loading) + len(row.engine.host_models)
     if views:
         yield None
     alive = max(1, len(views) - sum(states[state] for state in GONE))

@@ -9,12 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from random import Random
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Protocol
 
 from sllm.fleet.index import Bag, sample_all
 from sllm.fleet.table import DOUBTFUL, NEWCOMER, PROVEN, Fleet, Kind, Row, band_of
 from sllm.models.catalogue import Hardware, Model
 from sllm.protocol.messages import COLD_START, HIGH, LOW, SERVE
+from sllm.protocol.record import Record
 
 LOOKED_AT_AGAIN = 64  # workers, before a request is turned away
 
@@ -39,31 +40,42 @@ class Costs(Protocol):
         """The nearest storage tier from which a worker can load the model, by its last report."""
 
 
-class Query(NamedTuple):
+class Query(Record):
     """A request to be placed."""
 
-    model: Model
-    prompt_tokens: int
-    max_tokens: int
-    kv_bytes: int  # that prompt and output may need
-    priority: int
-    exclude: tuple[str, ...]
-    kinds: tuple[Kind, ...]  # the hardware that can hold the request and has READY workers; never empty
-    now: float
-    rng: Random
-    trust: int = DOUBTFUL  # of the most trusted of those workers that was not excluded: the others get little (`sllm.fleet.table`) ...
-    again: bool = False  # ... and nothing of a request that has failed before
+    FIELDS = ("model", "prompt_tokens", "max_tokens", "kv_bytes", "priority", "exclude", "kinds", "now", "rng", "trust", "again")
+    __slots__ = FIELDS
+
+    def __init__(
+        self, model: Model, prompt_tokens: int, max_tokens: int, kv_bytes: int, priority: int, exclude: tuple[str, ...], kinds: tuple[Kind, ...], now: float,
+        rng: Random, trust: int = DOUBTFUL, again: bool = False,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.kv_bytes = kv_bytes  # that prompt and output may need
+        self.priority = priority
+        self.exclude = exclude
+        self.kinds = kinds  # the hardware that can hold the request and has READY workers; never empty
+        self.now = now
+        self.rng = rng
+        self.trust = trust  # of the most trusted of those workers that was not excluded: the others get little (`sllm.fleet.table`) ...
+        self.again = again  # ... and nothing of a request that has failed before
 
 
-class Placement(NamedTuple):
+class Placement(Record):
     """Where to, and at what estimated cost."""
 
-    row: Row
-    action: str
-    eta_s: float  # estimated time to first token
-    prefill_s: float  # what the request adds to the worker's wait
-    load_s: float  # of its own cold start, without the loads before it; 0.0 for SERVE
-    reason: str
+    FIELDS = ("row", "action", "eta_s", "prefill_s", "load_s", "reason")
+    __slots__ = FIELDS
+
+    def __init__(self, row: Row, action: str, eta_s: float, prefill_s: float, load_s: float, reason: str) -> None:
+        self.row = row
+        self.action = action
+        self.eta_s = eta_s  # estimated time to first token
+        self.prefill_s = prefill_s  # what the request adds to the worker's wait
+        self.load_s = load_s  # of its own cold start, without the loads before it; 0.0 for SERVE
+        self.reason = reason
 
 
 class FleetView:

@@ -38,10 +38,10 @@ class EngineCosts:
         return model.size_bytes + kv_bytes <= hardware.usable_gpu_bytes
 
     def tier(self, model: Model, row: Row) -> int:
-        report = row.report
-        if model.name in report.host_models:
+        engine = row.engine
+        if model.name in engine.host_models:
             return HOST
-        return DISK if report.disk_complete or model.name in report.disk_models else REMOTE
+        return DISK if engine.disk_complete or model.name in engine.disk_models else REMOTE
 
 
 class QueueCosts(EngineCosts):

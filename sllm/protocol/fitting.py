@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 
 from sllm.protocol.limits import DATAGRAM_MAX_BYTES, NAME_MAX_BYTES, NAMES_MAX, OPCODES_MAX
-from sllm.protocol.messages import LoadReport
+from sllm.protocol.messages import EngineSnapshot, LoadReport
 
 LISTS_MAX_BYTES = DATAGRAM_MAX_BYTES - 2192  # for the lists; the header, the tag and the other fields take less than the rest
 LISTS_MAX_VALUES = OPCODES_MAX - 200
-LISTS = slice(LoadReport._fields.index("gpu_models"), LoadReport._fields.index("disk_models") + 1)  # of a report's fields: those that name models
 SECONDS_BYTES = 10  # a float, and the pair around it
 SHORT_NAMES = LISTS_MAX_BYTES // (2 + NAME_MAX_BYTES + SECONDS_BYTES)  # that many names fit, however long they are and whatever list they are in
 WHOLE_NAMES = LISTS_MAX_VALUES // 7  # that many models fit in number, if all five lists name each
@@ -52,11 +51,20 @@ class _Room:
         return count
 
 
+def same_models(one: EngineSnapshot, other: EngineSnapshot) -> bool:
+    """Whether two snapshots name the same models in all of their lists."""
+    return (
+        one.gpu_models == other.gpu_models and one.busy_models == other.busy_models and one.loading == other.loading
+        and one.host_models == other.host_models and one.disk_models == other.disk_models
+    )  # fmt: skip
+
+
 def within(report: LoadReport, models: Container[str]) -> tuple[LoadReport, int]:
     """The report without the names that are not among these models, and how many of those were on the GPU and idle; the same object if it has none.
 
     What a reader keeps of a report is then bounded by its own catalogue, whatever the sender says."""
-    gpu, busy, host, disk, loading = report.gpu_models, report.busy_models, report.host_models, report.disk_models, report.loading
+    engine = report.engine
+    gpu, busy, host, disk, loading = engine.gpu_models, engine.busy_models, engine.host_models, engine.disk_models, engine.loading
     known = models.__contains__
     if all(map(known, gpu + busy + host + disk)) and (not loading or all(known(name) for name, _ in loading)):
         return report, 0
@@ -64,22 +72,23 @@ def within(report: LoadReport, models: Container[str]) -> tuple[LoadReport, int]
     idle = sum(not known(name) and name not in busy_there for name in gpu)
     gpu, busy, host, disk = (tuple(filter(known, names)) for names in (gpu, busy, host, disk))
     loading = tuple(item for item in loading if known(item[0]))
-    return report._replace(gpu_models=gpu, busy_models=busy, host_models=host, disk_models=disk, loading=loading), idle
+    return report.replace(engine=engine.replace(gpu_models=gpu, busy_models=busy, host_models=host, disk_models=disk, loading=loading)), idle
 
 
 def fitted(report: LoadReport) -> LoadReport:
     """The report, with its lists cut to what a datagram holds for certain; the same object if they fit as they are."""
-    loading, busy, gpu, host, disk = report.loading, report.busy_models, report.gpu_models, report.host_models, report.disk_models
+    engine = report.engine
+    loading, busy, gpu, host, disk = engine.loading, engine.busy_models, engine.gpu_models, engine.host_models, engine.disk_models
     if len(loading) + len(busy) + len(gpu) + len(host) + len(disk) <= SHORT_NAMES:
         return report
     room = _Room()
     loading = loading[: room.take((name for name, _ in loading), more_bytes=SECONDS_BYTES)]
     busy = busy[: room.take(busy, times=2)]  # each is on the GPU too: one without the other would call it idle
-    said, serving = set(busy), set(report.busy_models)
+    said, serving = set(busy), set(engine.busy_models)
     idle = [name for name in gpu if name not in serving]
     said.update(idle[: min(room.take(idle), NAMES_MAX - len(busy))])
     gpu = tuple(name for name in gpu if name in said)
     host = host[: room.take(host)]
     disk = disk[: room.take(disk)]
-    changed = report._replace(loading=loading, busy_models=busy, gpu_models=gpu, host_models=host, disk_models=disk, partial=True)
-    return changed if changed != report._replace(partial=True) else report
+    cut = engine.replace(loading=loading, busy_models=busy, gpu_models=gpu, host_models=host, disk_models=disk)
+    return report if same_models(cut, engine) else report.replace(engine=cut, partial=True)

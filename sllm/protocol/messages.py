@@ -1,8 +1,8 @@
 """What is said between coordinator, workers and clients.
 
-Every message is an immutable tuple of atoms and tuples, so that it can travel as an object in virtual time and as bytes on a
-network with the same meaning. `sllm.wire.frame` knows how it is packed, `sllm.wire.fields` which values a
-field may have.
+A message travels as an object in virtual time and as bytes on a network, with the same meaning. Its class says all there is to say of it: its fields and
+the rule that each keeps (`sllm.protocol.rules`), its code on the wire, who may say it, and who orders its repeats. A new message is a class here and a
+handler in whoever hears it; `sllm.wire` packs it without knowing it.
 
 Units: seconds for every `_s`, bytes for every `_bytes`, tokens for every `_tokens`. Ages and waits are relative, so that no message
 depends on the clocks of two machines agreeing.
@@ -10,7 +10,11 @@ depends on the clocks of two machines agreeing.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
+
+from sllm.protocol import rules
+from sllm.protocol.record import Record
+from sllm.protocol.rules import Fields, OneOf, Rule
 
 Address = tuple[str, int]
 """Host name or IP address, and UDP port."""
@@ -57,184 +61,299 @@ OUTCOMES = (
 )  # fmt: skip
 
 
-class Dispatch(NamedTuple):
+class Message(Record):
+    """Base of every message."""
+
+    __slots__ = ()
+    CODE: ClassVar[int] = 0  # on the wire; a code is never used again for another message
+    RULES: ClassVar[dict[str, Rule]] = {}  # of the fields, in their order
+    ORDERED: ClassVar[bool] = False  # who applies it orders it by its numbers, more strictly than the replay window: a node asks its role
+    REPEATED: ClassVar[bool] = False  # a sender that has nothing new to say says the same again
+    OF_COORDINATOR: ClassVar[bool] = False  # heard from the coordinator that was asked, and from nobody else
+
+
+class Dispatch(Record):
     """The coordinator's name for one placement: which life of the coordinator, and a number that grows per worker."""
 
-    epoch: int  # the coordinator's incarnation, ns
-    number: int  # 1, 2, 3, ... for each worker
+    RULES: ClassVar[dict[str, Rule]] = {"epoch": rules.COUNT, "number": rules.COUNT}
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(self, epoch: int, number: int) -> None:
+        self.epoch = epoch  # the coordinator's incarnation, ns
+        self.number = number  # 1, 2, 3, ... for each worker
 
 
-class LoadReport(NamedTuple):
+class EngineSnapshot(Record):
+    """What a worker's engine is at."""
+
+    RULES: ClassVar[dict[str, Rule]] = {
+        "slots": rules.SLOTS, "running": rules.RUNNING, "waiting": rules.REQUESTS, "blocked": rules.REQUESTS, "wait_s": rules.SECONDS,
+        "load_queue_s": rules.SECONDS, "kv_used": rules.PART, "kv_bytes": rules.COUNT, "round_s": rules.SECONDS, "left_s": rules.SECONDS,
+        "gpu_free_bytes": rules.COUNT, "gpu_models": rules.NAMES, "busy_models": rules.NAMES, "loading": rules.NAMED_SECONDS, "host_models": rules.NAMES,
+        "disk_models": rules.NAMES, "disk_complete": rules.FLAG,
+    }  # fmt: skip
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(
+        self, slots: int, running: int, waiting: int, blocked: int, wait_s: float, load_queue_s: float, kv_used: float, kv_bytes: int, round_s: float,
+        left_s: float, gpu_free_bytes: int, gpu_models: tuple[str, ...], busy_models: tuple[str, ...], loading: tuple[tuple[str, float], ...],
+        host_models: tuple[str, ...], disk_models: tuple[str, ...], disk_complete: bool,
+    ) -> None:  # fmt: skip
+        self.slots = slots
+        self.running = running
+        self.waiting = waiting  # for a slot, memory, the end of a round or their model
+        self.blocked = blocked  # of those: for a slot or memory, which only others that finish can give
+        self.wait_s = wait_s  # estimate: until a request arriving now, for a model on the GPU, begins its prefill
+        self.load_queue_s = load_queue_s  # until the load path is free
+        self.kv_used = kv_used  # 0..1 of the memory that loaded and loading models leave
+        self.kv_bytes = kv_bytes  # of that: in use by those that run
+        self.round_s = round_s  # in which each of those that run gets a token, at today's pace; 0: nothing runs
+        self.left_s = left_s  # mean over those that run: until the last token, at that pace
+        self.gpu_free_bytes = gpu_free_bytes  # neither in use by weights and KV cache nor wanted as KV cache by requests that wait
+        self.gpu_models = gpu_models  # loaded, sorted
+        self.busy_models = busy_models  # those of `gpu` that cannot be evicted now, sorted
+        self.loading = loading  # (model, seconds until it is there), in the order of loading
+        self.host_models = host_models  # sorted
+        self.disk_models = disk_models  # sorted; empty if disk_complete
+        self.disk_complete = disk_complete  # every model of the catalogue is on disk
+
+
+class LoadReport(Message):
     """A worker's state, sent every report interval. Ordered by the envelope's (incarnation, sequence)."""
 
-    state: str
-    host: str  # where requests are to be sent; "" means: where this datagram came from
-    port: int
-    hardware: str  # preset name
-    queue_max: int  # requests it lets wait before it refuses
-    slots: int  # sequences the engine can run at once
-    running: int
-    waiting: int  # for a slot, memory, the end of a round or their model
-    blocked: int  # of those: for a slot or memory, which only others that finish can give
-    wait_s: float  # until a request arriving now, for a model on the GPU, would begin its prefill
-    load_queue_s: float  # until the load path is free
-    kv_used: float  # 0..1 of the KV cache
-    kv_bytes: int  # of it: in use by those that run
-    round_s: float  # in which each of those that run gets a token, at today's pace; 0: nothing runs
-    left_s: float  # mean over those that run: until the last token, at that pace
-    gpu_free_bytes: int  # neither in use nor wanted as KV cache by requests that wait
-    gpu_models: tuple[str, ...]
-    busy_models: tuple[str, ...]  # of gpu_models: those that cannot be evicted now
-    loading: tuple[tuple[str, float], ...]  # (model, seconds left)
-    host_models: tuple[str, ...]
-    disk_models: tuple[str, ...]
-    disk_complete: bool  # every model of the catalogue is on disk, disk_models is empty
-    epoch: int  # of the coordinator life the next two fields speak of; 0: none yet
-    dispatch_high: int  # highest dispatch number received in that epoch
-    dispatch_missing: tuple[int, ...]  # those below it that have not arrived, rising; of very many only the latest
-    interval_s: float  # the next report comes after this
-    rival: bool = False  # two lives of the coordinator acknowledge its reports by turns
-    partial: bool = False  # its lists did not fit a datagram: models that it does not name may be there all the same
+    CODE = 1
+    ORDERED = True
+    REPEATED = True
+    RULES = {
+        "state": OneOf(REPORTED_STATES), "host": rules.HOST_OR_NONE, "port": rules.PORT, "hardware": rules.NAME, "queue_max": rules.REQUESTS,
+        "engine": Fields(EngineSnapshot, EngineSnapshot.RULES), "epoch": rules.COUNT, "dispatch_high": rules.COUNT, "dispatch_missing": rules.MISSING,
+        "interval_s": rules.INTERVAL, "rival": rules.FLAG, "partial": rules.FLAG,
+    }  # fmt: skip
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(
+        self, state: str, host: str, port: int, hardware: str, queue_max: int, engine: EngineSnapshot, epoch: int, dispatch_high: int,
+        dispatch_missing: tuple[int, ...], interval_s: float, rival: bool = False, partial: bool = False,
+    ) -> None:  # fmt: skip
+        self.state = state
+        self.host = host  # where requests are to be sent; "" means: where this datagram came from
+        self.port = port
+        self.hardware = hardware  # preset name
+        self.queue_max = queue_max  # requests it lets wait before it refuses
+        self.engine = engine
+        self.epoch = epoch  # of the coordinator life the next two fields speak of; 0: none yet
+        self.dispatch_high = dispatch_high  # highest dispatch number received in that epoch
+        self.dispatch_missing = dispatch_missing  # those below it that have not arrived, rising; of very many only the latest
+        self.interval_s = interval_s  # the next report comes after this
+        self.rival = rival  # two lives of the coordinator acknowledge its reports by turns
+        self.partial = partial  # its lists did not fit a datagram: models that it does not name may be there all the same
 
 
-class ReportAck(NamedTuple):
+class ReportAck(Message):
     """The coordinator has heard a worker. Sent now and then, so that a worker can tell silence from loss."""
 
-    epoch: int
-    sequence: int  # of the newest report applied
+    CODE = 2
+    OF_COORDINATOR = True
+    RULES = {"epoch": rules.COUNT, "sequence": rules.COUNT}
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(self, epoch: int, sequence: int) -> None:
+        self.epoch = epoch
+        self.sequence = sequence  # of the newest report applied
 
 
-class ScheduleRequest(NamedTuple):
+class ScheduleRequest(Message):
     """Where shall this request go?"""
 
-    request_id: str
-    model: str
-    prompt_tokens: int
-    max_tokens: int
-    priority: int
-    deadline_s: float  # first token wanted within this many seconds from now; 0: no deadline
-    exclude: tuple[str, ...]  # worker ids that stayed silent or refused
-    attempt: int = 0  # placements that came to nothing so far: another attempt is another question
+    CODE = 3
+    RULES = {
+        "request_id": rules.NAME, "model": rules.NAME, "prompt_tokens": rules.TOKENS, "max_tokens": rules.TOKENS_LEAST_ONE, "priority": rules.PRIORITY,
+        "deadline_s": rules.SECONDS, "exclude": rules.EXCLUDED, "attempt": rules.ATTEMPT,
+    }  # fmt: skip
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(
+        self, request_id: str, model: str, prompt_tokens: int, max_tokens: int, priority: int, deadline_s: float, exclude: tuple[str, ...], attempt: int = 0,
+    ) -> None:  # fmt: skip
+        self.request_id = request_id
+        self.model = model
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.priority = priority
+        self.deadline_s = deadline_s  # first token wanted within this many seconds from now; 0: no deadline
+        self.exclude = exclude  # worker ids that stayed silent or refused
+        self.attempt = attempt  # placements that came to nothing so far: another attempt is another question
 
 
-class ScheduleResponse(NamedTuple):
+class ScheduleResponse(Message):
     """Send it there."""
 
-    request_id: str
-    worker_id: str
-    host: str
-    port: int
-    action: str
-    eta_s: float  # estimated time to first token
-    dispatch: Dispatch
-    reason: str
+    CODE = 4
+    OF_COORDINATOR = True
+    RULES = {
+        "request_id": rules.NAME, "worker_id": rules.ID, "host": rules.HOST, "port": rules.PORT, "action": OneOf(ACTIONS), "eta_s": rules.SECONDS,
+        "dispatch": Fields(Dispatch, Dispatch.RULES), "reason": rules.PROSE,
+    }  # fmt: skip
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(self, request_id: str, worker_id: str, host: str, port: int, action: str, eta_s: float, dispatch: Dispatch, reason: str) -> None:
+        self.request_id = request_id
+        self.worker_id = worker_id
+        self.host = host
+        self.port = port
+        self.action = action
+        self.eta_s = eta_s  # estimated time to first token
+        self.dispatch = dispatch
+        self.reason = reason
 
 
-class ScheduleError(NamedTuple):
+class ScheduleError(Message):
     """It cannot be placed now."""
 
-    request_id: str
-    code: str
-    retry_after_s: float  # 0: asking again will not help
-    detail: str
+    CODE = 5
+    OF_COORDINATOR = True
+    RULES = {"request_id": rules.NAME, "code": OneOf(ERROR_CODES), "retry_after_s": rules.SECONDS, "detail": rules.PROSE}
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(self, request_id: str, code: str, retry_after_s: float, detail: str) -> None:
+        self.request_id = request_id
+        self.code = code
+        self.retry_after_s = retry_after_s  # 0: asking again will not help
+        self.detail = detail
 
 
-class InferenceRequest(NamedTuple):
+class InferenceRequest(Message):
     """Client to worker. Sent again while unanswered; the worker does the work once per request_id."""
 
-    request_id: str
-    model: str
-    prompt_tokens: int
-    max_tokens: int
-    dispatch: Dispatch
-    worker_id: str  # whom the coordinator meant: another one at a reused address refuses to guess
+    CODE = 6
+    RULES = {
+        "request_id": rules.NAME, "model": rules.NAME, "prompt_tokens": rules.TOKENS, "max_tokens": rules.TOKENS_LEAST_ONE,
+        "dispatch": Fields(Dispatch, Dispatch.RULES), "worker_id": rules.ID,
+    }  # fmt: skip
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(self, request_id: str, model: str, prompt_tokens: int, max_tokens: int, dispatch: Dispatch, worker_id: str) -> None:
+        self.request_id = request_id
+        self.model = model
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.dispatch = dispatch
+        self.worker_id = worker_id  # whom the coordinator meant: another one at a reused address refuses to guess
 
 
-class InferenceAccepted(NamedTuple):
+class InferenceAccepted(Message):
     """Worker to client: queued or running. Sent when no first token has said so soon enough, and in answer to a request that comes again."""
 
-    request_id: str
-    queue_depth: int
+    CODE = 7
+    RULES = {"request_id": rules.NAME, "queue_depth": rules.REQUESTS}
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(self, request_id: str, queue_depth: int) -> None:
+        self.request_id = request_id
+        self.queue_depth = queue_depth
 
 
-class FirstToken(NamedTuple):
+class FirstToken(Message):
     """Worker to client: the prefill is done."""
 
-    request_id: str
-    queue_wait_s: float  # from arrival at the worker to the start of the prefill, model load included
+    CODE = 8
+    RULES = {"request_id": rules.NAME, "queue_wait_s": rules.SECONDS}
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(self, request_id: str, queue_wait_s: float) -> None:
+        self.request_id = request_id
+        self.queue_wait_s = queue_wait_s  # from arrival at the worker to the start of the prefill, model load included
 
 
-class Progress(NamedTuple):
+class Progress(Message):
     """Worker to client, once a report interval while the client is owed tokens: one for all its requests there. Silence means that the worker is gone."""
 
-    interval_s: float  # the next one comes after this, while anything is owed
-    requests: int  # of the client, here
+    CODE = 11
+    RULES = {"interval_s": rules.INTERVAL, "requests": rules.REQUESTS}
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(self, interval_s: float, requests: int) -> None:
+        self.interval_s = interval_s  # the next one comes after this, while anything is owed
+        self.requests = requests  # of the client, here
 
 
-class WorkerLost(NamedTuple):
+class WorkerLost(Message):
     """Coordinator to the clients whose requests it placed on a worker: that life of it is suspected or dead. To a worker: another life has its name."""
 
-    worker_id: str
-    incarnation: int  # of the life that is lost
+    CODE = 12
+    OF_COORDINATOR = True
+    RULES = {"worker_id": rules.ID, "incarnation": rules.COUNT}
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(self, worker_id: str, incarnation: int) -> None:
+        self.worker_id = worker_id
+        self.incarnation = incarnation  # of the life that is lost
 
 
-class CancelRequest(NamedTuple):
+class CancelRequest(Message):
     """Client to worker: nobody waits for this request here any more. Answered with an InferenceResponse `cancelled`, whether it was there or not."""
 
-    request_id: str
+    CODE = 13
+    RULES = {"request_id": rules.NAME}
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
 
 
-class InferenceResponse(NamedTuple):
+class InferenceResponse(Message):
     """Worker to client: the end of a request. Kept by the worker for a while and sent again on a poll."""
 
-    request_id: str
-    outcome: str
-    output_tokens: int
-    queue_wait_s: float
-    first_token_s: float  # from arrival at the worker to the first token
-    total_s: float  # from arrival at the worker to the last token
-    load_s: float  # time of a model load begun for this request; 0: the model was there
+    CODE = 9
+    RULES = {
+        "request_id": rules.NAME, "outcome": OneOf(OUTCOMES), "output_tokens": rules.TOKENS, "queue_wait_s": rules.SECONDS, "first_token_s": rules.SECONDS,
+        "total_s": rules.SECONDS, "load_s": rules.SECONDS,
+    }  # fmt: skip
+    FIELDS = tuple(RULES)
+    __slots__ = FIELDS
+
+    def __init__(self, request_id: str, outcome: str, output_tokens: int, queue_wait_s: float, first_token_s: float, total_s: float, load_s: float) -> None:
+        self.request_id = request_id
+        self.outcome = outcome
+        self.output_tokens = output_tokens
+        self.queue_wait_s = queue_wait_s
+        self.first_token_s = first_token_s  # from arrival at the worker to the first token
+        self.total_s = total_s  # from arrival at the worker to the last token
+        self.load_s = load_s  # time of a model load begun for this request; 0: the model was there
 
 
-class MigrateRequest(NamedTuple):
-    """Coordinator to worker: move a running request away (reserved for the migration policy)."""
-
-    request_id: str
-    target_worker_id: str
-    host: str
-    port: int
-    dispatch: Dispatch
-
-
-Message = (
-    LoadReport
-    | ReportAck
-    | ScheduleRequest
-    | ScheduleResponse
-    | ScheduleError
-    | InferenceRequest
-    | InferenceAccepted
-    | FirstToken
-    | InferenceResponse
-    | MigrateRequest
-    | Progress
-    | WorkerLost
-    | CancelRequest
-)
-
+MESSAGES: tuple[type[Message], ...] = tuple(sorted(Message.__subclasses__(), key=lambda kind: kind.CODE))
+"""Every message, in the order of the codes."""
 
 M = TypeVar("M", bound=Message)
 
 
-class Envelope(NamedTuple):
+class Envelope(Record, Generic[M]):
     """A message and who says it: the authenticated header that goes with every datagram."""
 
-    sender_id: str
-    incarnation: int  # the sender's start time, ns since 1970
-    sequence: int  # 1, 2, 3, ... for each type of message this sender sends
-    wall_s: float  # the sender's wall clock, seconds since 1970
-    message: Message
+    FIELDS = ("sender_id", "incarnation", "sequence", "wall_s", "message")
+    __slots__ = FIELDS
+
+    def __init__(self, sender_id: str, incarnation: int, sequence: int, wall_s: float, message: M) -> None:
+        self.sender_id = sender_id
+        self.incarnation = incarnation  # the sender's start time, ns since 1970
+        self.sequence = sequence  # 1, 2, 3, ... for each type of message this sender sends
+        self.wall_s = wall_s  # the sender's wall clock, seconds since 1970
+        self.message = message
 
 
-Enveloped = tuple[str, int, int, float, M]
-"""An envelope as a plain tuple: how messages go about inside a process, being made and taken apart in half the time."""
+AnyEnvelope = Envelope[Any]
+"""An envelope whose message may be of any type."""

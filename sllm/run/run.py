@@ -218,15 +218,15 @@ class Run(ABC):
         """The state of the run, for progress. Slots and KV cache are as the coordinator has heard of them; of a large fleet some workers stand for all."""
         fleet = self.system.coordinators[-1].fleet
         step = len(fleet.rows) // LOOKED_AT_MAX + 1
-        reports = [row.report for row in islice(fleet.rows.values(), 0, None, step)]
-        slots = sum(report.slots for report in reports)
+        engines = [row.engine for row in islice(fleet.rows.values(), 0, None, step)]
+        slots = sum(engine.slots for engine in engines)
         phase = "starting" if not self._used_before else "draining" if self._used_after else ""
         return Snapshot(
             self.now - self.began_s if self._used_before else 0.0, self.workload.spec.duration_s or 0.0,
             {name: count for name, count in fleet.states.items() if count}, self.recorder.glance(),
-            sum(report.running for report in reports) / slots if slots else None,
-            sum(report.kv_used for report in reports) / len(reports) if reports else None,
-            step * sum(report.waiting for report in reports) if reports else None,
+            sum(engine.running for engine in engines) / slots if slots else None,
+            sum(engine.kv_used for engine in engines) / len(engines) if engines else None,
+            step * sum(engine.waiting for engine in engines) if engines else None,
             phase, warning="this machine cannot keep up" if self.falls_behind else "",
         )  # fmt: skip
 

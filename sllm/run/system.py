@@ -19,7 +19,7 @@ from sllm.protocol.node import Codec
 from sllm.protocol.seeds import rng_for
 from sllm.run.assemble import build_catalog, build_engine, build_workload, count_trace_models, mix_models
 from sllm.run.hardware_mix import hardware_of_workers
-from sllm.wire.frame import PickleCodec
+from sllm.wire.frame import FrameCodec
 from sllm.workload import Workload
 from worker import Worker
 
@@ -46,7 +46,7 @@ class System:
             build_engine(worker_config, self.catalog, rng_for(config.seed, "check"))
 
     def codec(self) -> Codec | None:
-        return PickleCodec(self._keyring) if self._keyring is not None else None
+        return FrameCodec(self._keyring) if self._keyring is not None else None
 
     def make_coordinator(self, incarnation: int, now: float, wall_offset_s: float = 0.0) -> Coordinator:
         life = len(self.coordinators) + 1

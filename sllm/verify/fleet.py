@@ -6,7 +6,8 @@ from typing import Any
 
 from sllm.protocol.events import RequestRouted, WorkerStateChanged
 from sllm.protocol.messages import READY
-from sllm.protocol.node import FRESH_WITHIN_S, Node
+from sllm.protocol.node import Node
+from sllm.protocol.replay import FRESH_WITHIN_S
 from sllm.verify.base import ROUNDING_S, Checker, Context, Cursor, every_row, register
 from sllm.virtual.host import Host
 from sllm.virtual.world import Observer
@@ -139,5 +140,5 @@ class InFlight(Checker):
                 continue
             if row.ledger.entries:
                 self.fail(f"at rest {len(row.ledger.entries)} dispatches are in flight to {row.worker_id}")
-            if row.report.running + row.report.waiting:
-                self.fail(f"at rest {row.worker_id} is said to run {row.report.running} requests and to have {row.report.waiting} waiting")
+            if row.engine.running + row.engine.waiting:
+                self.fail(f"at rest {row.worker_id} is said to run {row.engine.running} requests and to have {row.engine.waiting} waiting")

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from sllm.protocol.events import RequestSent
-from sllm.protocol.node import GUARDED_MAX, Node
+from sllm.protocol.node import Node
 from sllm.protocol.recent import Recent
+from sllm.protocol.replay import GUARDED_MAX
 from sllm.verify.base import Checker, Context, Cursor, register
 from sllm.virtual.host import Host
 from sllm.virtual.world import Observer

@@ -27,4 +27,4 @@ def is_report(what: Any) -> bool:
     """Whether a datagram is a load report, whatever it travels as."""
     if isinstance(what, bytes):
         return type(what) is PackedReport
-    return what.is_report if type(what) is Spoiled else type(what[4]) is LoadReport
+    return what.is_report if type(what) is Spoiled else type(what.message) is LoadReport

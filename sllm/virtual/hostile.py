@@ -14,9 +14,10 @@ from typing import Any
 
 from sllm.protocol.fitting import fitted
 from sllm.protocol.limits import NUMBER_MAX
-from sllm.protocol.messages import Address, Dispatch, LoadReport, Message
-from sllm.protocol.node import FRESH_WITHIN_S, Codec, Node
-from sllm.wire.fields import MESSAGES, SCHEMAS
+from sllm.protocol.messages import MESSAGES, Address, Envelope, LoadReport, Message
+from sllm.protocol.node import Codec, Node
+from sllm.protocol.replay import FRESH_WITHIN_S
+from sllm.protocol.rules import Fields, Rule
 
 KNOWN_PART = 0.6  # of the fields of which something known may be said
 
@@ -31,17 +32,19 @@ class Babbler:
         for name in ("gpu_models", "busy_models", "host_models", "disk_models"):
             self.known.setdefault(name, models)
 
-    def message(self, kind: type | None = None) -> Message:
+    def message(self, kind: type[Message] | None = None) -> Message:
         """One message; of this kind, if one is named."""
         kind = kind or self.rng.choice(MESSAGES)
-        message: Message = kind(**{name: self._field(kind, name) for name in SCHEMAS[kind]})
+        message = kind(**{name: self._field(name, rule) for name, rule in kind.RULES.items()})
         return fitted(message) if isinstance(message, LoadReport) else message
 
-    def _field(self, kind: type, name: str) -> Any:
-        rng, known, drawn = self.rng, self.known.get(name), SCHEMAS[kind][name].draw(self.rng)
+    def _field(self, name: str, rule: Rule) -> Any:
+        if isinstance(rule, Fields):
+            return rule.kind(*(self._field(inner, its) for inner, its in zip(rule.names, rule.rules, strict=True)))
+        rng, known, drawn = self.rng, self.known.get(name), rule.draw(self.rng)
         if known and rng.random() < KNOWN_PART:
             return tuple(rng.sample(known, rng.randint(0, min(len(known), 8)))) if isinstance(drawn, tuple) else rng.choice(known)
-        return Dispatch(*drawn) if name == "dispatch" else drawn
+        return drawn
 
 
 class Mouth(Node):
@@ -78,5 +81,5 @@ class Mouth(Node):
         self._numbers[sender, type(message)] += 1
         sequence = rng.choice((self._numbers[sender, type(message)], self._numbers[sender, type(message)], 0, NUMBER_MAX, rng.randint(0, NUMBER_MAX)))
         wall_s = wall_now_s + rng.choice((0.0, 0.0, rng.uniform(-FRESH_WITHIN_S, FRESH_WITHIN_S)))
-        self.outbox.append(((sender, incarnation, sequence, wall_s, message), rng.choice(self._targets)))
+        self.outbox.append((Envelope(sender, incarnation, sequence, wall_s, message), rng.choice(self._targets)))
         self.said += 1

@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
-from sllm.protocol.messages import Enveloped, LoadReport, Message
+from sllm.protocol.messages import AnyEnvelope, LoadReport
+from sllm.protocol.record import Record
 
 # Causes of loss.
 RANDOM = "random"  # the link dropped it
@@ -183,10 +184,10 @@ class Network:
         self._resolved[key] = link
         return link
 
-    def carry(self, source: str, target: str, envelope: Enveloped[Message], now: float) -> Iterable[Copy]:
+    def carry(self, source: str, target: str, envelope: AnyEnvelope, now: float) -> Iterable[Copy]:
         """Count one datagram as sent and say when its copies arrive: none if it is lost, two if it is duplicated."""
         self.sent += 1
-        is_report = type(envelope[4]) is LoadReport
+        is_report = type(envelope.message) is LoadReport
         if self.instant_reports and is_report:
             return ((now, -1.0),)
         link = self.link_between(source, target)
@@ -227,7 +228,7 @@ class Network:
                 return at, draw / link.corrupt  # uniform again, given that it was below
         return at, -1.0
 
-    def _through_queue(self, source: str, target: str, envelope: Enveloped[Message], now: float, link: Link) -> float:
+    def _through_queue(self, source: str, target: str, envelope: AnyEnvelope, now: float, link: Link) -> float:
         """When the last byte is on the wire; -1 if the queue is too long."""
         key = (source, target)
         start = max(now, self._busy_until.get(key, 0.0))
@@ -238,12 +239,14 @@ class Network:
         return done
 
 
-def estimated_bytes(envelope: Enveloped[Message]) -> int:
+def estimated_bytes(envelope: AnyEnvelope) -> int:
     """About the size of the datagram: the same figure whether it is ever packed or not, so that bandwidth acts alike on both."""
-    return HEADER_BYTES + len(envelope[0]) + _body_bytes(tuple(envelope[4]))
+    return HEADER_BYTES + len(envelope.sender_id) + _body_bytes(envelope.message.values())
 
 
 def _body_bytes(value: object) -> int:
+    if isinstance(value, Record):
+        value = value.values()
     if isinstance(value, tuple):
         return ATOM_BYTES + sum(map(_body_bytes, value))
     return TEXT_BYTES + len(value) if isinstance(value, str) else ATOM_BYTES

@@ -347,7 +347,7 @@ class World:
                 if flip >= 0.0:
                     spoiled = Spoiled(flip_bit(what, flip) if self.wire else None, is_report(what))
                     heappush(heap, (at, self._order(), self._self, partial(self._arrive, target, spoiled, source), None))
-                elif network.instant_reports and type(envelope[4]) is LoadReport:
+                elif network.instant_reports and type(envelope.message) is LoadReport:
                     self._arrive(target, what, source)
                 else:
                     heappush(heap, (at, self._order(), target, what, source))

@@ -12,7 +12,6 @@ from random import Random
 
 from sllm.protocol.errors import UsageError
 from sllm.protocol.messages import NORMAL
-from sllm.protocol.node import new_tuple
 from sllm.protocol.seeds import rng_for
 from sllm.workload.arrivals import ARRIVALS
 from sllm.workload.lengths import parse_lengths
@@ -113,7 +112,7 @@ def _independent(laws: Laws, times: Iterator[float], seed: int) -> Iterator[Requ
     draw, lengths = laws.popularity.draw, laws.lengths
     for index, (arrival_s, priority) in enumerate(zip(times, _drawn(laws.priorities, seed), strict=False)):
         prompt, output = lengths(length_rng)
-        yield new_tuple(Request, (arrival_s, f"r{index}", draw(model_rng), prompt, output, priority, None))
+        yield Request(arrival_s, f"r{index}", draw(model_rng), prompt, output, priority, None)
 
 
 def _drawn(priorities: Shares[int] | None, seed: int) -> Iterator[int]:
@@ -165,7 +164,7 @@ def _foreign(spec: WorkloadSpec, trace: Trace, popularity: Shares[str], models: 
             model = draw(model_rng) if name is None else models.get(name)
             if model is None:
                 raise trace.error("model", f"{name!r} was not there when the models were counted: the file has changed meanwhile")
-            yield new_tuple(Request, (arrival_s, f"r{index}", model, prompt, output, priority, None))
+            yield Request(arrival_s, f"r{index}", model, prompt, output, priority, None)
 
 
 def _rows(spec: WorkloadSpec, trace: Trace, seed: int) -> Iterable[TraceRow]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from random import Random
 
 from sllm.protocol.errors import UsageError
-from sllm.protocol.node import new_tuple
 from sllm.protocol.seeds import rng_for
 from sllm.workload.traces import Trace, TraceRow
 
@@ -61,12 +60,12 @@ def _shift(again: Opener, by_s: float, span_s: float) -> Iterator[TraceRow]:
             if row.arrival_s > span_s:
                 break
             if row.arrival_s >= turn_s:
-                yield new_tuple(TraceRow, (min(row.arrival_s - turn_s, by_s), *row[1:]))
+                yield TraceRow(min(row.arrival_s - turn_s, by_s), *row[1:])
     with again() as trace:
         for row in trace:
             if row.arrival_s >= turn_s:
                 return
-            yield new_tuple(TraceRow, (row.arrival_s + by_s, *row[1:]))
+            yield TraceRow(row.arrival_s + by_s, *row[1:])
 
 
 def _thin(rows: Iterator[TraceRow], share: float, rng: Random) -> Iterator[TraceRow]:

@@ -37,4 +37,4 @@ def _depth(row: Row) -> int:
 
 
 def _reported(row: Row) -> int:
-    return row.report.running + row.report.waiting
+    return row.engine.running + row.engine.waiting

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from sllm.fleet.table import Row
 from sllm.models.catalogue import HOST
@@ -15,15 +15,18 @@ from sllm.placement.base import FleetView, Placement, Policy, Query, placed_on
 from sllm.protocol.messages import COLD_START, SERVE
 
 
-class Choice(NamedTuple):
+class Choice:
     """One way to serve the request. A last resort is taken only when nothing else is there, however long the wait elsewhere."""
 
-    last_resort: bool  # other requests must finish there first, and nobody knows when they will
-    weight_s: float  # what is compared: the estimate, and the price of pushing another model out
-    eta_s: float  # estimated time to the first token
-    prefill_s: float
-    load_s: float  # of the cold start; 0.0: none
-    row: Row
+    __slots__ = ("eta_s", "last_resort", "load_s", "prefill_s", "row", "weight_s")
+
+    def __init__(self, last_resort: bool, weight_s: float, eta_s: float, prefill_s: float, load_s: float, row: Row) -> None:
+        self.last_resort = last_resort  # other requests must finish there first, and nobody knows when they will
+        self.weight_s = weight_s  # what is compared: the estimate, and the price of pushing another model out
+        self.eta_s = eta_s  # estimated time to the first token
+        self.prefill_s = prefill_s
+        self.load_s = load_s  # of the cold start; 0.0: none
+        self.row = row
 
     def beats(self, other: Choice, margin_s: float) -> bool:
         """Better than `other` by more than a margin."""
@@ -83,7 +86,7 @@ class StartupTime(Policy):
             if not fleet.admits(row, query):
                 continue
             wait_s = row.wait_s(now)
-            if name not in row.report.gpu_models:
+            if name not in row.engine.gpu_models:
                 wait_s = max(wait_s, row.load_left_s(name, now) or 0.0)
             rank = fleet.is_crowded(row, query), wait_s
             if best is None or rank < best_rank:

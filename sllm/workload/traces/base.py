@@ -24,7 +24,6 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 from sllm.protocol.errors import UsageError
 from sllm.protocol.limits import TOKENS_MAX as TOKENS_MAX
 from sllm.protocol.limits import name_problem
-from sllm.protocol.node import new_tuple
 from sllm.workload.request import Repeat
 
 LINE_MAX = 1 << 20  # bytes; a Mooncake line with the hashes of a million tokens has 20,000
@@ -215,7 +214,7 @@ class CsvFormat(TraceFormat):
             if origin is None:
                 origin = arrival
             named = read_name(lines, model_name, model) if model_name is not None else None
-            yield new_tuple(TraceRow, (arrival - origin, prompt, output, named, None, None, None))
+            yield TraceRow(arrival - origin, prompt, output, named, None, None, None)
         if origin is None:
             raise nothing(lines)
 
