@@ -10,10 +10,11 @@ from config import Config
 from coordinator import Coordinator
 from sllm.models.catalogue import Catalog
 from sllm.placement.registry import make_policy
-from sllm.protocol.messages import READY, Address, Envelope, LoadReport, Message, ScheduleRequest
+from sllm.protocol.messages import READY, Address, AnyEnvelope, EngineSnapshot, Envelope, LoadReport, Message, ScheduleRequest
 from sllm.protocol.node import Judge, Node, Rejected
 
-M = TypeVar("M")
+M = TypeVar("M", bound=Message)
+E = TypeVar("E")
 CLIENT: Address = ("client", 7000)
 CATALOG = Catalog.demo(6)
 MODEL = CATALOG.names[0]
@@ -25,13 +26,19 @@ def configuration(**changes: Any) -> Config:
 
 def report(**changes: Any) -> LoadReport:
     """An idle worker with one model loaded."""
-    idle = LoadReport(
-        READY, "", 8000, "h100-80g", 1000, 256, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0.0, 0.0, 50_000_000_000, (MODEL,), (), (), (MODEL,), (), True, 0, 0, (), 1.0
-    )  # fmt: skip
-    return idle._replace(**changes)
+    engine = EngineSnapshot(256, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0.0, 0.0, 50_000_000_000, (MODEL,), (), (), (MODEL,), (), True)
+    return changed(LoadReport(READY, "", 8000, "h100-80g", 1000, engine, 0, 0, (), 1.0), **changes)
 
 
-def judged(envelope: Envelope, judge: Judge | None, now: float) -> Envelope:
+def changed(message: M, **changes: Any) -> M:
+    """The message with other values, of its own fields or, for a report, of its engine's."""
+    if isinstance(message, LoadReport):
+        inner = {name: changes.pop(name) for name in list(changes) if name in EngineSnapshot.FIELDS}
+        changes |= {"engine": message.engine.replace(**inner)} if inner else {}
+    return message.replace(**changes)
+
+
+def judged(envelope: AnyEnvelope, judge: Judge | None, now: float) -> AnyEnvelope:
     """What a codec does between the header and the body."""
     reason = judge(type(envelope.message), envelope.sender_id, envelope.incarnation, envelope.sequence, envelope.wall_s, now) if judge else ""
     if reason:
@@ -54,11 +61,11 @@ class Talk:
 
     def heard(self, kind: type[M]) -> list[M]:
         """Messages of one kind it has sent since last asked; the others are dropped."""
-        messages = [envelope[4] for envelope, _ in self.node.outbox]
+        messages = [envelope.message for envelope, _ in self.node.outbox]
         self.node.outbox.clear()
         return [message for message in messages if isinstance(message, kind)]
 
-    def told(self, kind: type[M]) -> list[M]:
+    def told(self, kind: type[E]) -> list[E]:
         """Events of one kind it has told since last asked; the others are dropped."""
         events = list(self.node.events)
         self.node.events.clear()
@@ -79,4 +86,4 @@ def coordinator(policy: str = "startup_time", **changes: Any) -> tuple[Coordinat
 
 
 def ask(request_id: str = "r0", model: str = MODEL, **changes: Any) -> ScheduleRequest:
-    return ScheduleRequest(request_id, model, 1000, 200, 1, 0.0, ())._replace(**changes)
+    return ScheduleRequest(request_id, model, 1000, 200, 1, 0.0, ()).replace(**changes)

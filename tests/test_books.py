@@ -71,7 +71,7 @@ def test_a_report_dropped_by_the_coordinator_shows_in_the_results() -> None:
     def make_deaf(incarnation: int, now: float, wall_offset_s: float = 0.0) -> Any:
         node = make(incarnation, now, wall_offset_s)
         hear = node.handlers[LoadReport]
-        node.handlers[LoadReport] = lambda envelope, addr, at: hear(envelope, addr, at) if envelope[2] != 7 else None
+        node.handlers[LoadReport] = lambda envelope, addr, at: hear(envelope, addr, at) if envelope.sequence != 7 else None
         return node
 
     run.system.make_coordinator = make_deaf  # type: ignore[method-assign]

@@ -17,7 +17,7 @@ from sllm.observe.causes import REFUSALS, RefusalLog, SilenceLog
 from sllm.protocol.events import CoordinatorSilent
 from sllm.protocol.messages import Progress
 from sllm.protocol.node import Node
-from sllm.wire.frame import FrameCodec
+from sllm.wire.frame import FrameCodec, reasons
 from sllm.wire.keys import Keyring
 
 ADDRESS = ("10.0.0.5", 9000)
@@ -122,4 +122,4 @@ def test_a_node_tells_whom_it_refuses_and_why(speaker: Keyring | None, spoil: Ca
 
 
 def test_every_reason_that_is_explained_exists() -> None:
-    assert set(REFUSALS) <= {*REASONS, "stale_time"}
+    assert set(REFUSALS) <= {*reasons(), "stale_time"}

@@ -55,9 +55,9 @@ class AcceptsReplays(Coordinator):
     """Applies a report again, whatever its number."""
 
     def _on_report(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        row = self.fleet.rows.get(envelope[0])
-        if row is not None and envelope[1] == row.incarnation:
-            row.sequence = min(row.sequence, envelope[2] - 1)
+        row = self.fleet.rows.get(envelope.sender_id)
+        if row is not None and envelope.incarnation == row.incarnation:
+            row.sequence = min(row.sequence, envelope.sequence - 1)
         super()._on_report(envelope, addr, now)
 
 
@@ -65,9 +65,9 @@ class AcceptsZombies(Coordinator):
     """Takes the old life of a worker for the new one."""
 
     def _on_report(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        row = self.fleet.rows.get(envelope[0])
-        if row is not None and envelope[1] < row.incarnation:
-            row.incarnation, row.sequence = envelope[1], 0
+        row = self.fleet.rows.get(envelope.sender_id)
+        if row is not None and envelope.incarnation < row.incarnation:
+            row.incarnation, row.sequence = envelope.incarnation, 0
         super()._on_report(envelope, addr, now)
 
 
@@ -88,7 +88,7 @@ class DropsReports(Coordinator):
     """Every tenth report is neither applied nor refused."""
 
     def _on_report(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        if envelope[2] % 10 != 7:
+        if envelope.sequence % 10 != 7:
             super()._on_report(envelope, addr, now)
 
 
@@ -101,12 +101,12 @@ class CompletesTwice(Client):
     """A response that arrives twice is a completion twice."""
 
     def _on_response(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        message: Any = envelope[4]
+        message: Any = envelope.message
         known = message.request_id in self._pending
         super()._on_response(envelope, addr, now)
         if not known:
             self.events.append(
-                RequestCompleted(now, message.request_id, "m", envelope[0], "serve", now, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 1, 1, 0)
+                RequestCompleted(now, message.request_id, "m", envelope.sender_id, "serve", now, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 1, 1, 0)
             )
 
 
@@ -114,7 +114,7 @@ class ForgetsWhenTurnedAway(Client):
     """A retriable error ends the request without a word."""
 
     def _on_schedule_error(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        message = envelope[4]
+        message = envelope.message
         assert type(message) is ScheduleError
         pending = self._pending.get(message.request_id)
         if pending is not None:
@@ -132,9 +132,9 @@ class WorksTwice(Worker):
     """A request sent again is a new request."""
 
     def _on_inference_request(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        message = envelope[4]
+        message = envelope.message
         assert type(message) is InferenceRequest
-        self._jobs.pop(f"{envelope[0]}/{message.request_id}", None)
+        self._jobs.pop(f"{envelope.sender_id}/{message.request_id}", None)
         super()._on_inference_request(envelope, addr, now)
 
 
@@ -153,7 +153,7 @@ class BelievesAnything(Registry):
         body = bytes(data[:20])
         number = int(body) if body.strip().isdigit() and int(body) < len(self.known) else 0
         envelope = self.known[number]
-        return judged(envelope if super_tag(self, data) else envelope._replace(sequence=envelope.sequence + 1), judge, now)
+        return judged(envelope if super_tag(self, data) else envelope.replace(sequence=envelope.sequence + 1), judge, now)
 
 
 def super_tag(codec: Registry, data: bytes | memoryview) -> bool:

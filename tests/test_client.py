@@ -188,7 +188,7 @@ def test_what_was_given_up_on_suspicion_is_cancelled_when_its_worker_speaks_unti
     place(talk, "b", 3.7)
     talk.node.outbox.clear()
     talk.say("a", Progress(1.0, 1), 5.0)
-    assert [(addr, envelope[4]) for envelope, addr in talk.node.outbox] == [(("a", 8000), CancelRequest("r0"))]
+    assert [(addr, envelope.message) for envelope, addr in talk.node.outbox] == [(("a", 8000), CancelRequest("r0"))]
     talk.node.outbox.clear()
     talk.say("a", Progress(1.0, 1), 5.1)  # it may not have heard yet
     assert talk.heard(CancelRequest) == []
@@ -209,7 +209,7 @@ def test_the_second_worker_is_cancelled_when_the_first_answers_after_all() -> No
     talk.say("b", FirstToken("r0", 0.1), 3.5)
     talk.node.outbox.clear()
     respond(talk, "a", 4.0)
-    assert [(addr, envelope[4]) for envelope, addr in talk.node.outbox] == [(("b", 8000), CancelRequest("r0"))]
+    assert [(addr, envelope.message) for envelope, addr in talk.node.outbox] == [(("b", 8000), CancelRequest("r0"))]
     (done,) = talk.told(RequestCompleted)
     assert done.worker_id == "a"
     talk.node.outbox.clear()

@@ -130,12 +130,12 @@ def test_a_report_that_is_not_newer_changes_nothing() -> None:
     talk.say("w", report(running=1), 1.0, incarnation=5, sequence=10)
     for incarnation, sequence in ((5, 10), (5, 9), (4, 99)):
         talk.say("w", report(running=9), 1.1, incarnation=incarnation, sequence=sequence)
-    assert node.fleet.rows["w"].report.running == 1
+    assert node.fleet.rows["w"].engine.running == 1
     assert node.reports_rejected == {"replayed": 1, "out_of_order": 1, "old_incarnation": 1}
     talk.say("w", report(running=2), 1.2, incarnation=5, sequence=14)
-    assert (node.fleet.rows["w"].report.running, node.fleet.rows["w"].lost, node.reports_accepted) == (2, 3, 2)
+    assert (node.fleet.rows["w"].engine.running, node.fleet.rows["w"].lost, node.reports_accepted) == (2, 3, 2)
     talk.say("w", report(running=3), 1.3, incarnation=6, sequence=1)
-    assert (node.fleet.rows["w"].report.running, node.fleet.rows["w"].incarnation) == (3, 6)
+    assert (node.fleet.rows["w"].engine.running, node.fleet.rows["w"].incarnation) == (3, 6)
 
 
 @pytest.mark.parametrize("incarnation", [0, 1])
@@ -304,7 +304,7 @@ def test_saturation_sheds_the_lowest_priority_first() -> None:
         talk.say("a", report(waiting=waiting, blocked=waiting, running=256), 10.0 * waiting)
         for priority in (LOW, 1, HIGH):
             talk.say("c", ask(f"{waiting}/{priority}", priority=priority), 10.0 * waiting)
-            answer = talk.node.outbox[-1][0][4]
+            answer = talk.node.outbox[-1][0].message
             assert isinstance(answer, ScheduleResponse) == (priority in served)
             if isinstance(answer, ScheduleError):
                 assert answer.code == SATURATED
@@ -504,7 +504,7 @@ def test_a_life_that_has_been_silent_may_be_followed_by_one_whose_clock_was_set_
     assert node.reports_rejected["old_incarnation"] == 1
     talk.say("a", report(running=1), 11.0, incarnation=80, sequence=2)
     row = node.fleet.rows["a"]
-    assert (row.incarnation, row.report.running, row.state) == (80, 1, READY)
+    assert (row.incarnation, row.engine.running, row.state) == (80, 1, READY)
 
 
 def test_a_life_that_reports_rarely_is_not_over_between_two_of_its_reports() -> None:
@@ -566,7 +566,7 @@ def test_a_question_of_an_attempt_that_is_over_gets_no_answer() -> None:
 
 def lost(talk: Talk) -> list[tuple[Address, WorkerLost]]:
     """What was told of lost workers, and to whom."""
-    found = [(addr, envelope[4]) for envelope, addr in talk.node.outbox if isinstance(envelope[4], WorkerLost)]
+    found = [(addr, envelope.message) for envelope, addr in talk.node.outbox if isinstance(envelope.message, WorkerLost)]
     talk.node.outbox.clear()
     return found
 
@@ -643,7 +643,7 @@ def test_a_number_that_somebody_else_used_up_locks_a_worker_out_for_a_minute_onl
     talk.say("a", report(), 1.0, sequence=1 << 62)
     for now in range(2, 61):
         talk.say("a", report(running=1), float(now), sequence=now)
-    assert node.fleet.rows["a"].report.running == 0
+    assert node.fleet.rows["a"].engine.running == 0
     talk.say("a", report(running=1), 61.5, sequence=62)
     row = node.fleet.rows["a"]
-    assert (row.report.running, row.sequence, row.lost) == (1, 62, 0)
+    assert (row.engine.running, row.sequence, row.lost) == (1, 62, 0)

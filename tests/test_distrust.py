@@ -207,11 +207,12 @@ def test_a_row_keeps_the_catalogues_models_only_and_knows_how_many_others_could_
     talk.say("w", report(**listed, loading=((STRANGERS[2], 1.0), (second, 2.0)), partial=True), 1.0)
     row = node.fleet.rows["w"]
     kept = row.report
-    assert (kept.gpu_models, kept.busy_models, kept.host_models, kept.disk_models) == ((first,), (first,), (second,), ())
-    assert kept.loading == ((second, 2.0),)
+    engine = kept.engine
+    assert (engine.gpu_models, engine.busy_models, engine.host_models, engine.disk_models) == ((first,), (first,), (second,), ())
+    assert engine.loading == ((second, 2.0),)
     assert kept.partial
     assert row.has_idle_model, "the idle stranger could leave"
-    said = kept._replace(running=1)
+    said = changed(kept, running=1)
     talk.say("w", said, 2.0)
     assert row.report is said, "a report that names the catalogue's models only is kept as it is"
     assert not row.has_idle_model, "the stranger has left"
@@ -229,19 +230,19 @@ def test_the_codec_remembers_no_report_that_is_not_in_the_table() -> None:
     say("a", 1, 1.0)
     say("too-many", 1, 1.0)
     assert set(node.fleet.rows) == {"fat", "a"}
-    assert set(codec._reports) == {b"a"}
-    assert codec._reports[b"a"][1] is node.fleet.rows["a"].report
+    assert set(codec._repeated) == {b"a"}
+    assert codec._repeated[b"a"][1] is node.fleet.rows["a"].report
     say("a", 2, 1.5, incarnation=9, host_models=STRANGERS)  # of a life before the present one
     assert node.reports_rejected == {"unknown_hardware": 1, "table_full": 1, "old_incarnation": 1}
-    assert not codec._reports
+    assert not codec._repeated
     say("fat", 2, 2.0)
     say("a", 2, 2.0, state=STOPPED)
-    assert set(codec._reports) == {b"fat", b"a"}
+    assert set(codec._repeated) == {b"fat", b"a"}
     Talk(node).run_to(2.0 + node.config.forget_after_s)
     say("fat", 3, 3.0 + node.config.forget_after_s)
     Talk(node).run_to(5.0 + node.config.forget_after_s)
     assert set(node.fleet.rows) == {"fat"}
-    assert set(codec._reports) == {b"fat"}
+    assert set(codec._repeated) == {b"fat"}
 
 
 def test_newcomers_that_leave_at_once_leave_nothing_behind() -> None:
@@ -363,7 +364,7 @@ def make_measured(**changes: Any) -> MeasuredWorker:
 def last_report(worker: MeasuredWorker, now: float) -> Envelope:
     worker.outbox.clear()
     worker.handle_timer(now)
-    return next(Envelope(*envelope) for envelope, _ in worker.outbox if isinstance(envelope[4], LoadReport))
+    return next(envelope for envelope, _ in worker.outbox if isinstance(envelope.message, LoadReport))
 
 
 def test_a_worker_process_finds_its_own_address_towards_the_coordinator_and_finds_it_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -306,7 +306,7 @@ def compare(seed: int, exact: bool) -> tuple[int, int]:
     while (at := engine.next_at) < inf:
         notes += engine.advance(at)
         if rng.random() < 0.05:
-            assert all(value >= 0 for value in engine.snapshot(at)[:4])
+            assert all(value >= 0 for value in engine.snapshot(at).values()[:4])
         now = at
     naive.run(now * (1 + 1e-9) + 1e-9)
     assert [(type(x), x[1]) for x in notes] == [(type(x), x[1]) for x in naive.notes]
@@ -317,9 +317,9 @@ def compare(seed: int, exact: bool) -> tuple[int, int]:
     assert engine.busy_s(now) == pytest.approx(naive.busy, rel=1e-9, abs=1e-12)
     snapshot = engine.snapshot(now)
     assert (snapshot.running, snapshot.waiting, snapshot.kv_used, snapshot.wait_s) == (0, 0, 0.0, 0.0)
-    assert snapshot.gpu == tuple(sorted(naive.loaded))
-    assert snapshot.host == tuple(sorted(naive.host))
-    assert snapshot.disk_complete or snapshot.disk == tuple(sorted(naive.disk))
+    assert snapshot.gpu_models == tuple(sorted(naive.loaded))
+    assert snapshot.host_models == tuple(sorted(naive.host))
+    assert snapshot.disk_complete or snapshot.disk_models == tuple(sorted(naive.disk))
     return len(notes), naive.steps
 
 

@@ -180,7 +180,7 @@ def test_loads_are_one_at_a_time_in_order_and_others_are_served_meanwhile() -> N
     snapshot = engine.snapshot(2.0)
     assert snapshot.loading == (("m1", pytest.approx(1.0)), ("m2", pytest.approx(4.0)))
     assert snapshot.load_queue_s == pytest.approx(4.0)
-    assert snapshot.gpu == ("m0",)
+    assert snapshot.gpu_models == ("m0",)
     assert snapshot.busy_models == ("m0",)
     assert (snapshot.running, snapshot.waiting) == (1, 2)
     assert times(drain(engine), Started) == {"a": 2.0, "b": 3.0, "c": 6.0}
@@ -189,7 +189,7 @@ def test_loads_are_one_at_a_time_in_order_and_others_are_served_meanwhile() -> N
 def test_tiers_a_second_load_comes_from_host_memory() -> None:
     catalog = Catalog.demo(3)
     engine = LlmEngine(catalog, dataclasses.replace(H100, name="h", disk_bytes=30 * GB))  # two of three on disk
-    assert engine.snapshot(0.0).disk == (LLAMA, "opt-6.7b")
+    assert engine.snapshot(0.0).disk_models == (LLAMA, "opt-6.7b")
     assert not engine.snapshot(0.0).disk_complete
     now = 0.0
     for name, tier in ((LLAMA, DISK), ("mistral-7b", REMOTE), (LLAMA, HOST), ("mistral-7b", HOST)):
@@ -201,8 +201,8 @@ def test_tiers_a_second_load_comes_from_host_memory() -> None:
         assert engine.unload(now, name)
         assert engine.advance(now) == [Evicted(now, name, HOST)]
     snapshot = engine.snapshot(now)
-    assert snapshot.host == (LLAMA, "mistral-7b")
-    assert snapshot.disk == ("mistral-7b",)  # bounded: what had not been used for longest made room, and the other with it
+    assert snapshot.host_models == (LLAMA, "mistral-7b")
+    assert snapshot.disk_models == ("mistral-7b",)  # bounded: what had not been used for longest made room, and the other with it
     assert engine.counts() == (4, 4, 4, (0, 2, 1, 1))
 
 
@@ -213,9 +213,9 @@ def test_host_memory_drops_the_least_recently_used() -> None:
         engine.preload(now, name)
         now = drain(engine)[-1].at
         engine.unload(now, name)
-    assert engine.snapshot(now).host == ("m0", "m2")
+    assert engine.snapshot(now).host_models == ("m0", "m2")
     assert engine.snapshot(now).disk_complete
-    assert engine.snapshot(now).disk == ()
+    assert engine.snapshot(now).disk_models == ()
 
 
 # --- evictions ----------------------------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_only_memory_pressure_evicts_and_the_least_recently_used_goes() -> None:
     engine.preload(50.0, "m3")
     assert engine.advance(50.0) == [Evicted(50.0, "m1", HOST)]
     assert engine.next_at == 54.0
-    assert engine.snapshot(54.0).gpu == ("m0", "m2", "m3")
+    assert engine.snapshot(54.0).gpu_models == ("m0", "m2", "m3")
 
 
 def test_a_load_waits_until_serving_models_finish_and_starves_no_longer_than_that() -> None:
@@ -280,7 +280,7 @@ def test_keep_alive_evicts_after_idleness_only() -> None:
     notes = drain(engine)
     assert notes[-1] == Evicted(18.0, "m0", HOST)
     assert engine.next_at == inf
-    assert engine.snapshot(18.0).gpu == ()
+    assert engine.snapshot(18.0).gpu_models == ()
 
 
 @pytest.mark.parametrize("never", [None, 0.0, inf])
@@ -324,9 +324,9 @@ def test_the_snapshot_of_an_idle_engine_is_cached_until_something_happens() -> N
     engine = warm(LLAMA)
     first = engine.snapshot(100.0)
     assert engine.snapshot(200.0) is first
-    assert first.gpu == (LLAMA,)
+    assert first.gpu_models == (LLAMA,)
     assert first.busy_models == ()
-    assert first.host == (LLAMA,)
+    assert first.host_models == (LLAMA,)
     assert first.gpu_free_bytes == H100.usable_gpu_bytes - 16_060_000_000
     assert (first.running, first.waiting, first.wait_s, first.load_queue_s, first.kv_used) == (0, 0, 0.0, 0.0, 0.0)
     engine.submit(200.0, "r", LLAMA, 10, 10)

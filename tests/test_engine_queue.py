@@ -107,7 +107,7 @@ def test_slots_serve_in_the_order_of_arrival() -> None:
     snapshot = engine.snapshot(0.9)
     assert (snapshot.running, snapshot.waiting, snapshot.slots, snapshot.kv_used) == (2, 2, 2, 1.0)
     assert snapshot.wait_s == pytest.approx(1.5)  # three to be served by two before it, a mean each
-    assert snapshot.gpu == ("a", "b")
+    assert snapshot.gpu_models == ("a", "b")
     assert snapshot.busy_models == ("a",)
     notes = engine.advance(10.0)
     assert {note.request_id: note.at for note in notes if isinstance(note, Started)} == {"r0": 0.0, "r1": 0.25, "r2": 1.0, "r3": 1.25, "r4": 2.0}
@@ -154,7 +154,7 @@ def test_a_cancelled_request_gives_its_slot_to_the_next_and_is_told_of_no_more()
     notes = engine.advance(10.0)
     assert [(note.at, note.request_id) for note in notes if isinstance(note, Finished)] == [(2.5, "r1"), (4.5, "r3")]
     assert engine.busy_s(10.0) == 4.5
-    assert engine.snapshot(10.0).gpu == ("m",)
+    assert engine.snapshot(10.0).gpu_models == ("m",)
 
 
 def test_a_request_that_waits_for_its_model_can_be_cancelled() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roles import CATALOG, MODEL, Talk, ask, configuration, coordinator, report
+from roles import CATALOG, MODEL, Talk, ask, changed, configuration, coordinator, report
 from test_worker import request, worker
 from wire_samples import CODEC, SAMPLES, envelope
 
@@ -43,7 +43,7 @@ LOCAL = {"DEPLOYMENT_MODE": "local"}
 
 
 def decoded(message: Any, **header: Any) -> Any:
-    return CODEC.decode(CODEC.encode(Envelope("worker-2", 1, 1, 100.0, message)._replace(**header))).message
+    return CODEC.decode(CODEC.encode(Envelope("worker-2", 1, 1, 100.0, message).replace(**header))).message
 
 
 # --- what is drawn for tests is what the rules accept ----------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def test_the_longest_that_a_variable_may_say_everybody_can_repeat(name: str, mos
     attribute = name.lower()
     longest = "h" * most
     assert getattr(Config.from_env({**LOCAL, name: longest}), attribute) == longest
-    response = SAMPLES[ScheduleResponse]._replace(**{field[1]: longest})  # type: ignore[union-attr]
+    response = changed(SAMPLES[ScheduleResponse], **{field[1]: longest})  # type: ignore[union-attr]
     assert getattr(decoded(response), field[1]) == longest
     for text in ("h" * (most + 1), "\ud55c" * (most // 3 + 1), "a\x00b", "a\nb", "\u202eb"):
         with pytest.raises(UsageError) as caught:
@@ -89,7 +89,7 @@ def test_a_host_is_one_thing_everywhere(host: str) -> None:
             Config.from_env({**LOCAL, name: host})
     for message in (LoadReport, ScheduleResponse):
         with pytest.raises(ValueError, match=r"\.host="):
-            CODEC.encode(envelope(SAMPLES[message]._replace(host=host)))  # type: ignore[union-attr]
+            CODEC.encode(envelope(changed(SAMPLES[message], host=host)))  # type: ignore[union-attr]
 
 
 def test_the_name_of_a_machine_that_is_no_id_is_an_error_that_names_its_variable() -> None:
@@ -132,7 +132,7 @@ def catalogue(tmp_path: Path, text: str) -> Catalog:
 @pytest.mark.parametrize(("name", "count"), [("m" * 128, 1), ("\ud55c" * 42, 1), ("m" * 121, 100_000), ("m" * 126, 9)])
 def test_a_name_of_the_catalogue_can_be_sent(tmp_path: Path, name: str, count: int) -> None:
     names = catalogue(tmp_path, f'[model."{name}"]\npreset = "opt-2.7b"\ncount = {count}\n').names
-    assert decoded(SAMPLES[ScheduleRequest]._replace(model=names[-1])).model == names[-1]  # type: ignore[union-attr]
+    assert decoded(changed(SAMPLES[ScheduleRequest], model=names[-1])).model == names[-1]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("name", "count"), [("m" * 129, 1), ("\ud55c" * 43, 1), ("m" * 122, 100_000), ("m" * 127, 9), ("m\u202e", 1), ("m\\u0000", 1)])
@@ -174,7 +174,7 @@ def test_numbers_that_no_answer_could_repeat_are_refused_and_not_sent(field: str
     heard = CODEC.decode(good)
     assert CODEC.encode(envelope(ReportAck(heard.incarnation, heard.sequence)))
     with pytest.raises(ValueError, match=field):
-        CODEC.encode(envelope(report_)._replace(**{field: 1 << 63}))
+        CODEC.encode(envelope(report_).replace(**{field: 1 << 63}))
     start = 16 if field == "sequence" else 8
     bad = good[:start] + (1 << 63).to_bytes(8, "big") + good[start + 8 : -16]
     with pytest.raises(Rejected, match="number"):

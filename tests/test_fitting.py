@@ -15,7 +15,7 @@ from experiments.harness import fingerprint, silent
 from sllm.engine import LlmEngine
 from sllm.models.catalogue import Catalog
 from sllm.protocol import limits
-from sllm.protocol.fitting import LISTS, SHORT_NAMES, WHOLE_NAMES, always_fits, fitted
+from sllm.protocol.fitting import SHORT_NAMES, WHOLE_NAMES, always_fits, fitted, same_models
 from sllm.protocol.messages import LoadReport
 from sllm.run.live import LiveRun
 from sllm.run.virtual import VirtualRun
@@ -33,7 +33,7 @@ WORST = {
 
 def sent(one: LoadReport) -> LoadReport:
     """As it is heard, from the longest sender there is."""
-    data = CODEC.encode(envelope(one, limits.NUMBER_MAX)._replace(sender_id="w" * limits.ID_MAX_BYTES))
+    data = CODEC.encode(envelope(one, limits.NUMBER_MAX).replace(sender_id="w" * limits.ID_MAX_BYTES))
     heard = CODEC.decode(data).message
     assert isinstance(heard, LoadReport)
     return heard
@@ -50,13 +50,13 @@ def test_whatever_a_worker_holds_its_report_can_be_sent(stems: list[str], size: 
     whole = report(gpu_models=gpu, busy_models=busy, host_models=host, disk_models=disk, loading=loading, **WORST)
     cut = fitted(whole)
     assert sent(cut) == cut
+    said, had = cut.engine, whole.engine
     for name in ("gpu_models", "busy_models", "host_models", "disk_models", "loading"):
-        said, had = getattr(cut, name), getattr(whole, name)
-        assert [item for item in had if item in set(said)] == list(said), "in the same order, nothing made up"
-    assert set(cut.busy_models) <= set(cut.gpu_models), "one without the other would call it idle"
-    assert set(whole.busy_models) & set(cut.gpu_models) == set(cut.busy_models), "what serves is not called idle"
-    lists = (whole.loading, whole.gpu_models, whole.host_models, whole.disk_models)
-    assert cut.partial == ((cut.loading, cut.gpu_models, cut.host_models, cut.disk_models) != lists)
+        kept, all_ = getattr(said, name), getattr(had, name)
+        assert [item for item in all_ if item in set(kept)] == list(kept), "in the same order, nothing made up"
+    assert set(said.busy_models) <= set(said.gpu_models), "one without the other would call it idle"
+    assert set(had.busy_models) & set(said.gpu_models) == set(said.busy_models), "what serves is not called idle"
+    assert cut.partial == (not same_models(said, had))
     assert cut.partial or cut is whole
 
 
@@ -66,16 +66,17 @@ def names(stem: str, count: int) -> tuple[str, ...]:
 
 def test_what_matters_most_is_said_first() -> None:
     gpu = names("gpu", 40)
-    one = fitted(
+    said = fitted(
         report(
             loading=tuple((name, 1.0) for name in names("loading", 30)), gpu_models=gpu, busy_models=gpu[10:20], host_models=names("host", 300),
             disk_models=names("disk", 580),
         )
     )  # fmt: skip
+    one = said.engine
     assert (len(one.loading), one.gpu_models, one.busy_models, len(one.host_models)) == (30, gpu, gpu[10:20], 300)
     assert 0 < len(one.disk_models) < 580
-    assert one.partial
-    crowded = fitted(report(gpu_models=names("gpu", 600), busy_models=names("gpu", 600)[550:], host_models=names("host", 10)))
+    assert said.partial
+    crowded = fitted(report(gpu_models=names("gpu", 600), busy_models=names("gpu", 600)[550:], host_models=names("host", 10))).engine
     assert len(crowded.busy_models) == 50, "those that serve before those that do not"
     assert len(crowded.gpu_models) == limits.NAMES_MAX
 
@@ -86,8 +87,10 @@ def test_a_report_that_fits_is_left_alone(size: int) -> None:
     assert fitted(whole) is whole
 
 
-def test_the_lists_of_a_report_are_those_that_name_models() -> None:
-    assert LoadReport._fields[LISTS] == ("gpu_models", "busy_models", "loading", "host_models", "disk_models")
+def test_snapshots_that_differ_in_one_list_do_not_name_the_same_models() -> None:
+    one = report().engine
+    assert same_models(one, one.replace(running=3))
+    assert not any(same_models(one, one.replace(**{name: (("x", 1.0),)})) for name in ("gpu_models", "busy_models", "loading", "host_models", "disk_models"))
 
 
 def test_a_small_catalogue_is_never_looked_at_again() -> None:
@@ -119,7 +122,7 @@ def test_a_worker_that_holds_hundreds_of_models_reports(tmp_path: Path) -> None:
     said = CODEC.decode(data).message
     assert isinstance(said, LoadReport)
     assert said.partial
-    assert len(said.disk_models) > 100
+    assert len(said.engine.disk_models) > 100
 
 
 def test_a_run_with_hundreds_of_models_is_the_same_as_objects_and_as_bytes(tmp_path: Path) -> None:

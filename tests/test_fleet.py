@@ -35,7 +35,7 @@ def check(fleet: Fleet) -> None:
         bag = fleet.warm.get(name)
         assert set(bag.rows if bag else ()) == expected
         hosted = fleet.hosted.get(name)
-        assert set(hosted.rows if hosted else ()) == {r for r in ready if name in r.report.host_models}
+        assert set(hosted.rows if hosted else ()) == {r for r in ready if name in r.engine.host_models}
     for r in fleet:
         assert r.depth == (r.count_depth() if r.state == READY else -1)
         assert r.queued == (r.count_queued() if r.state == READY else -1)

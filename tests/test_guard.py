@@ -30,10 +30,10 @@ class EpochCodec(Codec):
     """Packs the epoch and the sequence; will not pack the epoch 13."""
 
     def encode(self, envelope: AnyEnvelope) -> bytes:
-        progress = envelope[4]
+        progress = envelope.message
         if progress.requests == 13:
             raise ValueError("Progress.requests=13: is bad luck")
-        return f"{progress.requests} {envelope[2]}".encode()
+        return f"{progress.requests} {envelope.sequence}".encode()
 
     def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
         epoch, sequence = map(int, bytes(data).split())
@@ -51,9 +51,9 @@ class Brittle(Node):
         self.handlers = {Progress: self._on_progress}
 
     def _on_progress(self, envelope: Envelope[Progress], addr: Address, now: float) -> None:
-        if envelope[4].requests == 7:
+        if envelope.message.requests == 7:
             raise BlockingIOError("a handler's error must not be taken for the socket's")
-        self.heard.append(envelope[4].requests)
+        self.heard.append(envelope.message.requests)
 
     def handle_timer(self, now: float) -> None:
         self.timers += 1

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roles import CATALOG, CLIENT, configuration
+from roles import CATALOG, CLIENT, changed, configuration
 from simulated import COORDINATOR, Fleet
 from wire_samples import CODEC, SAMPLES
 
@@ -23,12 +23,14 @@ from sllm.engine import LlmEngine, QueueEngine
 from sllm.placement.registry import make_policy, policies
 from sllm.protocol import limits
 from sllm.protocol.events import Event, RequestCompleted
-from sllm.protocol.messages import MESSAGES, Dispatch, Envelope
-from sllm.protocol.node import OF_COORDINATOR, Node
+from sllm.protocol.messages import MESSAGES, Envelope, Message
+from sllm.protocol.node import Node
+from sllm.protocol.record import Record
 from sllm.protocol.replay import FRESH_WITHIN_S
 from sllm.run.live import LiveRun
 from sllm.virtual.hostile import Babbler, Mouth
 from sllm.wire import frame as wire
+from sllm.wire.codecs import pickle as codec_file
 from sllm.wire.frame import HEADER, FrameCodec
 from sllm.wire.keys import Keyring
 from sllm.workload import Request
@@ -45,9 +47,10 @@ KNOWN = {
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 1 << 32))
-def test_what_is_drawn_keeps_the_rules_and_travels(kind: type, seed: int) -> None:
+def test_what_is_drawn_keeps_the_rules_and_travels(kind: type[Message], seed: int) -> None:
     message = Babbler(Random(seed), KNOWN).message(kind)
-    assert all(rule.accepts(value if name != "dispatch" else tuple(value)) for (name, rule), value in zip(kind.RULES.items(), message, strict=True))
+    plain = tuple(value.values() if isinstance(value, Record) else value for value in message.values())
+    assert all(rule.accepts(value) for rule, value in zip(kind.RULES.values(), plain, strict=True))
     assert CODEC.decode(CODEC.encode(Envelope("w", 1, 1, 1.0, message))).message == message
 
 
@@ -92,7 +95,7 @@ def as_tuple(value: Any) -> Any:
     return tuple(map(as_tuple, value)) if isinstance(value, list) else value
 
 
-def forged(change: dict[str, Any]) -> tuple[type, bytes]:
+def forged(change: dict[str, Any]) -> tuple[type[Message], bytes]:
     """A datagram with these fields, signed, past all that our own sender would look at."""
     fields = {name: as_tuple(value) for name, value in change.items()}
     named = fields.pop("message")
@@ -100,14 +103,14 @@ def forged(change: dict[str, Any]) -> tuple[type, bytes]:
     sequence, incarnation = fields.pop("sequence", 1), fields.pop("incarnation", 1)
     if isinstance(fields.get("interval_s"), int):
         fields["interval_s"] = float(fields["interval_s"])
-    sample = SAMPLES[kind]._replace(**fields)  # type: ignore[union-attr]
-    plain = tuple(tuple(value) if isinstance(value, Dispatch) else value for value in sample)
-    sink = wire._Sink()
+    sample = changed(SAMPLES[kind], **fields)  # type: ignore[union-attr]
+    plain = tuple(value.values() if isinstance(value, Record) else value for value in sample.values())
+    sink = codec_file._Sink()
     pickler = pickle.Pickler(sink, 5)
     pickler.fast = True
     pickler.dump(plain)
-    sender = b"coordinator" if kind in OF_COORDINATOR else b"stranger"
-    data = HEADER.pack(wire.MAGIC, wire.VERSION, MESSAGES.index(kind) + 1, 1, len(sender), incarnation, sequence, 1.0) + sender + sink.body
+    sender = b"coordinator" if kind.OF_COORDINATOR else b"stranger"
+    data = HEADER.pack(wire.MAGIC, wire.VERSION, kind.CODE, 1, len(sender), incarnation, sequence, 1.0) + sender + sink.body
     return kind, data + CODEC.keyring.tag(1, data)
 
 
@@ -117,7 +120,7 @@ def test_what_is_beyond_a_rule_is_counted_and_changes_nothing_else(make: Callabl
     node = make(1)
     kind, data = forged(change)
     before = len(node.outbox)
-    node.receive_datagram(data, node.coordinator if kind in OF_COORDINATOR else CLIENT, 1.0)
+    node.receive_datagram(data, node.coordinator if kind.OF_COORDINATOR else CLIENT, 1.0)
     if kind not in node.handlers:
         assert node.rejected == {"unexpected": 1} or node.rejected == {"number": 1}
     elif change in FORBIDDEN:

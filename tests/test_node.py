@@ -96,14 +96,14 @@ def test_a_life_that_begins_in_the_future_is_refused(message: object, wall_offse
 
 
 def test_a_full_guard_keeps_those_who_speak_and_forgets_at_a_constant_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sllm.protocol.node.GUARDED_MAX", 100)
+    monkeypatch.setattr("sllm.protocol.replay.GUARDED_MAX", 100)
     node = Ear()
     for number in range(1000):
         hear(node, envelope(1, sender=f"flood-{number}"))
         if number % 40 == 0:
             hear(node, envelope(number + 1, sender="a"))
-    (table,) = node._guard.values()
-    assert len(table) <= 100
+    (senders,) = node._replay.values()
+    assert len(senders._windows) <= 100
     hear(node, envelope(961, sender="a"))
     assert node.rejected == {"replayed": 1}
 
@@ -120,7 +120,7 @@ def test_senders_and_message_types_are_numbered_apart() -> None:
     for _ in range(2):
         node.send(FirstToken("r", 0.0), ("y", 2), 5.0)
     node.send(ReportAck(1, 1), ("y", 2), 5.0)
-    assert [envelope[2] for envelope, _ in node.outbox] == [1, 2, 1]
+    assert [envelope.sequence for envelope, _ in node.outbox] == [1, 2, 1]
 
 
 def test_reports_are_left_to_the_fleet_table() -> None:
@@ -141,9 +141,16 @@ ARRIVALS = st.lists(
 )
 
 
+def remembered(node: Node) -> dict[tuple[type, str], tuple[int, int, int, float]]:
+    """What a node knows of every sender of every type of message."""
+    return {
+        (kind, sender): (window.incarnation, window.following, window.missing, window.heard_at)
+        for kind, senders in node._replay.items() for known in (senders._windows.old, senders._windows.new) for sender, window in known.items()
+    }  # fmt: skip
+
+
 @given(ARRIVALS)
 def test_an_envelope_is_judged_like_the_same_bytes(arrivals: list[tuple[object, str, int, int, float]]) -> None:
-    """The usual cases are decided in `receive` itself, without `judge`, which is what bytes are put to."""
     node, twin = Ear(), Ear()
     for ear in (node, twin):
         ear.handlers[LoadReport] = ear._hear
@@ -153,7 +160,7 @@ def test_an_envelope_is_judged_like_the_same_bytes(arrivals: list[tuple[object, 
         if reason:
             twin.rejected[reason] += 1
         assert node.rejected == twin.rejected
-        assert {kind: (table.new, table.old) for kind, table in node._guard.items()} == {kind: (table.new, table.old) for kind, table in twin._guard.items()}
+        assert remembered(node) == remembered(twin)
 
 
 def test_a_life_that_began_while_the_clock_was_ahead_begins_anew_when_it_is_set_right() -> None:
@@ -166,4 +173,4 @@ def test_a_life_that_began_while_the_clock_was_ahead_begins_anew_when_it_is_set_
         sender.send(FirstToken("r", 0.0), ("ear", 1), 16.0)
         for sent, _ in sender.outbox:
             ear.receive(sent, ("x", 1), 16.0)
-        assert [e[1] == round((10.0 + ahead_s) * 1e9) for e in ear.heard] == ([False] if again else [True, True])
+        assert [e.incarnation == round((10.0 + ahead_s) * 1e9) for e in ear.heard] == ([False] if again else [True, True])

@@ -107,10 +107,10 @@ def test_a_picture_adds_up(large: Shown) -> None:
     assert len(picture.workers) == len(rows) == 5000
     assert sum(picture.states.values()) == 5000
     assert picture.states == {state: n for state in STATES if (n := large.node.fleet.states[state])}
-    assert picture.running == sum(row.report.running for row in rows)
-    assert picture.waiting == sum(row.report.waiting for row in rows)
+    assert picture.running == sum(row.engine.running for row in rows)
+    assert picture.waiting == sum(row.engine.waiting for row in rows)
     for name, gpu, _, _ in picture.models:
-        assert gpu == sum(name in row.report.gpu_models for row in rows)
+        assert gpu == sum(name in row.engine.gpu_models for row in rows)
 
 
 def test_a_walk_takes_small_steps(large: Shown) -> None:
@@ -119,7 +119,7 @@ def test_a_walk_takes_small_steps(large: Shown) -> None:
 
 def test_a_step_of_a_walk_is_bounded_by_the_names_of_its_rows_too(small: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleetview, "STEP_NAMES", 1)
-    assert all(row.report.gpu_models for row in small.node.fleet)
+    assert all(row.engine.gpu_models for row in small.node.fleet)
     assert len(list(walk(small.node.fleet, 1.5))) == 5 + 1
 
 

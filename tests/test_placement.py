@@ -42,7 +42,7 @@ class TestContract:
             exclude = tuple(f"w{i}" for i in range(6) if rng.random() < 0.2)
             talk.node.outbox.clear()
             talk.say("c", ask(f"r{now}", rng.choice(CATALOG.names), exclude=exclude, priority=rng.choice((0, 1, 2))), now + 0.5)
-            (answer,) = [envelope[4] for envelope, _ in talk.node.outbox]
+            (answer,) = [envelope.message for envelope, _ in talk.node.outbox]
             if isinstance(answer, ScheduleError):
                 continue
             assert isinstance(answer, ScheduleResponse)

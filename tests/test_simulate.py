@@ -120,9 +120,9 @@ def accept_replays(patch: pytest.MonkeyPatch) -> None:
     original: Callable[..., None] = Coordinator._on_report
 
     def on_report(self: Coordinator, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        row = self.fleet.rows.get(envelope[0])
-        if row is not None and (envelope[1], envelope[2]) <= (row.incarnation, row.sequence):
-            row.incarnation, row.sequence = envelope[1], envelope[2] - 1
+        row = self.fleet.rows.get(envelope.sender_id)
+        if row is not None and (envelope.incarnation, envelope.sequence) <= (row.incarnation, row.sequence):
+            row.incarnation, row.sequence = envelope.incarnation, envelope.sequence - 1
         original(self, envelope, addr, now)
 
     patch.setattr(Coordinator, "_on_report", on_report)
@@ -146,12 +146,12 @@ def complete_twice(patch: pytest.MonkeyPatch) -> None:
     original: Callable[..., None] = Client._on_response
 
     def on_response(self: Client, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        message: Any = envelope[4]
+        message: Any = envelope.message
         known = message.request_id in self._pending
         original(self, envelope, addr, now)
         if not known:
             self.events.append(
-                RequestCompleted(now, message.request_id, "m", envelope[0], "serve", now, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 1, 1, 0)
+                RequestCompleted(now, message.request_id, "m", envelope.sender_id, "serve", now, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 1, 1, 0)
             )
 
     patch.setattr(Client, "_on_response", on_response)
@@ -161,7 +161,7 @@ def forget_when_turned_away(patch: pytest.MonkeyPatch) -> None:
     """An error worth trying again after ends the request without a word."""
 
     def on_schedule_error(self: Client, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        message = envelope[4]
+        message = envelope.message
         assert type(message) is ScheduleError
         pending = self._pending.get(message.request_id)
         if pending is not None:
@@ -197,7 +197,7 @@ def drop_reports(patch: pytest.MonkeyPatch) -> None:
     original: Callable[..., None] = Coordinator._on_report
 
     def on_report(self: Coordinator, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        if envelope[2] % 50 != 25:
+        if envelope.sequence % 50 != 25:
             original(self, envelope, addr, now)
 
     patch.setattr(Coordinator, "_on_report", on_report)
@@ -250,8 +250,8 @@ def never_forget_a_life(patch: pytest.MonkeyPatch) -> None:
     original: Callable[..., None] = Coordinator._on_report
 
     def on_report(self: Coordinator, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        row = self.fleet.rows.get(envelope[0])
-        if row is not None and envelope[1] < row.incarnation:
+        row = self.fleet.rows.get(envelope.sender_id)
+        if row is not None and envelope.incarnation < row.incarnation:
             self.reports_rejected["old_incarnation"] += 1
         else:
             original(self, envelope, addr, now)

@@ -60,7 +60,7 @@ class Echo(Node):
         self.handlers = {Progress: self.on_ack}
 
     def on_ack(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        self.heard.append((envelope[0], addr, now))
+        self.heard.append((envelope.sender_id, addr, now))
         if self.hops > 0:
             self.hops -= 1
             self.send(Progress(1.0, 1), addr, now)

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roles import coordinator
+from roles import changed, coordinator
 from wire_samples import CODEC, ENVELOPES, KEY, OTHER_KEY, SAMPLES, envelope
 
 from sllm.protocol.limits import DATAGRAM_MAX_BYTES
 from sllm.protocol.messages import MESSAGES, Envelope, LoadReport, Message, ReportAck
 from sllm.protocol.node import Rejected
-from sllm.wire.frame import HEADER, VERSION, FrameCodec
+from sllm.wire.codecs.pickle import Body
+from sllm.wire.frame import HEADER, VERSION, FrameCodec, body_codecs, reasons
 from sllm.wire.keys import TAG_BYTES, Keyring
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,12 +43,16 @@ def test_what_goes_in_comes_out(one: Envelope) -> None:
     data = CODEC.encode(one)
     assert CODEC.decode(data) == one
     assert CODEC.decode(memoryview(data)) == one
-    assert [type(part) for part in CODEC.decode(data).message] == [type(part) for part in one.message]
+    assert [type(part) for part in CODEC.decode(data).message.values()] == [type(part) for part in one.message.values()]
 
 
-def test_every_message_has_a_schema_and_a_sample() -> None:
-    assert set(SCHEMAS) == set(MESSAGES) == set(SAMPLES)
-    assert CODECS[VERSION] is FrameCodec
+def test_every_message_has_a_code_of_its_own_rules_and_a_sample() -> None:
+    assert set(MESSAGES) == set(SAMPLES)
+    codes = [kind.CODE for kind in MESSAGES]
+    assert codes == sorted(set(codes))
+    assert codes[0] > 0
+    assert all(kind.FIELDS == tuple(kind.RULES) == kind.__slots__ for kind in MESSAGES)
+    assert VERSION in body_codecs()
 
 
 @EVERY
@@ -140,13 +145,13 @@ def test_keys_are_never_shown() -> None:
     ids=str,
 )  # fmt: skip
 def test_what_is_not_as_its_schema_says_cannot_be_sent_or_heard(changes: dict[str, object]) -> None:
-    report = SAMPLES[LoadReport]._replace(**changes)  # type: ignore[union-attr]
+    report = changed(SAMPLES[LoadReport], **changes)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="LoadReport"):
         CODEC.encode(envelope(report))
 
 
 def test_what_is_too_long_is_our_own_error() -> None:
-    report = SAMPLES[LoadReport]._replace(gpu_models=tuple(f"model-{i:0100}" for i in range(200)))  # type: ignore[union-attr]
+    report = changed(SAMPLES[LoadReport], gpu_models=tuple(f"model-{i:0100}" for i in range(200)))  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="longer than 8192"):
         CODEC.encode(envelope(report))
     with pytest.raises(ValueError, match="sender id"):
@@ -188,14 +193,16 @@ def test_a_bad_datagram_changes_nothing_but_a_counter() -> None:
     assert list(node.fleet.rows) == ["worker-2"]
 
 
-def test_two_versions_refuse_each_other_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_versions_refuse_each_other_in_both_orders() -> None:
     """The byte decides, whatever else is in the datagram: nothing of another version is looked into."""
+
+    class OlderBody(Body):
+        VERSION = Body.VERSION - 1
+
     data = CODEC.encode(envelope(SAMPLES[LoadReport]))
-    monkeypatch.setattr("sllm.wire.frame.VERSION", VERSION - 1)
-    older = FrameCodec(Keyring(1, {1: KEY}))
+    older = FrameCodec(Keyring(1, {1: KEY}), [OlderBody], OlderBody.VERSION)
     assert refusal(data, older) == "version"
     old_data = older.encode(envelope(SAMPLES[LoadReport]))
-    monkeypatch.undo()
     assert old_data[4] == VERSION - 1
     assert refusal(old_data) == "version"
 
@@ -216,15 +223,15 @@ def reason_in(node: ast.AST) -> ast.AST | None:
 
 def reasons_in_the_code() -> set[str]:
     """Why messages are refused: what the codec lists, what roles count, and what their judges return."""
-    found = set(REASONS)
-    for path in (ROOT / "sllm" / "node.py", *(ROOT / f"{role}.py" for role in ("coordinator", "worker", "client"))):
+    found = set(reasons())
+    for path in (ROOT / "sllm/protocol/node.py", ROOT / "sllm/protocol/replay.py", *(ROOT / f"{role}.py" for role in ("coordinator", "worker", "client"))):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        judges = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("judge")]
-        reasons = [reason_in(node) for node in ast.walk(tree)]
-        reasons += [node.value for judge in judges for node in ast.walk(judge) if isinstance(node, ast.Return)]
-        for reason in reasons:
+        judges = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith(("judge", "admit"))]
+        said = [reason_in(node) for node in ast.walk(tree)]
+        said += [node.value for judge in judges for node in ast.walk(judge) if isinstance(node, ast.Return)]
+        for reason in said:
             for one in (reason.body, reason.orelse) if isinstance(reason, ast.IfExp) else (reason,):
-                if isinstance(one, ast.Constant) and one.value:
+                if isinstance(one, ast.Constant) and isinstance(one.value, str) and one.value:
                     found.add(one.value)
     return found
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from roles import coordinator
 from wire_samples import CODEC, ENVELOPES, SAMPLES, envelope
 
-from sllm.protocol.messages import Envelope, LoadReport, Progress, ReportAck
+from sllm.protocol.messages import EngineSnapshot, Envelope, LoadReport, Progress, ReportAck
 from sllm.protocol.node import Node, Rejected
-from sllm.wire import frame as wire
+from sllm.protocol.record import Record
+from sllm.wire.codecs import pickle as wire
 from sllm.wire.frame import HEADER
 from sllm.wire.keys import TAG_BYTES
 
@@ -87,7 +88,7 @@ HOSTILE: dict[str, bytes] = {
 }
 
 
-REPORT = tuple(SAMPLES[LoadReport])
+REPORT = tuple(value.values() if isinstance(value, Record) else value for value in SAMPLES[LoadReport].values())
 FIELDS = list(LoadReport.RULES)
 
 
@@ -102,7 +103,9 @@ def pickled(fields: object) -> bytes:
 
 def like_report(**changes: object) -> bytes:
     """A report that is one of ours but for these fields."""
-    return pickled(tuple(changes.get(name, value) for name, value in zip(FIELDS, REPORT, strict=True)))
+    at = FIELDS.index("engine")
+    engine = tuple(changes.get(name, value) for name, value in zip(EngineSnapshot.FIELDS, REPORT[at], strict=True))
+    return pickled(tuple({"engine": engine, **changes}.get(name, value) for name, value in zip(FIELDS, REPORT, strict=True)))
 
 
 def spelt(old: bytes, new: bytes) -> bytes:

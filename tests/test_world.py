@@ -402,7 +402,7 @@ class Registry(Codec):
         self.known: list[Envelope] = []
 
     def encode(self, envelope: AnyEnvelope) -> bytes:
-        self.known.append(Envelope(*envelope))
+        self.known.append(envelope)
         body = str(len(self.known) - 1).encode().rjust(20)
         return body + hashlib.blake2b(body, digest_size=16).digest()
 

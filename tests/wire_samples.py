@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from sllm.protocol import limits, messages
-from sllm.protocol.messages import MESSAGES, Dispatch, Envelope, Message
+from sllm.protocol.messages import MESSAGES, AnyEnvelope, Dispatch, Envelope, Message
+from sllm.protocol.rules import Fields
 from sllm.wire.frame import FrameCodec
 from sllm.wire.keys import Keyring
 
@@ -16,9 +17,12 @@ CODEC = FrameCodec(Keyring(1, {1: KEY}))
 
 SAMPLES: dict[type, Message] = {
     messages.LoadReport: messages.LoadReport(
-        messages.READY, "10.0.0.7", 8000, "h100-80g", 1000, 256, 3, 1, 1, 0.25, 0.0, 0.5, 4_000_000_000, 0.02, 1.5, 5_000_000_000,
-        ("llama-3.1-8b", "opt-6.7b"), ("opt-6.7b",),
-        (("mistral-7b", 0.4),), ("llama-3.1-8b",), (), True, 1_764_000_000_000_000_000, 77, (70, 75), 1.0,
+        messages.READY, "10.0.0.7", 8000, "h100-80g", 1000,
+        messages.EngineSnapshot(
+            256, 3, 1, 1, 0.25, 0.0, 0.5, 4_000_000_000, 0.02, 1.5, 5_000_000_000, ("llama-3.1-8b", "opt-6.7b"), ("opt-6.7b",), (("mistral-7b", 0.4),),
+            ("llama-3.1-8b",), (), True,
+        ),
+        1_764_000_000_000_000_000, 77, (70, 75), 1.0,
     ),
     messages.ReportAck: messages.ReportAck(1_764_000_000_000_000_000, 12),
     messages.ScheduleRequest: messages.ScheduleRequest("r0", "llama-3.1-8b", 1155, 211, 1, 0.0, ("worker-1",)),
@@ -28,7 +32,6 @@ SAMPLES: dict[type, Message] = {
     messages.InferenceAccepted: messages.InferenceAccepted("r0", 3),
     messages.FirstToken: messages.FirstToken("r0", 0.01),
     messages.InferenceResponse: messages.InferenceResponse("r0", messages.COMPLETED, 211, 0.01, 0.04, 3.2, 0.0),
-    messages.MigrateRequest: messages.MigrateRequest("r0", "worker-3", "10.0.0.9", 8000, Dispatch(5, 10)),
     messages.Progress: messages.Progress(1.0, 12),
     messages.WorkerLost: messages.WorkerLost("worker-2", 1_764_000_000_000_000_000),
     messages.CancelRequest: messages.CancelRequest("r0"),
@@ -46,7 +49,7 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     "outcome": st.sampled_from(messages.OUTCOMES), "port": st.integers(0, 65535), "priority": st.integers(0, 9), "kv_used": st.floats(0.0, 1.0),
     "interval_s": st.floats(0.001, limits.REPORT_INTERVAL_MAX_S), "disk_complete": st.booleans(),
     "dispatch_missing": st.lists(COUNTS, max_size=4, unique=True).map(tuple),
-    "dispatch": st.builds(Dispatch, COUNTS, COUNTS), "loading": st.dictionaries(NAMES, SECONDS, max_size=3).map(lambda made: tuple(made.items())),
+    "loading": st.dictionaries(NAMES, SECONDS, max_size=3).map(lambda made: tuple(made.items())),
     "reason": TEXTS, "detail": TEXTS,
     **dict.fromkeys(("gpu_models", "busy_models", "host_models", "disk_models"), st.lists(NAMES, max_size=4, unique=True).map(tuple)),
     "rival": st.booleans(), "attempt": st.integers(0, limits.PLACEMENTS_MAX),
@@ -55,12 +58,13 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("prompt_tokens", "output_tokens"), st.integers(0, limits.TOKENS_MAX)), "max_tokens": st.integers(1, limits.TOKENS_MAX),
     "slots": st.integers(1, limits.SLOTS_MAX),
     **dict.fromkeys(("queue_max", "running", "waiting", "blocked", "queue_depth", "requests"), st.integers(0, limits.SLOTS_MAX)),
-    **dict.fromkeys(("kv_bytes", "gpu_free_bytes", "epoch", "dispatch_high", "sequence", "incarnation"), COUNTS),
+    **dict.fromkeys(("kv_bytes", "gpu_free_bytes", "epoch", "dispatch_high", "sequence", "incarnation", "number"), COUNTS),
 }  # fmt: skip
 
 
-def any_message(kind: type) -> st.SearchStrategy[Message]:
-    return st.builds(kind, **{name: BY_FIELD.get(name, SECONDS) for name in kind.RULES})
+def any_message(kind: type[Any]) -> st.SearchStrategy[Any]:
+    fields = {name: any_message(rule.kind) if isinstance(rule, Fields) else BY_FIELD.get(name, SECONDS) for name, rule in kind.RULES.items()}
+    return st.builds(kind, **fields)
 
 
 ENVELOPES = st.builds(
@@ -69,5 +73,5 @@ ENVELOPES = st.builds(
 )  # fmt: skip
 
 
-def envelope(message: Message, sequence: int = 1, wall_s: float = 100.0, incarnation: int = 1) -> Envelope:
+def envelope(message: Message, sequence: int = 1, wall_s: float = 100.0, incarnation: int = 1) -> AnyEnvelope:
     return Envelope("worker-2", incarnation, sequence, wall_s, message)

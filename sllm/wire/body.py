@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 from sllm.protocol.messages import Message
 from sllm.protocol.node import Rejected
+from sllm.protocol.rules import Fields, Rule
 
 Values = tuple[Any, ...]
 """The values of a message's fields in their order, each an atom or a tuple."""
@@ -42,10 +43,17 @@ def check(kind: type[Message], values: Any) -> Values:
 
 def mended(kind: type[Message], values: Values) -> Values:
     """The values as they can be sent. ValueError names the first that cannot."""
+    return _mended(kind.__name__, tuple(kind.RULES), tuple(kind.RULES.values()), values)
+
+
+def _mended(where: str, names: tuple[str, ...], rules: tuple[Rule, ...], values: Values) -> Values:
     fitting = []
-    for (name, rule), value in zip(kind.RULES.items(), values, strict=True):
-        item = rule.mend(value)
-        if not rule.accepts(item):
-            raise ValueError(f"{kind.__name__}.{name}={value!r}: must be {rule.what}")
+    for name, rule, value in zip(names, rules, values, strict=True):
+        if isinstance(rule, Fields) and type(value) is tuple and len(value) == len(rule.rules):
+            item: Any = _mended(f"{where}.{name}", rule.names, rule.rules, value)
+        else:
+            item = rule.mend(value)
+            if not rule.accepts(item):
+                raise ValueError(f"{where}.{name}={value!r}: must be {rule.what}")
         fitting.append(item)
     return tuple(fitting)
