@@ -16,7 +16,7 @@ from coordinator import Coordinator
 from sllm.fleet.ledger import Ledger
 from sllm.fleet.table import Fleet as Table
 from sllm.protocol.events import RequestCompleted, RequestSent, WorkerStateChanged
-from sllm.protocol.messages import READY, Address, AnyEnvelope, Envelope, InferenceRequest, InferenceResponse, ScheduleError
+from sllm.protocol.messages import READY, Address, AnyEnvelope, Envelope, InferenceRequest, InferenceResponse, Message, ScheduleError
 from sllm.protocol.node import Judge, Node
 from sllm.verify.all import REGISTRY, Checkers, InvariantViolation
 from sllm.verify.world import BoundedMemory
@@ -54,11 +54,11 @@ def test_a_sound_fleet_breaks_nothing_on_the_wire() -> None:
 class AcceptsReplays(Coordinator):
     """Applies a report again, whatever its number."""
 
-    def _on_report(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        row = self.fleet.rows.get(envelope.sender_id)
-        if row is not None and envelope.incarnation == row.incarnation:
-            row.sequence = min(row.sequence, envelope.sequence - 1)
-        super()._on_report(envelope, addr, now)
+    def judge_order(self, kind: type[Message], sender_id: str, incarnation: int, sequence: int, now: float) -> str:
+        row = self.fleet.rows.get(sender_id)
+        if row is not None and incarnation == row.incarnation:
+            row.sequence = min(row.sequence, sequence - 1)
+        return super().judge_order(kind, sender_id, incarnation, sequence, now)
 
 
 class AcceptsZombies(Coordinator):

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from roles import CATALOG, MODEL, Talk, ask, configuration, coordinator, report
+from roles import CATALOG, MODEL, Talk, ask, changed, configuration, coordinator, report
 from simulated import COORDINATOR, Fleet
 
 from entrypoint_worker import MeasuredWorker

@@ -212,7 +212,7 @@ def test_it_is_starting_until_its_demo_models_are_there() -> None:
     talk.run_to(5.0)
     reports = talk.heard(LoadReport)
     assert reports[-1].state == READY
-    assert set(CATALOG.names[:2]) <= set(reports[-1].gpu_models)
+    assert set(CATALOG.names[:2]) <= set(reports[-1].engine.gpu_models)
     assert len(talk.told(ModelLoadStarted)) == 2
 
 
