@@ -3,25 +3,58 @@
 `from config import config` gives the process-wide configuration, read from the environment on first use. The simulations build theirs from the
 same declarations: a field with a `flag` is also a command-line option, so a variable and its flag cannot drift apart.
 
-A value that does not fit raises `UsageError` with one line that names the variable (or flag) and the value.
+A value that does not fit raises `ConfigError` with one line that names the variable (or flag) and the value. This module imports nothing of the project:
+bounds that messages have too are written here again, and a test holds both equal.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from sllm.protocol import limits
-from sllm.protocol.errors import UsageError
-from sllm.protocol.messages import Address
+from typing import Any, NamedTuple
 
 MODES = ("kubernetes", "docker", "local")
+
+
+class ConfigError(ValueError):
+    """A setting that does not fit. The message is one line for the user: the variable or flag, its value, and what would fit."""
+
+
+class TextRule(NamedTuple):
+    """Which texts a field takes: every character must fit, and so must the size in bytes of UTF-8."""
+
+    characters: Callable[[str], object]  # true of a text whose characters all fit
+    characters_wanted: str  # what a user is told whose text has others
+    bytes_max: int
+    size_wanted: str  # what a user is told whose text is too long, or empty; `{size}` stands for its size
+
+    def problem(self, text: str) -> str:
+        """What keeps `text` from fitting; "" if nothing does."""
+        if not self.characters(text):
+            return self.characters_wanted
+        size = len(text.encode())
+        return "" if 0 < size <= self.bytes_max else self.size_wanted.format(size=size)
+
+
+HOST = TextRule(
+    re.compile(r"[A-Za-z0-9._~:%-]+").fullmatch, "must be a host name or an address: letters, digits and . _ ~ : % -",
+    253, "must have at most 253 bytes, not {size}",
+)  # fmt: skip
+"""A host name or an address; 253 bytes is the longest name that the domain name system has."""
+ID = TextRule(str.isprintable, "must have printable characters only", 63, "must have 1 to 63 bytes of UTF-8, not {size}")
+"""The name of a worker: what the header of a datagram has room for, and the longest host name."""
+
+# Bounds that hold for what the roles say in messages too, as `sllm.protocol.limits` has them.
+REPORT_INTERVAL_MAX_S = 60.0
+SLOTS_MAX = 100_000
+QUEUE_MAX = 10_000_000
+PLACEMENTS_MAX = 20
 
 
 def setting(
@@ -34,14 +67,14 @@ def setting(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
-    problem: Callable[[str], str] | None = None,
+    rule: TextRule | None = None,
     flag: str | None = None,
     group: str = "common",
 ) -> Any:
-    """A configuration field. `low` and `high` are inclusive bounds, `above` an exclusive lower one; `problem` says what is wrong with a text, "" for
-    nothing; `flag` is its command-line option."""
+    """A configuration field. `low` and `high` are inclusive bounds, `above` an exclusive lower one; `rule` says which texts fit; `flag` is its
+    command-line option."""
     metadata = {
-        "env": env, "meaning": meaning, "unit": unit, "low": low, "high": high, "above": above, "choices": choices, "problem": problem,
+        "env": env, "meaning": meaning, "unit": unit, "low": low, "high": high, "above": above, "choices": choices, "rule": rule,
         "flag": flag, "group": group,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
@@ -53,12 +86,12 @@ class Config:
 
     # --- where things are -----------------------------------------------------------------------------------------------------------
     deployment_mode: str = setting("", "DEPLOYMENT_MODE", "where this runs; found out by itself when empty", choices=("", *MODES))
-    bind_host: str = setting("", "BIND_HOST", "address to listen on; empty: 127.0.0.1 locally, 0.0.0.0 in containers", problem=limits.host_problem)
-    coordinator_host: str = setting("", "COORDINATOR_HOST", "the coordinator's name or address; empty: 127.0.0.1 locally, central-coordinator in containers", problem=limits.host_problem)
+    bind_host: str = setting("", "BIND_HOST", "address to listen on; empty: 127.0.0.1 locally, 0.0.0.0 in containers", rule=HOST)
+    coordinator_host: str = setting("", "COORDINATOR_HOST", "the coordinator's name or address; empty: 127.0.0.1 locally, central-coordinator in containers", rule=HOST)
     coordinator_port: int = setting(9000, "COORDINATOR_PORT", "the coordinator's UDP port", low=0, high=65535)
     worker_port: int = setting(8000, "WORKER_PORT", "a worker's UDP port; 0: any free one", low=0, high=65535, group="worker")
-    advertise_host: str = setting("", "ADVERTISE_HOST", "where clients reach this worker; empty: its own address towards the coordinator; source: wherever its reports come from, for translated addresses", problem=limits.host_problem, group="worker")
-    worker_id: str = setting("", "WORKER_ID", "a worker's name; empty: the pod's or container's host name, locally worker-<process id>", problem=limits.id_problem, group="worker")
+    advertise_host: str = setting("", "ADVERTISE_HOST", "where clients reach this worker; empty: its own address towards the coordinator; source: wherever its reports come from, for translated addresses", rule=HOST, group="worker")
+    worker_id: str = setting("", "WORKER_ID", "a worker's name; empty: the pod's or container's host name, locally worker-<process id>", rule=ID, group="worker")
     cluster_key_file: str = setting("", "CLUSTER_KEY_FILE", "file or folder with the keys that sign datagrams; empty: made on first use for this user (locally only)")
     health_port: int = setting(-1, "HEALTH_PORT", "TCP port of health, metrics and state over HTTP; 0: none; -1: 8080 in containers, none locally", low=-1, high=65535)
     http_hosts: str = setting("", "HTTP_HOSTS", "names, beside localhost, addresses, this host's and the coordinator's, under which HTTP is served, separated by commas; *: any")
@@ -68,7 +101,7 @@ class Config:
 
     # --- the fleet --------------------------------------------------------------------------------------------------------------------
     report_interval_s: float = setting(
-        1.0, "REPORT_INTERVAL", "time between a worker's load reports; 0: at every change, at once (virtual time only)", unit="s", low=0.0, high=limits.REPORT_INTERVAL_MAX_S, flag="--report-interval", group="run"
+        1.0, "REPORT_INTERVAL", "time between a worker's load reports; 0: at every change, at once (virtual time only)", unit="s", low=0.0, high=REPORT_INTERVAL_MAX_S, flag="--report-interval", group="run"
     )
     worker_timeout_s: float = setting(10.0, "WORKER_TIMEOUT", "a worker silent for so long is dead", unit="s", above=0.0, high=3600.0, group="coordinator")
     suspect_intervals: float = setting(3.0, "SUSPECT_INTERVALS", "missed reports until a worker is suspect; one lost datagram must not move work", unit="report intervals", low=1.5, high=100.0, group="coordinator")
@@ -95,9 +128,9 @@ class Config:
     service: str = setting("exponential", "SERVICE", "service times of the queue engine: exponential, deterministic or hyperexponential:CV", flag="--service", group="run")
     service_mean_s: float = setting(1.0, "SERVICE_MEAN", "mean service time of the queue engine", unit="s", above=0.0, flag="--service-mean", group="run")
     service_load_s: float = setting(0.0, "SERVICE_LOAD", "time the queue engine takes to load a model; 0: every model is always there", unit="s", low=0.0, flag="--service-load", group="run")
-    slots: int = setting(0, "SLOTS", "requests a worker serves at once; 0: the hardware's batch limit, 1 for the queue engine", unit="requests", low=0, high=limits.SLOTS_MAX, flag="--slots", group="run")
+    slots: int = setting(0, "SLOTS", "requests a worker serves at once; 0: the hardware's batch limit, 1 for the queue engine", unit="requests", low=0, high=SLOTS_MAX, flag="--slots", group="run")
     keep_alive_s: float = setting(0.0, "KEEP_ALIVE", "an idle model leaves the GPU after so long; 0: only under memory pressure", unit="s", low=0.0, flag="--keep-alive", group="run")
-    queue_max: int = setting(1000, "QUEUE_MAX", "requests a worker lets wait before it refuses", unit="requests", low=1, high=limits.QUEUE_MAX, group="worker")
+    queue_max: int = setting(1000, "QUEUE_MAX", "requests a worker lets wait before it refuses", unit="requests", low=1, high=QUEUE_MAX, group="worker")
     response_keep_s: float = setting(120.0, "RESPONSE_KEEP", "a worker keeps a finished response so long, to answer a poll, or until 20,000 more have finished", unit="s", above=0.0, group="worker")
     drain_timeout_s: float = setting(30.0, "DRAIN_TIMEOUT", "time a stopping worker has to finish what it runs", unit="s", low=0.0, high=3600.0, group="worker")
     coordinator_silent_s: float = setting(10.0, "COORDINATOR_SILENT", "no answer for so long: resolve the coordinator's name again and open a new socket", unit="s", above=0.0, group="common")
@@ -107,7 +140,7 @@ class Config:
     retry_max_s: float = setting(4.0, "RETRY_MAX", "longest such wait", unit="s", above=0.0, group="client")
     worker_tries: int = setting(3, "WORKER_TRIES", "unanswered datagrams after which a worker counts as silent", low=1, high=100, group="client")
     poll_s: float = setting(10.0, "POLL_INTERVAL", "an accepted request that is silent for so long is asked after", unit="s", above=0.0, group="client")
-    placements_max: int = setting(3, "PLACEMENTS_MAX", "placements of one request: the first and two more", low=1, high=limits.PLACEMENTS_MAX, group="client")
+    placements_max: int = setting(3, "PLACEMENTS_MAX", "placements of one request: the first and two more", low=1, high=PLACEMENTS_MAX, group="client")
     request_timeout_s: float = setting(300.0, "REQUEST_TIMEOUT", "a request not finished by then has failed", unit="s", above=0.0, group="client")
 
     # --- a run ------------------------------------------------------------------------------------------------------------------------
@@ -146,7 +179,7 @@ class Config:
 
     # --- people reach for these -------------------------------------------------------------------------------------------------------
 
-    def get_coordinator_address(self) -> Address:
+    def get_coordinator_address(self) -> tuple[str, int]:
         """Where the coordinator is heard: (name or address, port)."""
         return self.coordinator_host, self.coordinator_port
 
@@ -165,13 +198,17 @@ class Config:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
-        """Read and validate every variable; what is unset or empty keeps its default. UsageError names the variable and its value."""
+        """Read and validate every variable; what is unset or empty keeps its default. ConfigError names the variable and its value."""
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             text = environ.get(field.metadata["env"], "").strip()
             if text:
                 values[field.name] = parse_setting(field, text, field.metadata["env"])
-        return resolve_defaults(cls(**values), environ)
+        given = cls(**values)
+        config = resolve_defaults(given, environ)
+        if config.in_container and not given.worker_id and (problem := ID.problem(config.worker_id)):
+            raise ConfigError(f"HOSTNAME={config.worker_id!r}: {problem}; or set WORKER_ID")
+        return config
 
     def describe(self) -> dict[str, Any]:
         """The effective configuration by variable, for printing. It holds no secret: keys live in files, only the path is here."""
@@ -197,24 +234,27 @@ RUN_VARIABLES = frozenset(env for _, env, *_ in (*OUTPUTS, *SWITCHES))
 
 
 def parse_setting(field: dataclasses.Field[Any], text: str, label: str) -> Any:
-    """`text` as the field's value. UsageError says `label`, the text and what would fit."""
+    """`text` as the field's value. ConfigError says `label`, the text and what would fit."""
     rules = field.metadata
     if field.type == "str":
         if rules["choices"] and text not in rules["choices"]:
-            raise UsageError(f"{label}={text!r}: must be one of {', '.join(c for c in rules['choices'] if c)}")
-        if rules["problem"] and (problem := rules["problem"](text)):
-            raise UsageError(f"{label}={text!r}: {problem}")
+            raise ConfigError(f"{label}={text!r}: must be one of {', '.join(c for c in rules['choices'] if c)}")
+        if rules["rule"] and (problem := rules["rule"].problem(text)):
+            raise ConfigError(f"{label}={text!r}: {problem}")
         return text
-    kind = int if field.type == "int" else float
+    whole = field.type == "int"
     try:
-        value = kind(text)
+        value = int(text) if whole else float(text)
     except ValueError:
-        raise UsageError(f"{label}={text!r}: must be {'a whole number' if kind is int else 'a number'}{_range_text(rules)}") from None
-    inside = value == value and abs(value) != float("inf")
-    inside = inside and (rules["low"] is None or value >= rules["low"]) and (rules["high"] is None or value <= rules["high"])
-    if not inside or (rules["above"] is not None and value <= rules["above"]):
-        raise UsageError(f"{label}={text!r}: must be {'a whole number' if kind is int else 'a number'}{_range_text(rules)}")
+        value = math.nan
+    if not math.isfinite(value) or not _is_inside(value, rules):
+        raise ConfigError(f"{label}={text!r}: must be {'a whole number' if whole else 'a number'}{_range_text(rules)}")
     return value
+
+
+def _is_inside(value: float, rules: Mapping[str, Any]) -> bool:
+    low, above, high = rules["low"], rules["above"], rules["high"]
+    return (low is None or value >= low) and (above is None or value > above) and (high is None or value <= high)
 
 
 def _range_text(rules: Mapping[str, Any]) -> str:
@@ -277,8 +317,6 @@ def resolve_defaults(config: Config, environ: Mapping[str, str]) -> Config:
     mode = config.deployment_mode or detect_mode(environ)
     local = mode == "local"
     host_name = environ.get("HOSTNAME", "").strip() or socket.gethostname()
-    if not local and not config.worker_id and (problem := limits.id_problem(host_name)):
-        raise UsageError(f"HOSTNAME={host_name!r}: {problem}; or set WORKER_ID")
     return dataclasses.replace(
         config,
         deployment_mode=mode,
