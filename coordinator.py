@@ -17,7 +17,8 @@ from typing import NamedTuple, Protocol
 
 from sllm.fleet.ledger import Entry
 from sllm.fleet.table import DEAD, DOUBTFUL, EXPIRED, GONE, NEWCOMER, NO_CLIENTS, PROVEN, SILENT, SUSPECT, Fleet, Kind, Row, note_client
-from sllm.models.catalogue import Catalog, Model
+from sllm.models.catalogue import Catalog
+from sllm.models.model import Model
 from sllm.placement.base import FleetView, Placement, Policy, Query
 from sllm.placement.costs import make_costs
 from sllm.protocol.errors import UsageError

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from sllm.engine import Engine, EngineSnapshot, Evicted, Finished, FirstTokenOut, Loaded, ModelTooLarge, RequestTooLarge, Started
 from sllm.fleet.ledger import Receipts
-from sllm.models.catalogue import TIER_NAMES, Catalog
+from sllm.models.catalogue import Catalog
+from sllm.models.model import TIER_NAMES
 from sllm.protocol.errors import UsageError
 from sllm.protocol.events import (
     CoordinatorChanged,

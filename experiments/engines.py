@@ -36,8 +36,10 @@ if __name__ == "__main__":
 from experiments.harness import ROOT, replace_section
 from sllm.engine import LlmEngine
 from sllm.engine.base import Finished, FirstTokenOut, RequestTooLarge
-from sllm.models.catalogue import DISK, HOST, Catalog, model_preset
+from sllm.models.catalogue import Catalog
 from sllm.models.cost import load_s
+from sllm.models.model import DISK, HOST
+from sllm.models.presets import model_preset
 from sllm.models.profiles import ENGINE_PROFILES, LOADER_PROFILES
 from sllm.observe.report.standard import run_script
 from sllm.protocol.errors import UsageError

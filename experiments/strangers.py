@@ -6,7 +6,7 @@ know what a worker does. Their reports go to the coordinator: the books of repor
 
 from __future__ import annotations
 
-from sllm.models.catalogue import HARDWARE_NAMES
+from sllm.models.presets import HARDWARE_NAMES
 from sllm.protocol.limits import TOKENS_MAX
 from sllm.protocol.messages import Address, InferenceRequest, LoadReport
 from sllm.protocol.seeds import rng_for

@@ -8,7 +8,8 @@ import pytest
 
 from experiments.harness import Simulation, configuration
 from sllm.models.capacity import saturation_rate
-from sllm.models.catalogue import Catalog, hardware_preset, model_preset
+from sllm.models.catalogue import Catalog
+from sllm.models.presets import hardware_preset, model_preset
 from sllm.run.assemble import build_catalog, build_workload, default_rate
 
 H100 = hardware_preset("h100-80g")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sllm.models.catalogue import DEMO_MODELS, GB, HARDWARE_NAMES, KIB, MODEL_NAMES, Catalog, hardware_preset, model_preset
+from sllm.models.catalogue import Catalog
+from sllm.models.model import GB, KIB
+from sllm.models.presets import DEMO_MODELS, HARDWARE_NAMES, MODEL_NAMES, hardware_preset, model_preset
 from sllm.protocol.errors import UsageError
 
 AZURE_LONGEST_TOKENS = 14_050 + 1_000  # longest prompt and longest answer of the Azure LLM 2023 conversation trace
@@ -60,7 +62,7 @@ def test_unknown_presets_list_the_known_ones(find, known) -> None:
 
 @pytest.mark.parametrize(("key", "value", "most"), [("slots", "100001", "100000"), ("slots", "1e9", "100000"), ("disk_gb", "1e10", "1000000000")])
 def test_a_bound_in_an_error_is_the_one_that_holds_and_is_written_out(key: str, value: str, most: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=rf"{key} = .*: must be a number .*, at most {most}$"):
+    with pytest.raises(UsageError, match=rf"{key} = .*: must be a (whole )?number, .* and at most {most}$"):
         Catalog.from_file(written(tmp_path, f'[model.opt-13b]\n[hardware.box]\npreset = "a100-80g"\n{key} = {value}\n'))
 
 

@@ -12,7 +12,9 @@ from roles import CATALOG, MODEL, Talk, ask, configuration, coordinator, report
 from coordinator import Coordinator
 from sllm.fleet.table import CLIENTS_MAX, DEAD, LEFT, NEW, STATES, SUSPECT, TRANSITIONS
 from sllm.models import cost
-from sllm.models.catalogue import DISK, Catalog, model_preset
+from sllm.models.catalogue import Catalog
+from sllm.models.model import DISK
+from sllm.models.presets import model_preset
 from sllm.placement.registry import make_policy, policies
 from sllm.protocol.events import (
     CoordinatorReady,

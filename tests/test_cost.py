@@ -10,8 +10,9 @@ from statistics import median
 
 import pytest
 
-from sllm.models.catalogue import DISK, GPU, HARDWARE_NAMES, HOST, MODEL_NAMES, REMOTE, Hardware, hardware_preset, model_preset
-from sllm.models.cost import StepCost, decode_step_s, load_s, prefill_s, service_s, step_cost, step_s
+from sllm.models.cost import decode_step_s, load_s, prefill_s, service_s, step_cost, step_s
+from sllm.models.model import DISK, GPU, HOST, REMOTE, Hardware, StepCost
+from sllm.models.presets import HARDWARE_NAMES, MODEL_NAMES, hardware_preset, model_preset
 from sllm.models.profiles import SPLITWISE
 
 

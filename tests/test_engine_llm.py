@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from sllm.engine import Evicted, Finished, FirstTokenOut, LlmEngine, Loaded, ModelTooLarge, RequestTooLarge, Started
-from sllm.models.catalogue import DISK, GB, HOST, REMOTE, Catalog, Hardware, MeasuredStep, Model, StepCost, hardware_preset, model_preset
+from sllm.models.catalogue import Catalog
 from sllm.models.cost import decode_step_s, load_s, prefill_s, service_s, step_cost
+from sllm.models.model import DISK, GB, HOST, REMOTE, Hardware, MeasuredStep, Model, StepCost
+from sllm.models.presets import hardware_preset, model_preset
 
 H100 = hardware_preset("h100-80g")
 LLAMA = "llama-3.1-8b"

@@ -11,11 +11,12 @@ import pytest
 
 from config import Config
 from sllm.engine import ENGINES
-from sllm.models.catalogue import HARDWARE_NAMES, MODEL_NAMES
+from sllm.models.presets import HARDWARE_NAMES, MODEL_NAMES
 from sllm.placement.registry import policies
 from sllm.run.command_line import LISTINGS
 from sllm.run.listing import LISTS, render_listing
-from sllm.virtual.faults import COMMON, DRAWN, KINDS, MEANINGS, RANDOM_KEYS
+from sllm.virtual.faults import COMMON, RANDOM_KEYS
+from sllm.virtual.kinds import KINDS
 from sllm.workload.arrivals import ARRIVALS
 from sllm.workload.lengths import LENGTHS
 from sllm.workload.traces import FORMATS
@@ -40,7 +41,6 @@ def test_the_lists_are_those_of_the_command_line() -> None:
     choices = {field.name: field.metadata["choices"] for field in dataclasses.fields(Config)}
     assert tuple(ENGINES) == choices["engine"]
     assert tuple(ARRIVALS) == choices["arrivals"]
-    assert MEANINGS.keys() == KINDS.keys() == DRAWN.keys()
     assert "choose from" in run("--list", "nothing", expect=2).stderr
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from config import Config
+from config import Config, ConfigError
 from experiments import engines
 from experiments.harness import Simulation, configuration
-from sllm.models.catalogue import DISK, GPU, HOST, MODEL_NAMES, REMOTE, Catalog, hardware_preset, model_preset
+from sllm.models.catalogue import Catalog
 from sllm.models.cost import decode_step_s, load_s, prefill_s, service_s, step_cost
+from sllm.models.model import DISK, GPU, HOST, REMOTE
+from sllm.models.presets import MODEL_NAMES, hardware_preset, model_preset
 from sllm.models.profiles import ENGINE_PROFILES, LOADER_PROFILES
 from sllm.observe.report.table import render_table
 from sllm.protocol.errors import UsageError
@@ -210,7 +212,7 @@ def test_a_bad_profile_names_file_table_and_key(tmp_path: Path, line: str, needl
 
 @pytest.mark.parametrize("variable", ["ENGINE_PROFILE", "LOADER"])
 def test_an_unknown_profile_is_wrong_usage(variable: str) -> None:
-    with pytest.raises(UsageError, match=f"{variable}='fast': must be one of"):
+    with pytest.raises(ConfigError, match=f"{variable}='fast': must be one of"):
         Config.from_env({variable: "fast"})
 
 

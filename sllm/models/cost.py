@@ -8,7 +8,7 @@ A sequence in its prefill step brings its whole prompt as new tokens, later one 
 from 0, the prefill's) is prompt + i tokens. Coefficients come from the first of these that there is:
 
 1. what a catalogue file says of the model on the hardware (`step`): it holds whatever the engine profile
-2. a measurement of the hardware's engine profile (the tables of `sllm.models.catalogue`); the hardware's own overhead per layer, if it has one,
+2. a measurement of the hardware's engine profile (the tables of `sllm.models.presets`); the hardware's own overhead per layer, if it has one,
    stands for its overhead
 3. the profile's parts of what the hardware can do, bandwidth and FLOP/s being those of all GPUs that work as one:
     - weight_floor = size / (weights_bandwidth * GPU bandwidth)
@@ -25,8 +25,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from sllm.models.catalogue import DISK, GPU, HOST, Hardware, Model
-from sllm.models.catalogue import StepCost as StepCost
+from sllm.models.model import DISK, GPU, HOST, Hardware, Model, StepCost
 
 
 @lru_cache(maxsize=65536)
