@@ -11,7 +11,7 @@ import pytest
 
 from config import Config
 from sllm.engine import ENGINES
-from sllm.models.presets import HARDWARE_NAMES, MODEL_NAMES
+from sllm.models.presets import HARDWARE, MODELS
 from sllm.placement.registry import policies
 from sllm.run.command_line import LISTINGS
 from sllm.run.listing import LISTS, render_listing
@@ -23,7 +23,7 @@ from sllm.workload.traces import FORMATS
 from tests.test_centralized_simulation import ROOT, environment, run
 
 NAMES = {
-    "policies": list(policies()), "hardware": list(HARDWARE_NAMES), "models": list(MODEL_NAMES), "traces": [*FORMATS, "columns"], "engines": list(ENGINES),
+    "policies": list(policies()), "hardware": list(HARDWARE), "models": list(MODELS), "traces": [*FORMATS, "columns"], "engines": list(ENGINES),
     "faults": [*KINDS, *COMMON, *RANDOM_KEYS, "per_minute"], "arrivals": list(ARRIVALS), "lengths": list(LENGTHS),
 }  # fmt: skip
 

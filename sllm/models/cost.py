@@ -78,11 +78,6 @@ def prefill_s(model: Model, hardware: Hardware, prompt_tokens: int) -> float:
     return step_s(step_cost(model, hardware), prompt_tokens, prompt_tokens)
 
 
-def decode_step_s(cost: StepCost, batch: int, context_tokens: int) -> float:
-    """Seconds of one step that yields a token for each of `batch` sequences with `context_tokens` of context in all."""
-    return step_s(cost, batch, context_tokens, batch)
-
-
 def service_s(model: Model, hardware: Hardware, prompt_tokens: int, output_tokens: int) -> float:
     """Seconds of a lone request from the start of its prefill to its last token, on an idle worker that has the model."""
     cost = step_cost(model, hardware)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from sllm.inputs.keys import find
 from sllm.models.model import GB, KIB, Hardware, MeasuredStep, Model, StepCost
 from sllm.models.profiles import A100_LAYER_S, H100_LAYER_S
 
@@ -116,15 +115,3 @@ HARDWARE = {
     hardware.name: hardware
     for hardware in (_H100, _A100, _A100_40, _A5000, *(_tensor_parallel(one, n) for one in (_H100, _A100, _A100_40) for n in (2, 4, 8)))
 }
-HARDWARE_NAMES = tuple(HARDWARE)
-MODEL_NAMES = tuple(MODELS)
-
-
-def hardware_preset(name: str) -> Hardware:
-    """A built-in hardware. UsageError lists the known ones."""
-    return find("hardware", name, HARDWARE)
-
-
-def model_preset(name: str) -> Model:
-    """A built-in model. UsageError lists the known ones."""
-    return find("model preset", name, MODELS)

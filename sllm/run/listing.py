@@ -13,7 +13,7 @@ from config import Config
 from sllm.engine import ENGINES
 from sllm.inputs.keys import Key
 from sllm.models.model import GB, KIB
-from sllm.models.presets import HARDWARE_NAMES, MODEL_NAMES, model_preset
+from sllm.models.presets import HARDWARE, MODELS
 from sllm.models.profiles import ENGINE_PROFILES, LOADER_PROFILES
 from sllm.placement.registry import broken_policies, policies
 from sllm.run.assemble import build_catalog
@@ -95,14 +95,14 @@ def _policies(config: Config) -> list[str]:
 
 def _hardware(config: Config) -> list[str]:
     catalog = build_catalog(config)
-    names = dict.fromkeys([*catalog.hardware_names, *HARDWARE_NAMES])
+    names = dict.fromkeys([*catalog.hardware_names, *HARDWARE])
     return _figures([catalog.get_hardware(name) for name in names], ("layer_overhead_s", "init_s", "gpu"))
 
 
 def _models(config: Config) -> list[str]:
     catalog = build_catalog(config)
     head = ["In the catalogue, in order of popularity:", *_figures(list(catalog.models.values()), ("steps",))]
-    return [*head, "", "Presets for a catalogue file:", *_figures([model_preset(name) for name in MODEL_NAMES], ("steps",))]
+    return [*head, "", "Presets for a catalogue file:", *_figures(list(MODELS.values()), ("steps",))]
 
 
 def _traces(config: Config) -> list[str]:
