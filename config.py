@@ -103,19 +103,19 @@ class Config:
     report_interval_s: float = setting(
         1.0, "REPORT_INTERVAL", "time between a worker's load reports; 0: at every change, at once (virtual time only)", unit="s", low=0.0, high=REPORT_INTERVAL_MAX_S, flag="--report-interval", group="run"
     )
-    worker_timeout_s: float = setting(10.0, "WORKER_TIMEOUT", "a worker silent for so long is dead", unit="s", above=0.0, high=3600.0, group="coordinator")
+    worker_timeout_s: float = setting(10.0, "WORKER_TIMEOUT", "silence of a worker after which it is dead", unit="s", above=0.0, high=3600.0, group="coordinator")
     suspect_intervals: float = setting(3.0, "SUSPECT_INTERVALS", "missed reports until a worker is suspect; one lost datagram must not move work", unit="report intervals", low=1.5, high=100.0, group="coordinator")
-    forget_after_s: float = setting(300.0, "FORGET_AFTER", "a worker that is dead or has left is listed for so long", unit="s", above=0.0, group="coordinator")
+    forget_after_s: float = setting(300.0, "FORGET_AFTER", "time for which a worker that is dead or has left stays listed", unit="s", above=0.0, group="coordinator")
     workers_max: int = setting(200_000, "WORKERS_MAX", "workers in the coordinator's table; reports of others are refused while it is full", unit="workers", low=1, high=1_000_000, group="coordinator")
-    dispatch_expiry_intervals: float = setting(3.0, "DISPATCH_EXPIRY_INTERVALS", "a dispatch no report has acknowledged is written off after so many", unit="report intervals", low=1.0, high=100.0, group="coordinator")
+    dispatch_expiry_intervals: float = setting(3.0, "DISPATCH_EXPIRY_INTERVALS", "a dispatch that no report has acknowledged is written off after this number of report intervals", unit="report intervals", low=1.0, high=100.0, group="coordinator")
     hold_fraction: float = setting(0.5, "HOLD_FRACTION", "when more than this part of the fleet is silent at once, nobody is declared dead", low=0.1, high=1.0, group="coordinator")
-    hold_max_s: float = setting(60.0, "HOLD_MAX", "nobody is declared dead because of that for at most so long", unit="s", above=0.0, high=86400.0, group="coordinator")
-    stall_s: float = setting(2.0, "STALL_AFTER", "a gap so long in the coordinator's own loop holds expiry for a report interval", unit="s", above=0.0, group="coordinator")
-    ack_every: int = setting(4, "ACK_EVERY", "acknowledge one report in so many", unit="reports", low=1, high=1000, group="coordinator")
+    hold_max_s: float = setting(60.0, "HOLD_MAX", "longest time for which nobody is declared dead because most of the fleet is silent", unit="s", above=0.0, high=86400.0, group="coordinator")
+    stall_s: float = setting(2.0, "STALL_AFTER", "a gap in the coordinator's own loop from which expiry is held for three report intervals", unit="s", above=0.0, group="coordinator")
+    ack_every: int = setting(4, "ACK_EVERY", "reports for each acknowledgement by the coordinator", unit="reports", low=1, high=1000, group="coordinator")
     queue_threshold: int = setting(10, "QUEUE_THRESHOLD", "requests waiting on a worker above which it gets no more of normal priority", unit="requests", low=1, high=100_000_000, flag="--queue-threshold", group="coordinator")
     memory_threshold: float = setting(0.9, "MEMORY_THRESHOLD", "used part of a worker's KV cache above which it is a last resort", above=0.0, high=1.0, group="coordinator")
     policy: str = setting("startup_time", "POLICY", "placement policy: NAME[:key=value,...], or FILE.py[:NAME][:key=value,...] of your own", flag="--policy", group="run")
-    decision_keep_s: float = setting(10.0, "DECISION_KEEP", "an answer is kept at least so long, so that a request asked again gets the same one", unit="s", above=0.0, group="coordinator")
+    decision_keep_s: float = setting(10.0, "DECISION_KEEP", "least time for which an answer is kept, so that a request asked again gets the same one", unit="s", above=0.0, group="coordinator")
 
     # --- workers ----------------------------------------------------------------------------------------------------------------------
     model_catalog: str = setting("", "MODEL_CATALOG", "TOML file of models and hardware; empty: the built-in demonstration catalogue", flag="--catalog", group="run")
@@ -129,17 +129,17 @@ class Config:
     service_mean_s: float = setting(1.0, "SERVICE_MEAN", "mean service time of the queue engine", unit="s", above=0.0, flag="--service-mean", group="run")
     service_load_s: float = setting(0.0, "SERVICE_LOAD", "time the queue engine takes to load a model; 0: every model is always there", unit="s", low=0.0, flag="--service-load", group="run")
     slots: int = setting(0, "SLOTS", "requests a worker serves at once; 0: the hardware's batch limit, 1 for the queue engine", unit="requests", low=0, high=SLOTS_MAX, flag="--slots", group="run")
-    keep_alive_s: float = setting(0.0, "KEEP_ALIVE", "an idle model leaves the GPU after so long; 0: only under memory pressure", unit="s", low=0.0, flag="--keep-alive", group="run")
+    keep_alive_s: float = setting(0.0, "KEEP_ALIVE", "idle time after which a model leaves the GPU; 0: only under memory pressure", unit="s", low=0.0, flag="--keep-alive", group="run")
     queue_max: int = setting(1000, "QUEUE_MAX", "requests a worker lets wait before it refuses", unit="requests", low=1, high=QUEUE_MAX, group="worker")
-    response_keep_s: float = setting(120.0, "RESPONSE_KEEP", "a worker keeps a finished response so long, to answer a poll, or until 20,000 more have finished", unit="s", above=0.0, group="worker")
+    response_keep_s: float = setting(120.0, "RESPONSE_KEEP", "time for which a worker keeps a finished response, to answer a poll; less if 20,000 more have finished", unit="s", above=0.0, group="worker")
     drain_timeout_s: float = setting(30.0, "DRAIN_TIMEOUT", "time a stopping worker has to finish what it runs", unit="s", low=0.0, high=3600.0, group="worker")
-    coordinator_silent_s: float = setting(10.0, "COORDINATOR_SILENT", "no answer for so long: resolve the coordinator's name again and open a new socket", unit="s", above=0.0, group="common")
+    coordinator_silent_s: float = setting(10.0, "COORDINATOR_SILENT", "time without an answer after which the coordinator's name is resolved again and a new socket opened", unit="s", above=0.0, group="common")
 
     # --- clients ----------------------------------------------------------------------------------------------------------------------
     retry_initial_s: float = setting(0.5, "RETRY_INITIAL", "wait before a datagram is sent again; doubles, with jitter", unit="s", above=0.0, group="client")
-    retry_max_s: float = setting(4.0, "RETRY_MAX", "longest such wait", unit="s", above=0.0, group="client")
+    retry_max_s: float = setting(4.0, "RETRY_MAX", "longest wait before a datagram is sent again", unit="s", above=0.0, group="client")
     worker_tries: int = setting(3, "WORKER_TRIES", "unanswered datagrams after which a worker counts as silent", low=1, high=100, group="client")
-    poll_s: float = setting(10.0, "POLL_INTERVAL", "an accepted request that is silent for so long is asked after", unit="s", above=0.0, group="client")
+    poll_s: float = setting(10.0, "POLL_INTERVAL", "silence about an accepted request after which the worker is asked about it", unit="s", above=0.0, group="client")
     placements_max: int = setting(3, "PLACEMENTS_MAX", "placements of one request: the first and two more", low=1, high=PLACEMENTS_MAX, group="client")
     request_timeout_s: float = setting(300.0, "REQUEST_TIMEOUT", "a request not finished by then has failed", unit="s", above=0.0, group="client")
 
@@ -150,31 +150,31 @@ class Config:
     arrivals: str = setting("poisson", "ARRIVALS", "arrival process", choices=("poisson", "gamma", "deterministic"), flag="--arrivals", group="run")
     cv: float = setting(8.0, "CV", "coefficient of variation of gamma arrivals", above=0.0, high=100.0, flag="--cv", group="run")
     stages: str = setting("", "STAGES", "a rate that changes, as LENGTH:RATE,... such as 30s:5,60s:20,30s:0: in a straight line to each rate, from 0; 0s:RATE is a jump", flag="--stages", group="run")
-    concurrency: int = setting(0, "CONCURRENCY", "closed-loop load: so many users, each of whom sends the next request when the last has ended; 0: requests come by --rate", unit="users", low=0, high=20_000, flag="--concurrency", group="run")
-    think_s: float = setting(0.0, "THINK", "mean time for which such a user thinks before each request, exponential", unit="s", low=0.0, high=1e6, flag="--think", group="run")
+    concurrency: int = setting(0, "CONCURRENCY", "closed-loop load: number of users, each of whom sends the next request when the last has ended; 0: requests come by --rate", unit="users", low=0, high=20_000, flag="--concurrency", group="run")
+    think_s: float = setting(0.0, "THINK", "mean time for which a user of --concurrency thinks before each request, exponential", unit="s", low=0.0, high=1e6, flag="--think", group="run")
     lengths: str = setting("azure-conv", "LENGTHS", "tokens of a request: azure-conv, fixed:IN,OUT, lognormal:MEDIAN_IN,MEAN_IN,MEDIAN_OUT,MEAN_OUT[,MOST] or empirical:FILE", flag="--lengths", group="run")
     mix: str = setting("", "MIX", "models and their shares of the requests, MODEL=SHARE,... or a TOML file of such pairs; empty: by --zipf", flag="--mix", group="run")
     priorities: str = setting("", "PRIORITIES", "shares of the priorities, such as high=1,normal=8,low=1; empty: all normal", flag="--priorities", group="run")
     sessions: str = setting("", "SESSIONS", "sessions whose prompts repeat all earlier turns, such as turns=5,gap=10,longest=14000 (mean turns, mean s between them, most tokens); empty: none", flag="--sessions", group="run")
     trace: str = setting("", "TRACE", "trace file to replay instead of synthetic arrivals", flag="--trace", group="run")
     model_map: str = setting("", "MODEL_MAP", "TOML file that says which model of the catalogue each model of the trace is; empty: by name, then by number of requests", flag="--model-map", group="run")
-    trace_rate: float = setting(1.0, "TRACE_RATE", "so many times the requests of the trace in the same time, by superposition; below 1 by thinning", above=0.0, high=100.0, flag="--trace-rate", group="run")
+    trace_rate: float = setting(1.0, "TRACE_RATE", "factor on the requests of the trace in the same time: above 1 by superposition, below 1 by thinning", above=0.0, high=100.0, flag="--trace-rate", group="run")
     trace_columns: str = setting("", "TRACE_COLUMNS", "columns of a CSV trace of any origin: arrival=NAME,prompt=NAME,output=NAME[,model=NAME][,unit=s|ms|us|ns]", flag="--columns", group="run")
-    speedup: float = setting(1.0, "SPEEDUP", "the run's clock runs so many times as fast as the wall clock (live runs)", above=0.0, high=10000.0, flag="--speedup", group="run")
+    speedup: float = setting(1.0, "SPEEDUP", "factor by which the run's clock is faster than the wall clock (live runs)", above=0.0, high=10000.0, flag="--speedup", group="run")
     pace: float = setting(0.0, "PACE", "simulated seconds in a second of wall time, for those who watch; 0: as fast as it can (virtual time)", low=0.0, high=1e6, flag="--pace", group="run")
     models: int = setting(0, "MODELS", "models of the catalogue that are asked for; 0: eight (in a simulation more, if its trace names more), or all of a catalogue file", low=0, high=100000, flag="--models", group="run")
-    zipf: float = setting(1.1, "ZIPF", "exponent of model popularity; 0: all alike", low=0.0, high=10.0, flag="--zipf", group="run")
+    zipf: float = setting(1.1, "ZIPF", "exponent of model popularity; 0: all models are asked for alike", low=0.0, high=10.0, flag="--zipf", group="run")
     latency_ms: float = setting(0.2, "LATENCY_MS", "one-way network latency in virtual time", unit="ms", low=0.0, high=60000.0, flag="--latency-ms", group="run")
     loss: float = setting(0.0, "LOSS", "part of the datagrams lost in virtual time", low=0.0, high=1.0, flag="--loss", group="run")
 
     # --- what is measured -------------------------------------------------------------------------------------------------------------
     slo_ttft_s: float = setting(2.0, "SLO_TTFT", "a first token that takes no longer is in time", unit="s", above=0.0, flag="--slo-ttft", group="run")
     slo_tpot_s: float = setting(0.0, "SLO_TPOT", "further tokens that take no longer on average are in time; 0: they always are", unit="s", low=0.0, flag="--slo-tpot", group="run")
-    warmup_s: float = setting(0.0, "WARMUP", "requests that arrive in the first so many seconds are counted and left out of the statistics", unit="s", low=0.0, flag="--warmup", group="run")
+    warmup_s: float = setting(0.0, "WARMUP", "requests that arrive in this time from the start are counted and left out of the statistics", unit="s", low=0.0, flag="--warmup", group="run")
 
     @property
     def life_timeout_s(self) -> float:
-        """A sender that has been silent for so long may come back as a life with a lower number: its clock was set back."""
+        """Silence of a sender after which it may come back as a life with a lower number: its clock was set back."""
         return max(self.worker_timeout_s, self.suspect_intervals * self.report_interval_s)
 
     # --- people reach for these -------------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class Config:
 
     @property
     def reports_per_ack(self) -> int:
-        """The coordinator acknowledges one report in so many. A worker must hear it at least twice in `coordinator_silent_s`."""
+        """Reports for each acknowledgement of the coordinator. A worker must hear it at least twice in `coordinator_silent_s`."""
         return max(1, min(self.ack_every, int(self.coordinator_silent_s / 2.0 / (self.report_interval_s or 1.0))))
 
     @property

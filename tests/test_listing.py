@@ -50,7 +50,7 @@ def test_parameters_stand_there_with_defaults_and_units() -> None:
     queue = render_listing("engines", Config()).partition("queue\n")[2].partition("Engine profiles")[0]
     assert "--loader" not in queue
     assert "--service-load" in queue
-    assert "factor: everything on it takes so many times as long (required)" in render_listing("faults", Config())
+    assert "factor: factor on the time that everything on the host takes (required)" in render_listing("faults", Config())
     h100 = next(line.split() for line in render_listing("hardware", Config()).splitlines() if line.startswith("h100-80g "))
     assert h100[1:9] == ["80", "256", "3000", "52.3", "23.7", "1.25", "3350", "989"]
 

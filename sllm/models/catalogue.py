@@ -77,7 +77,7 @@ class Catalog:
     def from_file(cls, path: str | Path) -> Catalog:
         """Read a catalogue file.
 
-            [model."llama-3.1-8b"]          # a preset as it is
+            [model."llama-3.1-8b"]          # a preset, unchanged
             [model.support-bot]
             preset = "llama-3.1-8b"         # start from a preset and change any of: size_gb, kv_kib_per_token, layers, context_tokens
             count = 20                      # support-bot, support-bot-2, ... support-bot-20
@@ -93,7 +93,7 @@ class Catalog:
 
         UsageError names the file, and the line and column of bad TOML or the table and key of a bad value.
         """
-        return _Reader(str(path)).catalog(toml.parse(toml.read_text(path, "catalogue"), f"catalogue {path}"))
+        return _Reader(str(path)).catalog(toml.read(path, "catalogue"))
 
 
 class Figure(NamedTuple):

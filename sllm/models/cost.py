@@ -13,7 +13,7 @@ from 0, the prefill's) is prompt + i tokens. Coefficients come from the first of
 3. the profile's parts of what the hardware can do, bandwidth and FLOP/s being those of all GPUs that work as one:
     - weight_floor = size / (weights_bandwidth * GPU bandwidth)
     - p = size / (flops * FP16 FLOP/s), a token being 2 FLOP a parameter and a parameter 2 bytes
-    - a = weight_floor - flat_tokens * p, at least 0: the floor is flat up to so many tokens
+    - a = weight_floor - flat_tokens * p, at least 0: the floor is flat up to `flat_tokens` new tokens
     - k = KV bytes per token / (kv_bandwidth * GPU bandwidth)
     - sequence is the profile's
     - overhead = layers * the hardware's own overhead per layer if it has one, else the profile's fixed part

@@ -9,7 +9,7 @@
     [random]                       # or: drawn from the seed
     from = 5.0
     until = 60.0
-    for = [1.0, 8.0]               # each lasts uniformly so long
+    for = [1.0, 8.0]               # each lasts for a time drawn uniformly from this range, s
     per_minute = { crash = 2.0, degrade = 1.0 }
 
 A fault may repeat (`every`, `until`) and may hit its hosts one after the other (`stagger`). `sllm.virtual.inject` carries a schedule out.
@@ -36,7 +36,7 @@ RATE = Number(high=60_000.0)  # of one kind of random faults, a minute
 COMMON: dict[str, Key] = {
     "at": Key(Number(), "when it begins, s", required=True),
     "for": Key(Number(), "how long it lasts, s; without it, for good"),
-    "every": Key(Number(above=0.0), "it comes again after so long, s"),
+    "every": Key(Number(above=0.0), "time from one repetition to the next, s"),
     "until": Key(Number(), "the last repetition begins before this time, s"),
 }
 DRAWN_FOR_S = (1.0, 8.0)  # least and most that a drawn fault lasts, unless said otherwise
@@ -63,7 +63,7 @@ class Fault:
         return self.end_s_for(len(self.options.get("hosts", ())))
 
     def end_s_for(self, hosts: int) -> float:
-        """The same when it hits so many hosts."""
+        """When nothing of a fault that hits this number of hosts is left to happen."""
         stagger_s, linger_s = float(self.options.get("stagger", 0.0)), float(self.options.get("linger") or 0.0)
         return self.at_s + (self.for_s or 0.0) + stagger_s * max(0, hosts - 1) + linger_s
 

@@ -17,7 +17,7 @@ DEFAULT_HOSTS = ("random:1",)
 HOST_NAMES = Names("host names", '["worker-1"]')
 HOSTS: Keys = {
     "hosts": Key(HOST_NAMES, "which hosts: names, globs, random:N, random:N%, random:N:GLOB", required=True),
-    "stagger": Key(Number(), "each host is hit so long after the one before, s", default=0.0),
+    "stagger": Key(Number(), "time from one host's hit to the next, s", default=0.0),
 }
 LINKS: Keys = {
     "from": Key(HOST_NAMES, "sending hosts; without it, all"),
@@ -71,8 +71,8 @@ class Zombie(FaultKind):
     name = "zombie"
     keys: ClassVar[Keys] = {
         **HOSTS,
-        "restart_after": Key(Number(), "its replacement starts after so long, s; without it, half of `for`"),
-        "linger": Key(Number(), "the zombie lives so long after it came back, s; without it, for good"),
+        "restart_after": Key(Number(), "time until the replacement starts, s; without it, half of `for`"),
+        "linger": Key(Number(), "time that the zombie lives after it came back, s; without it, for good"),
     }
     why_it_ends = "a zombie comes back"
 
@@ -91,7 +91,7 @@ class Slow(FaultKind):
     """Everything on the host takes longer."""
 
     name = "slow"
-    keys: ClassVar[Keys] = {**HOSTS, "factor": Key(Number(low=1.0, high=1e6), "everything on it takes so many times as long", required=True)}
+    keys: ClassVar[Keys] = {**HOSTS, "factor": Key(Number(low=1.0, high=1e6), "factor on the time that everything on the host takes", required=True)}
 
     def draw(self, rng: Random) -> dict[str, Any]:
         return {"factor": rng.uniform(1.5, 10.0)}
@@ -181,7 +181,7 @@ class Degrade(FaultKind):
         "loss": Key(Number(high=1.0), "part of the datagrams that is lost"),
         "duplicate": Key(Number(high=1.0), "part that arrives twice"),
         "reorder": Key(Number(high=1.0), "part that is held back"),
-        "reorder_extra_ms": Key(Number(), "by up to so long"),
+        "reorder_extra_ms": Key(Number(), "longest time for which a reordered datagram is held back"),
         "corrupt": Key(Number(high=1.0), "part that arrives with a wrong bit"),
         "latency_ms": Key(LatencyRule(), LatencyRule.meaning),
         "bandwidth_kb_per_s": Key(Number(above=0.0), "kilobytes a second"),
