@@ -204,9 +204,8 @@ class Config:
             text = environ.get(field.metadata["env"], "").strip()
             if text:
                 values[field.name] = parse_setting(field, text, field.metadata["env"])
-        given = cls(**values)
-        config = resolve_defaults(given, environ)
-        if config.in_container and not given.worker_id and (problem := ID.problem(config.worker_id)):
+        config = resolve_defaults(cls(**values), environ)
+        if config.in_container and (problem := ID.problem(config.worker_id)):
             raise ConfigError(f"HOSTNAME={config.worker_id!r}: {problem}; or set WORKER_ID")
         return config
 

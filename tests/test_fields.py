@@ -114,6 +114,13 @@ def test_the_rules_for_texts_are_those_of_messages_to_the_word(text: str) -> Non
     assert ID.problem(text) == limits.id_problem(text)
 
 
+def test_the_rules_for_texts_take_the_same_characters() -> None:
+    for code in [*range(0x500), 0x200B, 0x202E, 0x2028, 0xD55C, 0xD800, 0xFEFF, 0x1F600]:
+        for text in (chr(code), f"a{chr(code)}b"):
+            assert HOST.problem(text) == limits.host_problem(text)
+            assert ID.problem(text) == limits.id_problem(text)
+
+
 @pytest.mark.parametrize("letter", ["h", "\u00e9", "\ud55c"])
 @pytest.mark.parametrize("most", [limits.ID_MAX_BYTES, limits.HOST_MAX_BYTES])
 def test_the_rules_for_texts_end_at_the_same_length(letter: str, most: int) -> None:
