@@ -17,7 +17,6 @@ from math import inf
 from random import Random
 from typing import Protocol
 
-from config import Config
 from sllm.protocol.contacts import STALL_S, Contact, Contacts
 from sllm.protocol.events import (
     CoordinatorOverdue,
@@ -57,6 +56,29 @@ ASKING, SENDING, SERVING, BACKING_OFF = "asking", "sending", "serving", "backing
 OVERDUE_AFTER = 2.0  # first waits for an answer without a word from the coordinator, until its answer is overdue
 DOUBLINGS_MAX = 64  # of the first wait; any bound has long been met by then
 FINISHED_MAX = 100_000  # requests remembered after their end, to tell work done twice from a datagram sent twice
+
+
+class ClientSettings(Protocol):
+    """What a client reads of the configuration of its process."""
+
+    @property
+    def life_timeout_s(self) -> float: ...
+    @property
+    def report_interval_s(self) -> float: ...
+    @property
+    def retry_initial_s(self) -> float: ...
+    @property
+    def retry_max_s(self) -> float: ...
+    @property
+    def worker_tries(self) -> int: ...
+    @property
+    def poll_s(self) -> float: ...
+    @property
+    def placements_max(self) -> int: ...
+    @property
+    def request_timeout_s(self) -> float: ...
+    @property
+    def coordinator_silent_s(self) -> float: ...
 
 
 class Asked(Protocol):
@@ -122,7 +144,7 @@ class Client(Node):
 
     def __init__(
         self,
-        config: Config,
+        config: ClientSettings,
         coordinator: Address,
         rng: Random,
         incarnation: int,

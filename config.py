@@ -3,25 +3,58 @@
 `from config import config` gives the process-wide configuration, read from the environment on first use. The simulations build theirs from the
 same declarations: a field with a `flag` is also a command-line option, so a variable and its flag cannot drift apart.
 
-A value that does not fit raises `UsageError` with one line that names the variable (or flag) and the value.
+A value that does not fit raises `ConfigError` with one line that names the variable (or flag) and the value. This module imports nothing of the project:
+bounds that messages have too are written here again, and a test holds both equal.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from sllm.protocol import limits
-from sllm.protocol.errors import UsageError
-from sllm.protocol.messages import Address
+from typing import Any, NamedTuple
 
 MODES = ("kubernetes", "docker", "local")
+
+
+class ConfigError(ValueError):
+    """A setting that does not fit. The message is one line for the user: the variable or flag, its value, and what would fit."""
+
+
+class TextRule(NamedTuple):
+    """Which texts a field takes: every character must fit, and so must the size in bytes of UTF-8."""
+
+    characters: Callable[[str], object]  # true of a text whose characters all fit
+    characters_wanted: str  # what a user is told whose text has others
+    bytes_max: int
+    size_wanted: str  # what a user is told whose text is too long, or empty; `{size}` stands for its size
+
+    def problem(self, text: str) -> str:
+        """What keeps `text` from fitting; "" if nothing does."""
+        if not self.characters(text):
+            return self.characters_wanted
+        size = len(text.encode())
+        return "" if 0 < size <= self.bytes_max else self.size_wanted.format(size=size)
+
+
+HOST = TextRule(
+    re.compile(r"[A-Za-z0-9._~:%-]+").fullmatch, "must be a host name or an address: letters, digits and . _ ~ : % -",
+    253, "must have at most 253 bytes, not {size}",
+)  # fmt: skip
+"""A host name or an address; 253 bytes is the longest name that the domain name system has."""
+ID = TextRule(str.isprintable, "must have printable characters only", 63, "must have 1 to 63 bytes of UTF-8, not {size}")
+"""The name of a worker: what the header of a datagram has room for, and the longest host name."""
+
+# Bounds that hold for what the roles say in messages too, as `sllm.protocol.limits` has them.
+REPORT_INTERVAL_MAX_S = 60.0
+SLOTS_MAX = 100_000
+QUEUE_MAX = 10_000_000
+PLACEMENTS_MAX = 20
 
 
 def setting(
@@ -34,14 +67,14 @@ def setting(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
-    problem: Callable[[str], str] | None = None,
+    rule: TextRule | None = None,
     flag: str | None = None,
     group: str = "common",
 ) -> Any:
-    """A configuration field. `low` and `high` are inclusive bounds, `above` an exclusive lower one; `problem` says what is wrong with a text, "" for
-    nothing; `flag` is its command-line option."""
+    """A configuration field. `low` and `high` are inclusive bounds, `above` an exclusive lower one; `rule` says which texts fit; `flag` is its
+    command-line option."""
     metadata = {
-        "env": env, "meaning": meaning, "unit": unit, "low": low, "high": high, "above": above, "choices": choices, "problem": problem,
+        "env": env, "meaning": meaning, "unit": unit, "low": low, "high": high, "above": above, "choices": choices, "rule": rule,
         "flag": flag, "group": group,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
@@ -53,12 +86,12 @@ class Config:
 
     # --- where things are -----------------------------------------------------------------------------------------------------------
     deployment_mode: str = setting("", "DEPLOYMENT_MODE", "where this runs; found out by itself when empty", choices=("", *MODES))
-    bind_host: str = setting("", "BIND_HOST", "address to listen on; empty: 127.0.0.1 locally, 0.0.0.0 in containers", problem=limits.host_problem)
-    coordinator_host: str = setting("", "COORDINATOR_HOST", "the coordinator's name or address; empty: 127.0.0.1 locally, central-coordinator in containers", problem=limits.host_problem)
+    bind_host: str = setting("", "BIND_HOST", "address to listen on; empty: 127.0.0.1 locally, 0.0.0.0 in containers", rule=HOST)
+    coordinator_host: str = setting("", "COORDINATOR_HOST", "the coordinator's name or address; empty: 127.0.0.1 locally, central-coordinator in containers", rule=HOST)
     coordinator_port: int = setting(9000, "COORDINATOR_PORT", "the coordinator's UDP port", low=0, high=65535)
     worker_port: int = setting(8000, "WORKER_PORT", "a worker's UDP port; 0: any free one", low=0, high=65535, group="worker")
-    advertise_host: str = setting("", "ADVERTISE_HOST", "where clients reach this worker; empty: its own address towards the coordinator; source: wherever its reports come from, for translated addresses", problem=limits.host_problem, group="worker")
-    worker_id: str = setting("", "WORKER_ID", "a worker's name; empty: the pod's or container's host name, locally worker-<process id>", problem=limits.id_problem, group="worker")
+    advertise_host: str = setting("", "ADVERTISE_HOST", "where clients reach this worker; empty: its own address towards the coordinator; source: wherever its reports come from, for translated addresses", rule=HOST, group="worker")
+    worker_id: str = setting("", "WORKER_ID", "a worker's name; empty: the pod's or container's host name, locally worker-<process id>", rule=ID, group="worker")
     cluster_key_file: str = setting("", "CLUSTER_KEY_FILE", "file or folder with the keys that sign datagrams; empty: made on first use for this user (locally only)")
     health_port: int = setting(-1, "HEALTH_PORT", "TCP port of health, metrics and state over HTTP; 0: none; -1: 8080 in containers, none locally", low=-1, high=65535)
     http_hosts: str = setting("", "HTTP_HOSTS", "names, beside localhost, addresses, this host's and the coordinator's, under which HTTP is served, separated by commas; *: any")
@@ -68,21 +101,21 @@ class Config:
 
     # --- the fleet --------------------------------------------------------------------------------------------------------------------
     report_interval_s: float = setting(
-        1.0, "REPORT_INTERVAL", "time between a worker's load reports; 0: at every change, at once (virtual time only)", unit="s", low=0.0, high=limits.REPORT_INTERVAL_MAX_S, flag="--report-interval", group="run"
+        1.0, "REPORT_INTERVAL", "time between a worker's load reports; 0: at every change, at once (virtual time only)", unit="s", low=0.0, high=REPORT_INTERVAL_MAX_S, flag="--report-interval", group="run"
     )
-    worker_timeout_s: float = setting(10.0, "WORKER_TIMEOUT", "a worker silent for so long is dead", unit="s", above=0.0, high=3600.0, group="coordinator")
+    worker_timeout_s: float = setting(10.0, "WORKER_TIMEOUT", "silence of a worker after which it is dead", unit="s", above=0.0, high=3600.0, group="coordinator")
     suspect_intervals: float = setting(3.0, "SUSPECT_INTERVALS", "missed reports until a worker is suspect; one lost datagram must not move work", unit="report intervals", low=1.5, high=100.0, group="coordinator")
-    forget_after_s: float = setting(300.0, "FORGET_AFTER", "a worker that is dead or has left is listed for so long", unit="s", above=0.0, group="coordinator")
+    forget_after_s: float = setting(300.0, "FORGET_AFTER", "time for which a worker that is dead or has left stays listed", unit="s", above=0.0, group="coordinator")
     workers_max: int = setting(200_000, "WORKERS_MAX", "workers in the coordinator's table; reports of others are refused while it is full", unit="workers", low=1, high=1_000_000, group="coordinator")
-    dispatch_expiry_intervals: float = setting(3.0, "DISPATCH_EXPIRY_INTERVALS", "a dispatch no report has acknowledged is written off after so many", unit="report intervals", low=1.0, high=100.0, group="coordinator")
+    dispatch_expiry_intervals: float = setting(3.0, "DISPATCH_EXPIRY_INTERVALS", "a dispatch that no report has acknowledged is written off after this number of report intervals", unit="report intervals", low=1.0, high=100.0, group="coordinator")
     hold_fraction: float = setting(0.5, "HOLD_FRACTION", "when more than this part of the fleet is silent at once, nobody is declared dead", low=0.1, high=1.0, group="coordinator")
-    hold_max_s: float = setting(60.0, "HOLD_MAX", "nobody is declared dead because of that for at most so long", unit="s", above=0.0, high=86400.0, group="coordinator")
-    stall_s: float = setting(2.0, "STALL_AFTER", "a gap so long in the coordinator's own loop holds expiry for a report interval", unit="s", above=0.0, group="coordinator")
-    ack_every: int = setting(4, "ACK_EVERY", "acknowledge one report in so many", unit="reports", low=1, high=1000, group="coordinator")
+    hold_max_s: float = setting(60.0, "HOLD_MAX", "longest time for which nobody is declared dead because most of the fleet is silent", unit="s", above=0.0, high=86400.0, group="coordinator")
+    stall_s: float = setting(2.0, "STALL_AFTER", "a gap in the coordinator's own loop from which expiry is held for three report intervals", unit="s", above=0.0, group="coordinator")
+    ack_every: int = setting(4, "ACK_EVERY", "reports for each acknowledgement by the coordinator", unit="reports", low=1, high=1000, group="coordinator")
     queue_threshold: int = setting(10, "QUEUE_THRESHOLD", "requests waiting on a worker above which it gets no more of normal priority", unit="requests", low=1, high=100_000_000, flag="--queue-threshold", group="coordinator")
     memory_threshold: float = setting(0.9, "MEMORY_THRESHOLD", "used part of a worker's KV cache above which it is a last resort", above=0.0, high=1.0, group="coordinator")
     policy: str = setting("startup_time", "POLICY", "placement policy: NAME[:key=value,...], or FILE.py[:NAME][:key=value,...] of your own", flag="--policy", group="run")
-    decision_keep_s: float = setting(10.0, "DECISION_KEEP", "an answer is kept at least so long, so that a request asked again gets the same one", unit="s", above=0.0, group="coordinator")
+    decision_keep_s: float = setting(10.0, "DECISION_KEEP", "least time for which an answer is kept, so that a request asked again gets the same one", unit="s", above=0.0, group="coordinator")
 
     # --- workers ----------------------------------------------------------------------------------------------------------------------
     model_catalog: str = setting("", "MODEL_CATALOG", "TOML file of models and hardware; empty: the built-in demonstration catalogue", flag="--catalog", group="run")
@@ -95,19 +128,19 @@ class Config:
     service: str = setting("exponential", "SERVICE", "service times of the queue engine: exponential, deterministic or hyperexponential:CV", flag="--service", group="run")
     service_mean_s: float = setting(1.0, "SERVICE_MEAN", "mean service time of the queue engine", unit="s", above=0.0, flag="--service-mean", group="run")
     service_load_s: float = setting(0.0, "SERVICE_LOAD", "time the queue engine takes to load a model; 0: every model is always there", unit="s", low=0.0, flag="--service-load", group="run")
-    slots: int = setting(0, "SLOTS", "requests a worker serves at once; 0: the hardware's batch limit, 1 for the queue engine", unit="requests", low=0, high=limits.SLOTS_MAX, flag="--slots", group="run")
-    keep_alive_s: float = setting(0.0, "KEEP_ALIVE", "an idle model leaves the GPU after so long; 0: only under memory pressure", unit="s", low=0.0, flag="--keep-alive", group="run")
-    queue_max: int = setting(1000, "QUEUE_MAX", "requests a worker lets wait before it refuses", unit="requests", low=1, high=limits.QUEUE_MAX, group="worker")
-    response_keep_s: float = setting(120.0, "RESPONSE_KEEP", "a worker keeps a finished response so long, to answer a poll, or until 20,000 more have finished", unit="s", above=0.0, group="worker")
+    slots: int = setting(0, "SLOTS", "requests a worker serves at once; 0: the hardware's batch limit, 1 for the queue engine", unit="requests", low=0, high=SLOTS_MAX, flag="--slots", group="run")
+    keep_alive_s: float = setting(0.0, "KEEP_ALIVE", "idle time after which a model leaves the GPU; 0: only under memory pressure", unit="s", low=0.0, flag="--keep-alive", group="run")
+    queue_max: int = setting(1000, "QUEUE_MAX", "requests a worker lets wait before it refuses", unit="requests", low=1, high=QUEUE_MAX, group="worker")
+    response_keep_s: float = setting(120.0, "RESPONSE_KEEP", "time for which a worker keeps a finished response, to answer a poll; less if 20,000 more have finished", unit="s", above=0.0, group="worker")
     drain_timeout_s: float = setting(30.0, "DRAIN_TIMEOUT", "time a stopping worker has to finish what it runs", unit="s", low=0.0, high=3600.0, group="worker")
-    coordinator_silent_s: float = setting(10.0, "COORDINATOR_SILENT", "no answer for so long: resolve the coordinator's name again and open a new socket", unit="s", above=0.0, group="common")
+    coordinator_silent_s: float = setting(10.0, "COORDINATOR_SILENT", "time without an answer after which the coordinator's name is resolved again and a new socket opened", unit="s", above=0.0, group="common")
 
     # --- clients ----------------------------------------------------------------------------------------------------------------------
     retry_initial_s: float = setting(0.5, "RETRY_INITIAL", "wait before a datagram is sent again; doubles, with jitter", unit="s", above=0.0, group="client")
-    retry_max_s: float = setting(4.0, "RETRY_MAX", "longest such wait", unit="s", above=0.0, group="client")
+    retry_max_s: float = setting(4.0, "RETRY_MAX", "longest wait before a datagram is sent again", unit="s", above=0.0, group="client")
     worker_tries: int = setting(3, "WORKER_TRIES", "unanswered datagrams after which a worker counts as silent", low=1, high=100, group="client")
-    poll_s: float = setting(10.0, "POLL_INTERVAL", "an accepted request that is silent for so long is asked after", unit="s", above=0.0, group="client")
-    placements_max: int = setting(3, "PLACEMENTS_MAX", "placements of one request: the first and two more", low=1, high=limits.PLACEMENTS_MAX, group="client")
+    poll_s: float = setting(10.0, "POLL_INTERVAL", "silence about an accepted request after which the worker is asked about it", unit="s", above=0.0, group="client")
+    placements_max: int = setting(3, "PLACEMENTS_MAX", "placements of one request: the first and two more", low=1, high=PLACEMENTS_MAX, group="client")
     request_timeout_s: float = setting(300.0, "REQUEST_TIMEOUT", "a request not finished by then has failed", unit="s", above=0.0, group="client")
 
     # --- a run ------------------------------------------------------------------------------------------------------------------------
@@ -117,36 +150,36 @@ class Config:
     arrivals: str = setting("poisson", "ARRIVALS", "arrival process", choices=("poisson", "gamma", "deterministic"), flag="--arrivals", group="run")
     cv: float = setting(8.0, "CV", "coefficient of variation of gamma arrivals", above=0.0, high=100.0, flag="--cv", group="run")
     stages: str = setting("", "STAGES", "a rate that changes, as LENGTH:RATE,... such as 30s:5,60s:20,30s:0: in a straight line to each rate, from 0; 0s:RATE is a jump", flag="--stages", group="run")
-    concurrency: int = setting(0, "CONCURRENCY", "closed-loop load: so many users, each of whom sends the next request when the last has ended; 0: requests come by --rate", unit="users", low=0, high=20_000, flag="--concurrency", group="run")
-    think_s: float = setting(0.0, "THINK", "mean time for which such a user thinks before each request, exponential", unit="s", low=0.0, high=1e6, flag="--think", group="run")
+    concurrency: int = setting(0, "CONCURRENCY", "closed-loop load: number of users, each of whom sends the next request when the last has ended; 0: requests come by --rate", unit="users", low=0, high=20_000, flag="--concurrency", group="run")
+    think_s: float = setting(0.0, "THINK", "mean time for which a user of --concurrency thinks before each request, exponential", unit="s", low=0.0, high=1e6, flag="--think", group="run")
     lengths: str = setting("azure-conv", "LENGTHS", "tokens of a request: azure-conv, fixed:IN,OUT, lognormal:MEDIAN_IN,MEAN_IN,MEDIAN_OUT,MEAN_OUT[,MOST] or empirical:FILE", flag="--lengths", group="run")
     mix: str = setting("", "MIX", "models and their shares of the requests, MODEL=SHARE,... or a TOML file of such pairs; empty: by --zipf", flag="--mix", group="run")
     priorities: str = setting("", "PRIORITIES", "shares of the priorities, such as high=1,normal=8,low=1; empty: all normal", flag="--priorities", group="run")
     sessions: str = setting("", "SESSIONS", "sessions whose prompts repeat all earlier turns, such as turns=5,gap=10,longest=14000 (mean turns, mean s between them, most tokens); empty: none", flag="--sessions", group="run")
     trace: str = setting("", "TRACE", "trace file to replay instead of synthetic arrivals", flag="--trace", group="run")
     model_map: str = setting("", "MODEL_MAP", "TOML file that says which model of the catalogue each model of the trace is; empty: by name, then by number of requests", flag="--model-map", group="run")
-    trace_rate: float = setting(1.0, "TRACE_RATE", "so many times the requests of the trace in the same time, by superposition; below 1 by thinning", above=0.0, high=100.0, flag="--trace-rate", group="run")
+    trace_rate: float = setting(1.0, "TRACE_RATE", "factor on the requests of the trace in the same time: above 1 by superposition, below 1 by thinning", above=0.0, high=100.0, flag="--trace-rate", group="run")
     trace_columns: str = setting("", "TRACE_COLUMNS", "columns of a CSV trace of any origin: arrival=NAME,prompt=NAME,output=NAME[,model=NAME][,unit=s|ms|us|ns]", flag="--columns", group="run")
-    speedup: float = setting(1.0, "SPEEDUP", "the run's clock runs so many times as fast as the wall clock (live runs)", above=0.0, high=10000.0, flag="--speedup", group="run")
+    speedup: float = setting(1.0, "SPEEDUP", "factor by which the run's clock is faster than the wall clock (live runs)", above=0.0, high=10000.0, flag="--speedup", group="run")
     pace: float = setting(0.0, "PACE", "simulated seconds in a second of wall time, for those who watch; 0: as fast as it can (virtual time)", low=0.0, high=1e6, flag="--pace", group="run")
     models: int = setting(0, "MODELS", "models of the catalogue that are asked for; 0: eight (in a simulation more, if its trace names more), or all of a catalogue file", low=0, high=100000, flag="--models", group="run")
-    zipf: float = setting(1.1, "ZIPF", "exponent of model popularity; 0: all alike", low=0.0, high=10.0, flag="--zipf", group="run")
+    zipf: float = setting(1.1, "ZIPF", "exponent of model popularity; 0: all models are asked for alike", low=0.0, high=10.0, flag="--zipf", group="run")
     latency_ms: float = setting(0.2, "LATENCY_MS", "one-way network latency in virtual time", unit="ms", low=0.0, high=60000.0, flag="--latency-ms", group="run")
     loss: float = setting(0.0, "LOSS", "part of the datagrams lost in virtual time", low=0.0, high=1.0, flag="--loss", group="run")
 
     # --- what is measured -------------------------------------------------------------------------------------------------------------
     slo_ttft_s: float = setting(2.0, "SLO_TTFT", "a first token that takes no longer is in time", unit="s", above=0.0, flag="--slo-ttft", group="run")
     slo_tpot_s: float = setting(0.0, "SLO_TPOT", "further tokens that take no longer on average are in time; 0: they always are", unit="s", low=0.0, flag="--slo-tpot", group="run")
-    warmup_s: float = setting(0.0, "WARMUP", "requests that arrive in the first so many seconds are counted and left out of the statistics", unit="s", low=0.0, flag="--warmup", group="run")
+    warmup_s: float = setting(0.0, "WARMUP", "requests that arrive in this time from the start are counted and left out of the statistics", unit="s", low=0.0, flag="--warmup", group="run")
 
     @property
     def life_timeout_s(self) -> float:
-        """A sender that has been silent for so long may come back as a life with a lower number: its clock was set back."""
+        """Silence of a sender after which it may come back as a life with a lower number: its clock was set back."""
         return max(self.worker_timeout_s, self.suspect_intervals * self.report_interval_s)
 
     # --- people reach for these -------------------------------------------------------------------------------------------------------
 
-    def get_coordinator_address(self) -> Address:
+    def get_coordinator_address(self) -> tuple[str, int]:
         """Where the coordinator is heard: (name or address, port)."""
         return self.coordinator_host, self.coordinator_port
 
@@ -156,7 +189,7 @@ class Config:
 
     @property
     def reports_per_ack(self) -> int:
-        """The coordinator acknowledges one report in so many. A worker must hear it at least twice in `coordinator_silent_s`."""
+        """Reports for each acknowledgement of the coordinator. A worker must hear it at least twice in `coordinator_silent_s`."""
         return max(1, min(self.ack_every, int(self.coordinator_silent_s / 2.0 / (self.report_interval_s or 1.0))))
 
     @property
@@ -165,13 +198,16 @@ class Config:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Config:
-        """Read and validate every variable; what is unset or empty keeps its default. UsageError names the variable and its value."""
+        """Read and validate every variable; what is unset or empty keeps its default. ConfigError names the variable and its value."""
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             text = environ.get(field.metadata["env"], "").strip()
             if text:
                 values[field.name] = parse_setting(field, text, field.metadata["env"])
-        return resolve_defaults(cls(**values), environ)
+        config = resolve_defaults(cls(**values), environ)
+        if config.in_container and (problem := ID.problem(config.worker_id)):
+            raise ConfigError(f"HOSTNAME={config.worker_id!r}: {problem}; or set WORKER_ID")
+        return config
 
     def describe(self) -> dict[str, Any]:
         """The effective configuration by variable, for printing. It holds no secret: keys live in files, only the path is here."""
@@ -197,24 +233,27 @@ RUN_VARIABLES = frozenset(env for _, env, *_ in (*OUTPUTS, *SWITCHES))
 
 
 def parse_setting(field: dataclasses.Field[Any], text: str, label: str) -> Any:
-    """`text` as the field's value. UsageError says `label`, the text and what would fit."""
+    """`text` as the field's value. ConfigError says `label`, the text and what would fit."""
     rules = field.metadata
     if field.type == "str":
         if rules["choices"] and text not in rules["choices"]:
-            raise UsageError(f"{label}={text!r}: must be one of {', '.join(c for c in rules['choices'] if c)}")
-        if rules["problem"] and (problem := rules["problem"](text)):
-            raise UsageError(f"{label}={text!r}: {problem}")
+            raise ConfigError(f"{label}={text!r}: must be one of {', '.join(c for c in rules['choices'] if c)}")
+        if rules["rule"] and (problem := rules["rule"].problem(text)):
+            raise ConfigError(f"{label}={text!r}: {problem}")
         return text
-    kind = int if field.type == "int" else float
+    whole = field.type == "int"
     try:
-        value = kind(text)
+        value = int(text) if whole else float(text)
     except ValueError:
-        raise UsageError(f"{label}={text!r}: must be {'a whole number' if kind is int else 'a number'}{_range_text(rules)}") from None
-    inside = value == value and abs(value) != float("inf")
-    inside = inside and (rules["low"] is None or value >= rules["low"]) and (rules["high"] is None or value <= rules["high"])
-    if not inside or (rules["above"] is not None and value <= rules["above"]):
-        raise UsageError(f"{label}={text!r}: must be {'a whole number' if kind is int else 'a number'}{_range_text(rules)}")
+        value = math.nan
+    if not math.isfinite(value) or not _is_inside(value, rules):
+        raise ConfigError(f"{label}={text!r}: must be {'a whole number' if whole else 'a number'}{_range_text(rules)}")
     return value
+
+
+def _is_inside(value: float, rules: Mapping[str, Any]) -> bool:
+    low, above, high = rules["low"], rules["above"], rules["high"]
+    return (low is None or value >= low) and (above is None or value > above) and (high is None or value <= high)
 
 
 def _range_text(rules: Mapping[str, Any]) -> str:
@@ -277,8 +316,6 @@ def resolve_defaults(config: Config, environ: Mapping[str, str]) -> Config:
     mode = config.deployment_mode or detect_mode(environ)
     local = mode == "local"
     host_name = environ.get("HOSTNAME", "").strip() or socket.gethostname()
-    if not local and not config.worker_id and (problem := limits.id_problem(host_name)):
-        raise UsageError(f"HOSTNAME={host_name!r}: {problem}; or set WORKER_ID")
     return dataclasses.replace(
         config,
         deployment_mode=mode,

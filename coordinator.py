@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Callable
 from math import inf
 from random import Random
+from typing import Protocol
 
-from config import Config
 from sllm.fleet.ledger import Entry
 from sllm.fleet.table import DEAD, DOUBTFUL, EXPIRED, GONE, NEWCOMER, NO_CLIENTS, PROVEN, SILENT, SUSPECT, Fleet, Kind, Row, note_client
-from sllm.models.catalogue import Catalog, Model
+from sllm.models.catalogue import Catalog
+from sllm.models.model import Model
 from sllm.placement.base import FleetView, Placement, Policy, Query
 from sllm.placement.costs import make_costs
 from sllm.protocol.errors import UsageError
@@ -82,6 +83,45 @@ class Decision:
         self.attempt = attempt
 
 
+class CoordinatorSettings(Protocol):
+    """What a coordinator reads of the configuration of its process."""
+
+    @property
+    def life_timeout_s(self) -> float: ...
+    @property
+    def report_interval_s(self) -> float: ...
+    @property
+    def worker_timeout_s(self) -> float: ...
+    @property
+    def suspect_intervals(self) -> float: ...
+    @property
+    def forget_after_s(self) -> float: ...
+    @property
+    def workers_max(self) -> int: ...
+    @property
+    def dispatch_expiry_intervals(self) -> float: ...
+    @property
+    def hold_fraction(self) -> float: ...
+    @property
+    def hold_max_s(self) -> float: ...
+    @property
+    def stall_s(self) -> float: ...
+    @property
+    def reports_per_ack(self) -> int: ...
+    @property
+    def decision_keep_s(self) -> float: ...
+    @property
+    def queue_threshold(self) -> int: ...
+    @property
+    def memory_threshold(self) -> float: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def service_mean_s(self) -> float: ...
+    @property
+    def service_load_s(self) -> float: ...
+
+
 class Coordinator(Node):
     """One coordinator. `stopwatch` (seconds, any origin) measures how long placements take; without it they count as 0."""
 
@@ -93,7 +133,7 @@ class Coordinator(Node):
 
     def __init__(
         self,
-        config: Config,
+        config: CoordinatorSettings,
         catalog: Catalog,
         policy: Policy,
         rng: Random,

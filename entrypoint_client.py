@@ -115,7 +115,7 @@ class ClientPart:
 
     def ready(self) -> tuple[bool, str]:
         if not self._service.resolved:
-            return False, f"the coordinator's name {self.node.config.coordinator_host} has no address"
+            return False, f"the coordinator's name {self._service.config.coordinator_host} has no address"
         if not self.node.acknowledged:
             return False, f"the coordinator at {':'.join(map(str, self.node.coordinator))} has not answered yet"
         return True, "sending" if not self._exhausted else "waiting for the last answers"
@@ -158,7 +158,7 @@ class ClientPart:
     def stop(self) -> None:
         """Send nothing more; what is in flight may still come, within the drain timeout."""
         self._exhausted = True
-        self._give_up_at = self._service.clock.now + self.node.config.drain_timeout_s
+        self._give_up_at = self._service.clock.now + self._service.config.drain_timeout_s
 
     def finished(self) -> bool:
         if not self._exhausted:
@@ -182,7 +182,7 @@ class ClientPart:
         good = seen.sent > 0 and seen.completed == seen.sent
         verdict = "all requests completed" if good else "not all requests were completed" if seen.sent else "no request was sent"
         if not self._service.resolved:
-            verdict += f": COORDINATOR_HOST={self.node.config.coordinator_host!r} has no address"
+            verdict += f": COORDINATOR_HOST={self._service.config.coordinator_host!r} has no address"
         log.log(logging.INFO if good else logging.ERROR, "%s", verdict, extra={"event": "Results", "fields": figures})
         return 0 if good else 1
 

@@ -36,7 +36,7 @@ class CoordinatorPart:
         self._service = service
         clock, driver = service.clock, service.driver
         self._view = view = CoordinatorView(
-            lambda: node, lambda: clock.now, lambda step: driver.call_at(clock.now, step), self._kernel_drops, service.started_wall_s
+            service.config.policy, lambda: node, lambda: clock.now, lambda step: driver.call_at(clock.now, step), self._kernel_drops, service.started_wall_s
         )  # fmt: skip
         self.metrics = view.metrics
         self.ready, self.observe, self.tick = view.ready, view.observe, view.tick

@@ -36,9 +36,10 @@ class MeasuredWorker(Worker):
     """A worker that notes the times in the responses it sends; the event that a request was served does not carry them. It says in each report, which is
     signed, where it is reached: the address that a datagram comes from is not."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, config: Config, *args: Any, **options: Any) -> None:
         self.responses: dict[str, InferenceResponse] = {}  # sent since the last tick, by request id
-        super().__init__(*args, **options)
+        self._bind_host, self._advertise_host = config.bind_host, config.advertise_host
+        super().__init__(config, *args, **options)
 
     def send(self, message: Message, addr: Address, now: float) -> None:
         if type(message) is InferenceResponse and message.outcome == COMPLETED:
@@ -46,7 +47,7 @@ class MeasuredWorker(Worker):
         super().send(message, addr, now)
 
     def _report(self, now: float) -> None:
-        told = self.config.advertise_host
+        told = self._advertise_host
         own = "" if told == SOURCE else told or self._own_address()
         if own != self.advertise[0]:
             self.relocate((own, self.advertise[1]))
@@ -55,8 +56,8 @@ class MeasuredWorker(Worker):
     def _own_address(self) -> str:
         """Where the coordinator would reach us. Looked up anew for each report: it changes with the coordinator's address, and with our own. Whoever listens
         everywhere and speaks to a coordinator over loopback may be heard through a published port of a container: then only the coordinator knows."""
-        if self.config.bind_host not in WILDCARDS:
-            return self.config.bind_host
+        if self._bind_host not in WILDCARDS:
+            return self._bind_host
         own = local_address(self.coordinator)
         return "" if own == "::1" or own.startswith("127.") else own
 
@@ -73,7 +74,7 @@ class WorkerPart:
 
     def ready(self) -> tuple[bool, str]:
         if not self._service.resolved:
-            return False, f"the coordinator's name {self.node.config.coordinator_host} has no address"
+            return False, f"the coordinator's name {self._service.config.coordinator_host} has no address"
         if self.node.state in (STARTING, READY) and not self.node.acknowledged:
             return False, f"the coordinator at {':'.join(map(str, self.node.coordinator))} has not acknowledged a report yet"
         if self.node.displaced:

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections import Counter, deque
 from math import inf
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
-from config import Config
 from sllm.engine import Engine, Evicted, Finished, FirstTokenOut, Loaded, ModelTooLarge, RequestTooLarge, Started
 from sllm.fleet.ledger import Receipts
-from sllm.models.catalogue import TIER_NAMES, Catalog
+from sllm.models.catalogue import Catalog
+from sllm.models.model import TIER_NAMES
 from sllm.protocol.errors import UsageError
 from sllm.protocol.events import (
     CoordinatorChanged,
@@ -88,6 +88,31 @@ class Job:
         self.answered = False  # the client knows
 
 
+class WorkerSettings(Protocol):
+    """What a worker reads of the configuration of its process."""
+
+    @property
+    def life_timeout_s(self) -> float: ...
+    @property
+    def report_interval_s(self) -> float: ...
+    @property
+    def reports_per_ack(self) -> int: ...
+    @property
+    def retry_initial_s(self) -> float: ...
+    @property
+    def coordinator_silent_s(self) -> float: ...
+    @property
+    def hardware(self) -> str: ...
+    @property
+    def queue_max(self) -> int: ...
+    @property
+    def demo_models(self) -> int: ...
+    @property
+    def response_keep_s(self) -> float: ...
+    @property
+    def drain_timeout_s(self) -> float: ...
+
+
 class Worker(Node):
     """One worker. `advertise` is where clients reach it ("" and 0: where its reports come from)."""
 
@@ -100,7 +125,7 @@ class Worker(Node):
 
     def __init__(
         self,
-        config: Config,
+        config: WorkerSettings,
         catalog: Catalog,
         engine: Engine,
         coordinator: Address,

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from config import Config
 from experiments.harness import ROOT, configuration
-from sllm.models.catalogue import Catalog, Hardware, Model
+from sllm.models.catalogue import Catalog
 from sllm.models.cost import service_s
+from sllm.models.model import Hardware, Model
 from sllm.placement.base import Costs
 from sllm.placement.costs import make_costs
 from sllm.placement.registry import policies
@@ -21,7 +22,8 @@ from sllm.protocol.messages import HIGH, LOW, NORMAL
 from sllm.protocol.seeds import rng_for
 from sllm.run.assemble import build_catalog
 from sllm.run.hardware_mix import hardware_of_workers, parse_mix
-from sllm.virtual.faults import KINDS, Fault, Schedule, random_faults
+from sllm.virtual.faults import Fault, Schedule, random_faults
+from sllm.virtual.kinds import KINDS
 from sllm.virtual.network import Latency
 from sllm.workload import Request
 from sllm.workload.lengths import AZURE_CONV_OUTPUT, AZURE_CONV_PROMPT, clamped_mean
@@ -267,5 +269,5 @@ def _draw_deaths(rng: Random, workers: int, until_s: float) -> list[Fault]:
 
 
 def _fault(at_s: float, kind: str, for_s: float | None, host: str, **options: Any) -> Fault:
-    defaults = {key: rule.default for key, rule in KINDS[kind].items()}
+    defaults = KINDS[kind].defaults()
     return Fault(at_s, kind, for_s, defaults | {"hosts": [host]} | options, f"drawn {kind}")

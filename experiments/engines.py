@@ -36,8 +36,10 @@ if __name__ == "__main__":
 from experiments.harness import ROOT, replace_section
 from sllm.engine import LlmEngine
 from sllm.engine.base import Finished, FirstTokenOut, RequestTooLarge
-from sllm.models.catalogue import DISK, HOST, Catalog, model_preset
+from sllm.models.catalogue import Catalog
 from sllm.models.cost import load_s
+from sllm.models.model import DISK, HOST
+from sllm.models.presets import MODELS as PRESETS
 from sllm.models.profiles import ENGINE_PROFILES, LOADER_PROFILES
 from sllm.observe.report.standard import run_script
 from sllm.protocol.errors import UsageError
@@ -292,7 +294,7 @@ def main(argv: Sequence[str]) -> int:
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
-    catalog = Catalog({name: model_preset(name) for name in dict.fromkeys(MODELS.values())})
+    catalog = Catalog({name: PRESETS[name] for name in dict.fromkeys(MODELS.values())})
     lines: list[str] = []
     for profile in ("splitwise", "", "cuda_graphs") if arguments.write else (arguments.engine_profile,):
         compared, reasons = compare_serving(serving, catalog, profile)

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import Config, parse_setting
+from config import Config, ConfigError, parse_setting
 from experiments.batch import run_virtual
 from experiments.comparison import QUANTILES, Sample, Setting, figures_of, quantiles
 from experiments.harness import ROOT
@@ -82,7 +82,11 @@ def split_policies(text: str, first: str = "") -> list[str]:
 def split_values(flag: str, field: str, text: str) -> list[Any]:
     """Values of a field of the configuration, separated by commas. UsageError names the flag."""
     (declared,) = (one for one in dataclasses.fields(Config) if one.name == field)
-    return _distinct(flag, text, [parse_setting(declared, part.strip(), flag) for part in text.split(",")])
+    try:
+        values = [parse_setting(declared, part.strip(), flag) for part in text.split(",")]
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+    return _distinct(flag, text, values)
 
 
 def _distinct(flag: str, text: str, values: list[Any]) -> list[Any]:

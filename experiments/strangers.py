@@ -6,7 +6,7 @@ know what a worker does. Their reports go to the coordinator: the books of repor
 
 from __future__ import annotations
 
-from sllm.models.catalogue import HARDWARE_NAMES
+from sllm.models.presets import HARDWARE
 from sllm.protocol.limits import TOKENS_MAX
 from sllm.protocol.messages import Address, InferenceRequest, LoadReport
 from sllm.protocol.seeds import rng_for
@@ -28,7 +28,7 @@ class Strangers(Mouth):
         workers = list(system.workers)
         targets = [system.coordinator_address, ("client", 7000), *((name, system.config.worker_port) for name in workers)]
         known = {
-            "model": system.catalog.names[:50], "worker_id": workers, "exclude": workers, "hardware": HARDWARE_NAMES, "prompt_tokens": [0, 1, 1000],
+            "model": system.catalog.names[:50], "worker_id": workers, "exclude": workers, "hardware": list(HARDWARE), "prompt_tokens": [0, 1, 1000],
             "max_tokens": [1, 20], "host": [workers[0], ADDRESS[0], "nowhere"],
         }  # fmt: skip
         babbler = Babbler(rng_for(system.config.seed, "strangers"), known)

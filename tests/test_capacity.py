@@ -8,10 +8,11 @@ import pytest
 
 from experiments.harness import Simulation, configuration
 from sllm.models.capacity import saturation_rate
-from sllm.models.catalogue import Catalog, hardware_preset, model_preset
+from sllm.models.catalogue import Catalog
+from sllm.models.presets import HARDWARE, MODELS
 from sllm.run.assemble import build_catalog, build_workload, default_rate
 
-H100 = hardware_preset("h100-80g")
+H100 = HARDWARE["h100-80g"]
 LENGTHS = 1155.0, 211.0
 
 
@@ -67,8 +68,8 @@ def test_loads_count_where_models_do_not_all_fit() -> None:
 
 
 def test_a_fleet_that_can_hold_nothing_serves_nothing() -> None:
-    assert saturation_rate({hardware_preset("a5000-24g"): 3}, [(Catalog.demo(1)["llama-3.1-8b"], 1.0)], *LENGTHS) > 0.0
-    assert saturation_rate({hardware_preset("a5000-24g"): 3}, [(model_preset("llama-2-70b"), 1.0)], *LENGTHS) == 0.0
+    assert saturation_rate({HARDWARE["a5000-24g"]: 3}, [(Catalog.demo(1)["llama-3.1-8b"], 1.0)], *LENGTHS) > 0.0
+    assert saturation_rate({HARDWARE["a5000-24g"]: 3}, [(MODELS["llama-2-70b"], 1.0)], *LENGTHS) == 0.0
 
 
 def test_the_default_run_has_hundreds_of_requests_with_cold_starts_and_queues_and_completes_them() -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 import config as config_module
-from config import Config, describe_misspelt, misspelt
-from sllm.protocol.errors import UsageError
+from config import Config, ConfigError, describe_misspelt, misspelt, resolve_defaults
 
 LOCAL = {"DEPLOYMENT_MODE": "local"}
 
@@ -29,6 +28,15 @@ def test_containers_listen_everywhere_and_are_named_after_their_host() -> None:
     assert Config.from_env({"DEPLOYMENT_MODE": "docker", "WORKER_ID": "w"}).get_worker_id() == "w"
 
 
+def test_a_host_name_that_is_no_id_matters_to_a_worker_without_an_id_alone() -> None:
+    """The defaults of a place are worked out to say what differs from them, too."""
+    environ = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "HOSTNAME": "h" * 64}
+    assert resolve_defaults(Config(), environ).worker_id == "h" * 64
+    with pytest.raises(ConfigError, match="HOSTNAME"):
+        Config.from_env(environ)
+    assert Config.from_env({**environ, "WORKER_ID": "w"}).worker_id == "w"
+
+
 BAD = [
     ("COORDINATOR_PORT", "70000", "at most 65535"), ("COORDINATOR_PORT", "nine", "whole number"), ("REPORT_INTERVAL", "-1", "at least 0"),
     ("REPORT_INTERVAL", "nan", "number"), ("WORKER_TIMEOUT", "0", "above 0"), ("LOG_FORMAT", "xml", "text, json"), ("DEPLOYMENT_MODE", "moon", "kubernetes"),
@@ -38,7 +46,7 @@ BAD = [
 
 @pytest.mark.parametrize(("name", "value", "says"), BAD)
 def test_a_bad_value_names_its_variable(name: str, value: str, says: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(ConfigError) as caught:
         Config.from_env({**LOCAL, name: value})
     message = str(caught.value)
     assert name in message

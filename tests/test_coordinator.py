@@ -12,7 +12,9 @@ from roles import CATALOG, MODEL, Talk, ask, configuration, coordinator, report
 from coordinator import Coordinator
 from sllm.fleet.table import CLIENTS_MAX, DEAD, LEFT, NEW, STATES, SUSPECT, TRANSITIONS
 from sllm.models import cost
-from sllm.models.catalogue import DISK, Catalog, model_preset
+from sllm.models.catalogue import Catalog
+from sllm.models.model import DISK
+from sllm.models.presets import MODELS
 from sllm.placement.registry import make_policy, policies
 from sllm.protocol.events import (
     CoordinatorReady,
@@ -453,7 +455,7 @@ def test_the_one_worker_with_room_is_found_among_a_thousand(policy: str) -> None
 
 
 def test_what_no_hardware_can_hold_is_refused_for_good_once_everybody_could_have_been_heard() -> None:
-    catalog = Catalog({name: model_preset(name) for name in (MODEL, "llama-2-70b")})
+    catalog = Catalog({name: MODELS[name] for name in (MODEL, "llama-2-70b")})
     node = Coordinator(configuration(), catalog, make_policy("startup_time"), Random(1), 100)
     talk = Talk(node)
     talk.run_to(1.0)
@@ -473,7 +475,7 @@ def test_what_no_hardware_can_hold_is_refused_for_good_once_everybody_could_have
 
 
 def test_a_context_limit_of_the_catalogue_is_final_at_once() -> None:
-    model = dataclasses.replace(model_preset(MODEL), context_tokens=4096)
+    model = dataclasses.replace(MODELS[MODEL], context_tokens=4096)
     node = Coordinator(configuration(), Catalog({MODEL: model}), make_policy("startup_time"), Random(1), 100)
     talk = Talk(node)
     talk.run_to(1.0)

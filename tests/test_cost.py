@@ -10,14 +10,15 @@ from statistics import median
 
 import pytest
 
-from sllm.models.catalogue import DISK, GPU, HARDWARE_NAMES, HOST, MODEL_NAMES, REMOTE, Hardware, hardware_preset, model_preset
-from sllm.models.cost import StepCost, decode_step_s, load_s, prefill_s, service_s, step_cost, step_s
+from sllm.models.cost import load_s, prefill_s, service_s, step_cost, step_s
+from sllm.models.model import DISK, GPU, HOST, REMOTE, Hardware, StepCost
+from sllm.models.presets import HARDWARE, MODELS
 from sllm.models.profiles import SPLITWISE
 
 
 def of_2023(hardware: str) -> Hardware:
     """The preset under the engine profile of Splitwise's and Vidur's measurements."""
-    return dataclasses.replace(hardware_preset(hardware), engine=SPLITWISE)
+    return dataclasses.replace(HARDWARE[hardware], engine=SPLITWISE)
 
 
 TABLE = Path(__file__).resolve().parents[2] / "shared" / "calibration" / "splitwise_perf_model.csv"
@@ -27,7 +28,7 @@ TABLE = Path(__file__).resolve().parents[2] / "shared" / "calibration" / "splitw
 
 
 def test_a_load_costs_init_and_its_slowest_stage() -> None:
-    model, hardware = model_preset("llama-3.1-8b"), hardware_preset("a100-80g")
+    model, hardware = MODELS["llama-3.1-8b"], HARDWARE["a100-80g"]
     assert load_s(model, hardware, GPU) == 0.0
     assert load_s(model, hardware, HOST) == pytest.approx(0.05 + 16.06 / 25)
     assert load_s(model, hardware, DISK) == pytest.approx(0.05 + 16.06 / 12)
@@ -47,13 +48,13 @@ def test_a_load_costs_init_and_its_slowest_stage() -> None:
     ],
 )
 def test_measured_loads(model: str, hardware: str, tier: int, measured_s: float, tolerance: float) -> None:
-    assert load_s(model_preset(model), hardware_preset(hardware), tier) == pytest.approx(measured_s, rel=tolerance)
+    assert load_s(MODELS[model], HARDWARE[hardware], tier) == pytest.approx(measured_s, rel=tolerance)
 
 
-@pytest.mark.parametrize("hardware", HARDWARE_NAMES)
-@pytest.mark.parametrize("model", MODEL_NAMES)
+@pytest.mark.parametrize("hardware", HARDWARE)
+@pytest.mark.parametrize("model", MODELS)
 def test_nearer_tiers_are_faster_and_all_costs_positive(model: str, hardware: str) -> None:
-    one, box = model_preset(model), hardware_preset(hardware)
+    one, box = MODELS[model], HARDWARE[hardware]
     times = [load_s(one, box, tier) for tier in (GPU, HOST, DISK, REMOTE)]
     assert times == sorted(times)
     assert times[1] > box.loader.init_s
@@ -70,16 +71,16 @@ def test_the_step_formula() -> None:
     cost = StepCost(0.010, 0.004, 0.0001, 1e-6, 0.002)
     assert step_s(cost, 60, 0) == pytest.approx(0.012)  # the weights take longer
     assert step_s(cost, 100, 5000) == pytest.approx(0.004 + 0.010 + 0.005 + 0.002)
-    assert decode_step_s(cost, 8, 8000) == pytest.approx(0.010 + 0.008 + 0.002)
-    assert decode_step_s(cost._replace(sequence_s=0.0001), 8, 8000) == pytest.approx(0.010 + 0.008 + 0.002 + 0.0008)
+    assert step_s(cost, 8, 8000, 8) == pytest.approx(0.010 + 0.008 + 0.002)
+    assert step_s(cost._replace(sequence_s=0.0001), 8, 8000, 8) == pytest.approx(0.010 + 0.008 + 0.002 + 0.0008)
 
 
 def test_lone_service_is_the_sum_of_its_steps() -> None:
-    for name in MODEL_NAMES:
-        model, hardware = model_preset(name), hardware_preset("h100-80g-tp4")
+    for name in MODELS:
+        model, hardware = MODELS[name], HARDWARE["h100-80g-tp4"]
         cost = step_cost(model, hardware)
         for prompt, output in ((1, 1), (700, 1), (700, 2), (1155, 211), (9000, 1000)):
-            steps = prefill_s(model, hardware, prompt) + sum(decode_step_s(cost, 1, prompt + i) for i in range(1, output))
+            steps = prefill_s(model, hardware, prompt) + sum(step_s(cost, 1, prompt + i) for i in range(1, output))
             assert service_s(model, hardware, prompt, output) == pytest.approx(steps, rel=1e-12)
 
 
@@ -93,7 +94,7 @@ def test_lone_service_is_the_sum_of_its_steps() -> None:
     ],
 )
 def test_kernels_only_presets(model: str, hardware: str, floor_ms: float, tokens_per_s: float) -> None:
-    cost = step_cost(model_preset(model), of_2023(hardware))
+    cost = step_cost(MODELS[model], of_2023(hardware))
     assert cost.weight_floor_s == pytest.approx(floor_ms / 1000)
     assert 2048 / (cost.a_s + 2048 * cost.p_s) == pytest.approx(tokens_per_s, rel=0.005)
     assert cost.a_s + 64 * cost.p_s == pytest.approx(cost.weight_floor_s, rel=0.005)  # flat up to about 64 tokens
@@ -102,7 +103,7 @@ def test_kernels_only_presets(model: str, hardware: str, floor_ms: float, tokens
 @pytest.mark.parametrize("hardware", ["a100-80g", "h100-80g"])
 def test_the_scaling_rule_comes_near_what_is_known(hardware: str) -> None:
     """Llama-2-7B scaled, as if nothing were known of it: within 8 % of Vidur's figures."""
-    model, box = model_preset("llama-2-7b"), of_2023(hardware)
+    model, box = MODELS["llama-2-7b"], of_2023(hardware)
     known, scaled = step_cost(model, box), step_cost(dataclasses.replace(model, steps=()), box)
     assert scaled.weight_floor_s == pytest.approx(known.weight_floor_s, rel=0.08)
     assert scaled.p_s == pytest.approx(known.p_s, rel=0.08)
@@ -131,10 +132,10 @@ def measured(hardware: str, gpus: int) -> dict[tuple[int, int], tuple[float, flo
 
 @pytest.mark.parametrize(("key", "preset"), PRESETS.items(), ids=PRESETS.values())
 def test_measured_decode(key: tuple[str, int], preset: str) -> None:
-    cost = step_cost(model_preset("llama-2-70b"), of_2023(preset))
+    cost = step_cost(MODELS["llama-2-70b"], of_2023(preset))
     errors = {}
     for (prompt, batch), (_, token_s) in measured(*key).items():
-        errors[prompt, batch] = decode_step_s(cost, batch, batch * (prompt + 64)) / token_s - 1  # 64: half of the 128 tokens
+        errors[prompt, batch] = step_s(cost, batch, batch * (prompt + 64), batch) / token_s - 1  # 64: half of the 128 tokens
     assert len(errors) == 13
     assert max(map(abs, errors.values())) <= DECODE_ERROR_MAX, errors
 
@@ -142,8 +143,8 @@ def test_measured_decode(key: tuple[str, int], preset: str) -> None:
 @pytest.mark.parametrize(("key", "preset"), PRESETS.items(), ids=PRESETS.values())
 def test_measured_prefill(key: tuple[str, int], preset: str) -> None:
     table = measured(*key)
-    errors = {n: prefill_s(model_preset("llama-2-70b"), of_2023(preset), n) / table[n, 1][0] - 1 for n in (512, 1024, 2048)}
+    errors = {n: prefill_s(MODELS["llama-2-70b"], of_2023(preset), n) / table[n, 1][0] - 1 for n in (512, 1024, 2048)}
     assert max(map(abs, errors.values())) <= PREFILL_ERROR_MAX, errors
-    beyond = {n: table[n, 1][0] / prefill_s(model_preset("llama-2-70b"), of_2023(preset), n) for n in (128, 4096, 8192)}
+    beyond = {n: table[n, 1][0] / prefill_s(MODELS["llama-2-70b"], of_2023(preset), n) for n in (128, 4096, 8192)}
     assert min(beyond.values()) > 0.9, beyond  # outside the fit the formula is too fast, and the presets say by how much
     assert max(beyond.values()) < 1.85, beyond

@@ -12,8 +12,9 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from sllm.engine import Evicted, Finished, FirstTokenOut, LlmEngine, Loaded, Started
-from sllm.models.catalogue import DISK, HOST, REMOTE, Catalog, Hardware, MeasuredStep, Model, StepCost
+from sllm.models.catalogue import Catalog
 from sllm.models.cost import load_s, step_cost, step_s
+from sllm.models.model import DISK, HOST, REMOTE, Hardware, MeasuredStep, Model, StepCost
 
 
 class Job:

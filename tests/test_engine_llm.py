@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from sllm.engine import Evicted, Finished, FirstTokenOut, LlmEngine, Loaded, ModelTooLarge, RequestTooLarge, Started
-from sllm.models.catalogue import DISK, GB, HOST, REMOTE, Catalog, Hardware, MeasuredStep, Model, StepCost, hardware_preset, model_preset
-from sllm.models.cost import decode_step_s, load_s, prefill_s, service_s, step_cost
+from sllm.models.catalogue import Catalog
+from sllm.models.cost import load_s, prefill_s, service_s, step_cost, step_s
+from sllm.models.model import DISK, GB, HOST, REMOTE, Hardware, MeasuredStep, Model, StepCost
+from sllm.models.presets import HARDWARE, MODELS
 
-H100 = hardware_preset("h100-80g")
+H100 = HARDWARE["h100-80g"]
 LLAMA = "llama-3.1-8b"
 
 
@@ -54,7 +56,7 @@ def test_a_lone_request_takes_what_the_cost_model_says() -> None:
     engine = warm(LLAMA)
     engine.submit(100.0, "r", LLAMA, 1155, 211)
     notes = drain(engine)
-    model = model_preset(LLAMA)
+    model = MODELS[LLAMA]
     assert notes[0] == Started(100.0, "r")
     assert times(notes, FirstTokenOut)["r"] == pytest.approx(100 + prefill_s(model, H100, 1155), rel=1e-12)
     assert notes[-1] == Finished(pytest.approx(100 + service_s(model, H100, 1155, 211), rel=1e-12), "r", 211)
@@ -86,9 +88,9 @@ def test_models_share_the_rounds() -> None:
     engine.submit(100.0, "a", LLAMA, 100, 50)
     engine.submit(100.0, "b", "opt-6.7b", 100, 50)
     notes = drain(engine)
-    costs = [step_cost(model_preset(name), H100) for name in (LLAMA, "opt-6.7b")]
-    both = sum(prefill_s(model_preset(name), H100, 100) for name in (LLAMA, "opt-6.7b"))
-    both += sum(decode_step_s(cost, 1, 100 + i) for cost in costs for i in range(1, 50))
+    costs = [step_cost(MODELS[name], H100) for name in (LLAMA, "opt-6.7b")]
+    both = sum(prefill_s(MODELS[name], H100, 100) for name in (LLAMA, "opt-6.7b"))
+    both += sum(step_s(cost, 1, 100 + i) for cost in costs for i in range(1, 50))
     assert times(notes, Finished) == {"a": pytest.approx(100 + both), "b": pytest.approx(100 + both)}
 
 
@@ -163,7 +165,7 @@ def test_one_load_serves_all_who_wait() -> None:
     for i in range(10):
         engine.submit(i * 0.01, f"r{i}", LLAMA, 10, 10)
     notes = drain(engine)
-    takes = load_s(model_preset(LLAMA), H100, DISK)
+    takes = load_s(MODELS[LLAMA], H100, DISK)
     assert [note for note in notes if isinstance(note, Loaded)] == [Loaded(pytest.approx(takes), LLAMA, DISK, pytest.approx(takes))]
     assert len(set(times(notes, Started).values())) == 1
     assert len(times(notes, Finished)) == 10

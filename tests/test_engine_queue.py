@@ -12,7 +12,7 @@ import pytest
 
 from sllm.engine import Evicted, Finished, FirstTokenOut, Loaded, QueueEngine, Started
 from sllm.engine.queue import Service
-from sllm.models.catalogue import DISK
+from sllm.models.model import DISK
 from sllm.protocol.errors import UsageError
 
 SEEDS = range(1, 9)

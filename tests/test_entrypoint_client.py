@@ -21,8 +21,8 @@ class Part:
         self.drawn = 0
         self.calls: list[tuple[float, Any]] = []
         self.service: Any = SimpleNamespace(
-            started_wall_s=0.0, clock=SimpleNamespace(now=1.0), driver=SimpleNamespace(call_at=lambda at, call: self.calls.append((at, call))),
-            host=None, resolved=True, interrupted_by=0,
+            config=configuration(), started_wall_s=0.0, clock=SimpleNamespace(now=1.0),
+            driver=SimpleNamespace(call_at=lambda at, call: self.calls.append((at, call))), host=None, resolved=True, interrupted_by=0,
         )  # fmt: skip
         self.node = Client(configuration(), ("127.0.0.1", 9), rng_for(1, "client"), 100)
         self.part = entry.ClientPart(self.service, self.node, self.requests())  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ class Part:
         self.clock = SimpleNamespace(now=0.0)
         self.later: list[Any] = []
         service: Any = SimpleNamespace(
-            started_wall_s=0.0, clock=self.clock, driver=SimpleNamespace(call_at=lambda at, step: self.later.append(step)),
+            config=configuration(), started_wall_s=0.0, clock=self.clock, driver=SimpleNamespace(call_at=lambda at, step: self.later.append(step)),
             host=SimpleNamespace(kernel_drops=0), stopping=False,
         )  # fmt: skip
         self.part = entry.CoordinatorPart(service, self.node)

@@ -21,8 +21,9 @@ from sllm.protocol.events import CoordinatorReady
 from sllm.protocol.messages import Address, Envelope, ScheduleRequest
 from sllm.protocol.node import Node
 from sllm.run.virtual import VirtualRun
-from sllm.virtual.faults import KINDS, Fault, Schedule, load_schedule, parse_schedule
+from sllm.virtual.faults import Fault, Schedule, load_schedule, parse_schedule
 from sllm.virtual.inject import Injector
+from sllm.virtual.kinds import KINDS
 from sllm.virtual.network import SIGMA_MAX, Latency, Network
 from sllm.virtual.world import World
 
@@ -61,19 +62,19 @@ MISTAKES = [
     ("[[fault]]\nat = 1\n", r"f\.toml:1: fault 1: kind is missing; there are crash, freeze, .*"),
     (ONE + 'at = 1\nkind = "crush"\n', r"f\.toml:8: fault 2: kind='crush': no such kind; .*"),
     (ONE + 'kind = "crash"\nhosts = ["w"]\n', r"f\.toml:6: fault 2: at is missing: when it begins, s"),
-    (ONE + 'at = -1\nkind = "crash"\nhosts = ["w"]\n', r"f\.toml:7: fault 2: at=-1: must be between 0 and 1000000000"),
-    (ONE + 'at = "soon"\nkind = "crash"\nhosts = ["w"]\n', r"f\.toml:7: fault 2: at='soon': must be a number"),
-    (ONE + 'at = nan\nkind = "crash"\nhosts = ["w"]\n', r"f\.toml:7: fault 2: at=nan: must be a number"),
+    (ONE + 'at = -1\nkind = "crash"\nhosts = ["w"]\n', r"f\.toml:7: fault 2: at=-1: must be a number, at least 0 and at most 1000000000"),
+    (ONE + 'at = "soon"\nkind = "crash"\nhosts = ["w"]\n', r"f\.toml:7: fault 2: at='soon': must be a number, .*"),
+    (ONE + 'at = nan\nkind = "crash"\nhosts = ["w"]\n', r"f\.toml:7: fault 2: at=nan: must be a number, .*"),
     (ONE + 'at = 1\nkind = "crash"\nhosts = "w"\n', r"f\.toml:9: fault 2: hosts='w': must be a list of host names.*"),
     (ONE + 'at = 1\nkind = "crash"\nhosts = []\n', r"f\.toml:9: fault 2: hosts=\[\]: must be a list of host names.*"),
     (ONE + 'at = 1\nkind = "crash"\n', r"f\.toml:6: fault 2: hosts is missing: .*"),
     (ONE + 'at = 1\nkind = "crash"\nhosts = ["w"]\nform = 3\n', r"f\.toml:10: fault 2: 'form' is no key of crash; there are at, for, .*"),
-    (ONE + 'at = 1\nkind = "degrade"\nloss = 1.5\n', r"f\.toml:9: fault 2: loss=1\.5: must be between 0 and 1"),
+    (ONE + 'at = 1\nkind = "degrade"\nloss = 1.5\n', r"f\.toml:9: fault 2: loss=1\.5: must be a number, at least 0 and at most 1"),
     (ONE + 'at = 1\nkind = "degrade"\nfor = 2\n', r"f\.toml:6: fault 2: nothing is degraded; give one of loss, .*"),
     (ONE + 'at = 1\nkind = "degrade"\nlatency_ms = ["uniform", 3, 1]\n', r"f\.toml:9: fault 2: latency_ms=.*in order"),
     (ONE + 'at = 1\nkind = "degrade"\nlatency_ms = "slow"\n', r"f\.toml:9: fault 2: latency_ms='slow': must be number, or .*"),
-    (ONE + 'at = 1\nkind = "clock_drift"\nrate = 0\nhosts = ["w"]\n', r"f\.toml:9: fault 2: rate=0: must be above 0"),
-    (ONE + 'at = 1\nkind = "overflow"\nbuffer = 1.5\ndrain_per_s = 1\nhosts = ["w"]\n', r"f\.toml:9: fault 2: buffer=1\.5: must be a whole number"),
+    (ONE + 'at = 1\nkind = "clock_drift"\nrate = 0\nhosts = ["w"]\n', r"f\.toml:9: fault 2: rate=0: must be a number, above 0 and at most 100"),
+    (ONE + 'at = 1\nkind = "overflow"\nbuffer = 1.5\ndrain_per_s = 1\nhosts = ["w"]\n', r"f\.toml:9: fault 2: buffer=1\.5: must be a whole number, .*"),
     (ONE + 'at = 1\nkind = "cut"\nboth_ways = 1\n', r"f\.toml:9: fault 2: both_ways=1: must be true or false"),
     (ONE + 'at = 1\nkind = "zombie"\nhosts = ["w"]\n', r"f\.toml:6: fault 2: for is missing: a zombie comes back"),
     (ONE + 'at = 1\nkind = "crash"\nhosts = ["w"]\nevery = 2\n', r"f\.toml:10: fault 2: every and until go together"),
@@ -84,7 +85,7 @@ MISTAKES = [
     ("[random]\nfrom = 1\n", r"f\.toml:1: \[random\]: until is missing: .*"),
     ("[random]\nuntil = 1\n", r"f\.toml:1: \[random\]: per_minute is missing: .*"),
     ("[random]\nuntil = 1\nper_minute = { crush = 1 }\n", r"f\.toml:3: \[random\]: per_minute: 'crush' is no kind of fault; .*"),
-    ("[random]\nuntil = 1\nper_minute = { crash = -1 }\n", r"f\.toml:.*: \[random\]: per_minute\.crash=-1: must be between 0 and 60000"),
+    ("[random]\nuntil = 1\nper_minute = { crash = -1 }\n", r"f\.toml:.*: \[random\]: per_minute\.crash=-1: must be a number, at least 0 and at most 60000"),
     ("[random]\nuntil = 1\nfor = [3, 1]\nper_minute = { crash = 1 }\n", r"f\.toml:3: \[random\]: for=\[3, 1\]: must be \[least, most\] seconds"),
 ]
 
@@ -327,6 +328,18 @@ def test_a_fleet_comes_through_every_scenario(path: Path) -> None:
     fleet = Fleet(1, workers=6, rate_per_s=4.0, schedule=schedule).run()
     assert fleet.injector.applied > 0
     assert fleet.client.in_flight == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_drawn_of_every_kind_is_carried_out_and_can_be_written_down(kind: str) -> None:
+    """A kind declares its keys in one class and acts in one method: what the class draws fits its own keys, and the method takes it."""
+    bench = Bench(f"[random]\nuntil = 20\nper_minute = {{ {kind} = 60 }}\n").run(40.0)
+    assert bench.injector.applied > 0
+    for drawn in bench.injector.schedule.faults:
+        assert drawn.options.keys() == KINDS[kind].keys.keys()
+        given = {key: value for key, value in drawn.options.items() if value is not None}
+        assert [KINDS[kind].keys[key].rule.problem(value) for key, value in given.items() if key != "latency_ms"] == [""] * len(given)
+        assert KINDS[kind].problem(drawn.for_s, drawn.options) == ""
 
 
 # --- what comes too late --------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from roles import CATALOG, MODEL, Talk, ask, changed, configuration, coordinator
 from test_worker import request, worker
 from wire_samples import CODEC, SAMPLES, envelope
 
-from config import Config
+from config import HOST, ID, Config, ConfigError
 from entrypoint_worker import main as worker_main
 from sllm.engine import LlmEngine
 from sllm.models.catalogue import Catalog
@@ -73,11 +73,11 @@ def test_the_longest_that_a_variable_may_say_everybody_can_repeat(name: str, mos
     response = changed(SAMPLES[ScheduleResponse], **{field[1]: longest})  # type: ignore[union-attr]
     assert getattr(decoded(response), field[1]) == longest
     for text in ("h" * (most + 1), "\ud55c" * (most // 3 + 1), "a\x00b", "a\nb", "\u202eb"):
-        with pytest.raises(UsageError) as caught:
+        with pytest.raises(ConfigError) as caught:
             Config.from_env({**LOCAL, name: text})
         assert str(caught.value).startswith(f"{name}=")
         assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match=f"{most} bytes"):
+    with pytest.raises(ConfigError, match=f"{most} bytes"):
         Config.from_env({**LOCAL, name: "h" * (most + 1)})
 
 
@@ -85,15 +85,52 @@ def test_the_longest_that_a_variable_may_say_everybody_can_repeat(name: str, mos
 def test_a_host_is_one_thing_everywhere(host: str) -> None:
     assert limits.host_problem(host)
     for name in ("ADVERTISE_HOST", "BIND_HOST", "COORDINATOR_HOST"):
-        with pytest.raises(UsageError, match=name):
+        with pytest.raises(ConfigError, match=name):
             Config.from_env({**LOCAL, name: host})
     for message in (LoadReport, ScheduleResponse):
         with pytest.raises(ValueError, match=r"\.host="):
             CODEC.encode(envelope(changed(SAMPLES[message], host=host)))  # type: ignore[union-attr]
 
 
+BOUNDS = {  # fields of the configuration whose largest value is what a message can carry
+    "report_interval_s": limits.REPORT_INTERVAL_MAX_S, "slots": limits.SLOTS_MAX, "queue_max": limits.QUEUE_MAX, "placements_max": limits.PLACEMENTS_MAX,
+}  # fmt: skip
+TEXTS = st.one_of(
+    st.text(max_size=70), st.text("aZ09._~:%-", max_size=260), st.text("aZ.\u00e9\ud55c \n\ud800", max_size=260),
+    st.builds(lambda letter, size: letter * size, st.sampled_from("h:\u00e9\ud55c\0"), st.integers(0, 260)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_setting_goes_as_far_as_a_message_can_carry_and_no_further(name: str) -> None:
+    (field,) = (field for field in dataclasses.fields(Config) if field.name == name)
+    assert field.metadata["high"] == BOUNDS[name]
+
+
+@settings(max_examples=500, deadline=None)
+@given(TEXTS)
+def test_the_rules_for_texts_are_those_of_messages_to_the_word(text: str) -> None:
+    assert HOST.problem(text) == limits.host_problem(text)
+    assert ID.problem(text) == limits.id_problem(text)
+
+
+def test_the_rules_for_texts_take_the_same_characters() -> None:
+    for code in [*range(0x500), 0x200B, 0x202E, 0x2028, 0xD55C, 0xD800, 0xFEFF, 0x1F600]:
+        for text in (chr(code), f"a{chr(code)}b"):
+            assert HOST.problem(text) == limits.host_problem(text)
+            assert ID.problem(text) == limits.id_problem(text)
+
+
+@pytest.mark.parametrize("letter", ["h", "\u00e9", "\ud55c"])
+@pytest.mark.parametrize("most", [limits.ID_MAX_BYTES, limits.HOST_MAX_BYTES])
+def test_the_rules_for_texts_end_at_the_same_length(letter: str, most: int) -> None:
+    for size in range(most // len(letter.encode()) - 2, most + 3):
+        assert HOST.problem(letter * size) == limits.host_problem(letter * size)
+        assert ID.problem(letter * size) == limits.id_problem(letter * size)
+
+
 def test_the_name_of_a_machine_that_is_no_id_is_an_error_that_names_its_variable() -> None:
-    with pytest.raises(UsageError, match=r"HOSTNAME=.*63 bytes.*WORKER_ID"):
+    with pytest.raises(ConfigError, match=r"HOSTNAME=.*63 bytes.*WORKER_ID"):
         Config.from_env({"DEPLOYMENT_MODE": "docker", "HOSTNAME": "h" * 64})
     assert Config.from_env({"DEPLOYMENT_MODE": "docker", "HOSTNAME": "h" * 64, "WORKER_ID": "w"}).worker_id == "w"
 

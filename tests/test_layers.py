@@ -40,7 +40,7 @@ IMPURE = {"time", "socket", "threading", "asyncio", "os", "logging", "selectors"
 FILES = {"pathlib", "gzip", "importlib", "pkgutil"}
 DRIVERS = {"sllm.live", "sllm.virtual"}
 WITH_ENVIRONMENT = {"config", "sllm.deploy.key_secret"}
-KNOW_CONFIG = {*ROLES, "sllm.run", "sllm.deploy", "commands", "experiments", "bench"}
+KNOW_CONFIG = {"sllm.run", "sllm.deploy", "commands", "experiments", "bench"}
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
@@ -140,6 +140,10 @@ def test_a_driver_knows_no_role_and_no_other_driver(name: str) -> None:
 
 def test_only_those_who_assemble_processes_know_the_configuration() -> None:
     assert [name for name, used in ROOMS_USED.items() if "config" in used and room_of(name) not in KNOW_CONFIG | {"config"}] == []
+
+
+def test_the_configuration_knows_nothing_of_the_project() -> None:
+    assert ROOMS_USED["config"] == set()
 
 
 def test_numbers_that_people_read_are_written_out() -> None:

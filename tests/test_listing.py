@@ -11,18 +11,19 @@ import pytest
 
 from config import Config
 from sllm.engine import ENGINES
-from sllm.models.catalogue import HARDWARE_NAMES, MODEL_NAMES
+from sllm.models.presets import HARDWARE, MODELS
 from sllm.placement.registry import policies
 from sllm.run.command_line import LISTINGS
 from sllm.run.listing import LISTS, render_listing
-from sllm.virtual.faults import COMMON, DRAWN, KINDS, MEANINGS, RANDOM_KEYS
+from sllm.virtual.faults import COMMON, RANDOM_KEYS
+from sllm.virtual.kinds import KINDS
 from sllm.workload.arrivals import ARRIVALS
 from sllm.workload.lengths import LENGTHS
 from sllm.workload.traces import FORMATS
 from tests.test_centralized_simulation import ROOT, environment, run
 
 NAMES = {
-    "policies": list(policies()), "hardware": list(HARDWARE_NAMES), "models": list(MODEL_NAMES), "traces": [*FORMATS, "columns"], "engines": list(ENGINES),
+    "policies": list(policies()), "hardware": list(HARDWARE), "models": list(MODELS), "traces": [*FORMATS, "columns"], "engines": list(ENGINES),
     "faults": [*KINDS, *COMMON, *RANDOM_KEYS, "per_minute"], "arrivals": list(ARRIVALS), "lengths": list(LENGTHS),
 }  # fmt: skip
 
@@ -40,7 +41,6 @@ def test_the_lists_are_those_of_the_command_line() -> None:
     choices = {field.name: field.metadata["choices"] for field in dataclasses.fields(Config)}
     assert tuple(ENGINES) == choices["engine"]
     assert tuple(ARRIVALS) == choices["arrivals"]
-    assert MEANINGS.keys() == KINDS.keys() == DRAWN.keys()
     assert "choose from" in run("--list", "nothing", expect=2).stderr
 
 
@@ -50,7 +50,7 @@ def test_parameters_stand_there_with_defaults_and_units() -> None:
     queue = render_listing("engines", Config()).partition("queue\n")[2].partition("Engine profiles")[0]
     assert "--loader" not in queue
     assert "--service-load" in queue
-    assert "factor: everything on it takes so many times as long (required)" in render_listing("faults", Config())
+    assert "factor: factor on the time that everything on the host takes (required)" in render_listing("faults", Config())
     h100 = next(line.split() for line in render_listing("hardware", Config()).splitlines() if line.startswith("h100-80g "))
     assert h100[1:9] == ["80", "256", "3000", "52.3", "23.7", "1.25", "3350", "989"]
 

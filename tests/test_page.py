@@ -54,7 +54,7 @@ class Shown:
         self.node.handle_timer(1.0)
         later: list = []
         service = SimpleNamespace(
-            started_wall_s=0.0, clock=SimpleNamespace(now=1.5), host=SimpleNamespace(kernel_drops=0), stopping=False,
+            config=config, started_wall_s=0.0, clock=SimpleNamespace(now=1.5), host=SimpleNamespace(kernel_drops=0), stopping=False,
             driver=SimpleNamespace(call_at=lambda at, step: later.append(step)),
         )  # fmt: skip
         self.part = CoordinatorPart(service, self.node)  # type: ignore[arg-type]

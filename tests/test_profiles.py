@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from config import Config
+from config import Config, ConfigError
 from experiments import engines
 from experiments.harness import Simulation, configuration
-from sllm.models.catalogue import DISK, GPU, HOST, MODEL_NAMES, REMOTE, Catalog, hardware_preset, model_preset
-from sllm.models.cost import decode_step_s, load_s, prefill_s, service_s, step_cost
+from sllm.models.catalogue import Catalog
+from sllm.models.cost import load_s, prefill_s, service_s, step_cost, step_s
+from sllm.models.model import DISK, GPU, HOST, REMOTE
+from sllm.models.presets import HARDWARE, MODELS
 from sllm.models.profiles import ENGINE_PROFILES, LOADER_PROFILES
 from sllm.observe.report.table import render_table
 from sllm.protocol.errors import UsageError
@@ -19,7 +21,7 @@ from sllm.run.assemble import build_catalog, profile_names
 from tests.report_samples import RUN
 
 MEASURED = Path(__file__).resolve().parents[2] / "shared" / "measured"
-PRESETS = Catalog({name: model_preset(name) for name in MODEL_NAMES})
+PRESETS = Catalog(MODELS)
 
 
 # --- against measurements -------------------------------------------------------------------------------------------------------------
@@ -49,7 +51,7 @@ def test_a_token_takes_what_was_measured(
 ) -> None:
     catalog = PRESETS.with_profiles(profile, "")
     cost = step_cost(catalog[model], catalog.get_hardware(hardware))
-    assert decode_step_s(cost, batch, context) == pytest.approx(measured_s, rel=tolerance)
+    assert step_s(cost, batch, context, batch) == pytest.approx(measured_s, rel=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -128,9 +130,9 @@ def test_splitwise_and_serverlessllm_are_the_costs_of_the_first_edition(
 
 
 def test_attention_has_the_bandwidth_of_the_whole_group() -> None:
-    one, eight = (step_cost(model_preset("llama-2-70b"), hardware_preset(name)) for name in ("a100-80g", "a100-80g-tp8"))
+    one, eight = (step_cost(MODELS["llama-2-70b"], HARDWARE[name]) for name in ("a100-80g", "a100-80g-tp8"))
     assert eight.k_s == pytest.approx(one.k_s / 8)
-    assert step_cost(model_preset("llama-2-70b"), hardware_preset("a100-80g-tp2")).overhead_s > one.overhead_s  # all-reduces
+    assert step_cost(MODELS["llama-2-70b"], HARDWARE["a100-80g-tp2"]).overhead_s > one.overhead_s  # all-reduces
 
 
 def test_presets_have_cuda_graphs_and_serverlessllm() -> None:
@@ -210,7 +212,7 @@ def test_a_bad_profile_names_file_table_and_key(tmp_path: Path, line: str, needl
 
 @pytest.mark.parametrize("variable", ["ENGINE_PROFILE", "LOADER"])
 def test_an_unknown_profile_is_wrong_usage(variable: str) -> None:
-    with pytest.raises(UsageError, match=f"{variable}='fast': must be one of"):
+    with pytest.raises(ConfigError, match=f"{variable}='fast': must be one of"):
         Config.from_env({variable: "fast"})
 
 

@@ -19,7 +19,8 @@ from experiments.harness import Simulation, configuration
 from experiments.simulate import Outcome, main, run_seed
 from sllm.fleet.ledger import Ledger
 from sllm.fleet.table import Fleet
-from sllm.models.catalogue import Catalog, Hardware, Model
+from sllm.models.catalogue import Catalog
+from sllm.models.model import Hardware, Model
 from sllm.placement.costs import EngineCosts
 from sllm.placement.registry import policies
 from sllm.protocol.events import RequestCompleted

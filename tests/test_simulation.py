@@ -50,7 +50,7 @@ def test_the_workers_going_home_at_the_end_are_no_event_of_the_run(kind: type[Ru
 
 def test_a_live_fleet_has_its_report_intervals_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coordinator listens for a report interval before it is ready: that is no sign of a machine that is too small."""
-    monkeypatch.setattr("simulation.START_WALL_S", 0.0)
+    monkeypatch.setattr("sllm.run.live.START_WALL_S", 0.0)
     run = LiveRun(configuration(workers=2, duration_s=0.1, rate_per_s=10.0, report_interval_s=0.5), silent(virtual=False), io.StringIO())
     try:
         run.conduct()
@@ -62,7 +62,7 @@ def test_a_live_fleet_has_its_report_intervals_to_start(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("few", [200, 0])
 def test_a_large_fleet_is_looked_at_rarely_and_its_series_has_its_bins(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in use between two looks is an exact mean, so that bins lose detail and no sum."""
-    monkeypatch.setattr("run.FEW_WORKERS", few)
+    monkeypatch.setattr("sllm.run.run.FEW_WORKERS", few)
     run = VirtualRun(configuration(workers=3, duration_s=30.0, rate_per_s=5.0), silent(), io.StringIO())
     try:
         run.conduct()

@@ -26,7 +26,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from config import Config
+from config import Config, ConfigError
 from sllm.deploy.keys import FILE_NAME
 from sllm.protocol.errors import UsageError
 from sllm.wire.keys import KEY_BYTES
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lambda: ensure(arguments.api_server, arguments.name, namespace, token, tls),
             try_for_s=arguments.try_for, now=time.monotonic, sleep=time.sleep,
         )  # fmt: skip
-    except UsageError as error:
+    except (ConfigError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (OSError, Refused) as error:

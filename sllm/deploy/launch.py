@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from config import Config
+from config import Config, ConfigError
 from sllm import __version__
 from sllm.observe import logs
 from sllm.observe.report.standard import complain, occupy_closed_descriptors, silence
@@ -42,6 +42,9 @@ def launch(
         if arguments.healthcheck:
             return healthcheck(config, arguments.healthcheck)
         return serve(config, environ)
+    except ConfigError as error:
+        complain(f"{role}: {error}")
+        return UsageError.status
     except UsageError as error:
         complain(f"{role}: {error}")
         return error.status

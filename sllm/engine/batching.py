@@ -24,8 +24,9 @@ from math import ceil, inf, sqrt
 
 from sllm.engine.base import EngineUsage, Finished, FirstTokenOut, Notification, RequestTooLarge, Started
 from sllm.engine.residency import ABSENT, LOADED, GpuResidency, ModelState, Request, head_seq
-from sllm.models.catalogue import Catalog, Hardware
+from sllm.models.catalogue import Catalog
 from sllm.models.cost import load_s
+from sllm.models.model import Hardware
 from sllm.protocol.messages import EngineSnapshot
 
 PREFILL_TOKENS_MAX = 2048

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from sllm.engine.base import EngineCounts, EngineUsage, Evicted, Finished, FirstTokenOut, Loaded, Notification, Started
-from sllm.models.catalogue import DISK
+from sllm.models.model import DISK
 from sllm.protocol.errors import UsageError
 from sllm.protocol.messages import EngineSnapshot
 

@@ -16,8 +16,9 @@ from collections import deque
 from math import inf
 
 from sllm.engine.base import EngineCounts, Evicted, Loaded, ModelTooLarge, Notification
-from sllm.models.catalogue import DISK, HOST, REMOTE, Catalog, Hardware, Model
+from sllm.models.catalogue import Catalog
 from sllm.models.cost import load_s, step_cost
+from sllm.models.model import DISK, HOST, REMOTE, Hardware, Model
 
 ABSENT, QUEUED, LOADING, LOADED = range(4)  # of a model, seen from the GPU
 

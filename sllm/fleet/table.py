@@ -14,7 +14,7 @@ from math import ceil
 
 from sllm.fleet.index import Bag, Levels
 from sllm.fleet.ledger import Entry, Ledger
-from sllm.models.catalogue import Hardware
+from sllm.models.model import Hardware
 from sllm.protocol.fitting import same_models, within
 from sllm.protocol.messages import DRAINING, READY, STARTING, STOPPED, Address, Dispatch, LoadReport
 from sllm.protocol.timers import NEVER

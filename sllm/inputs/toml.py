@@ -9,6 +9,7 @@ from typing import Any
 from sllm.protocol.errors import UsageError
 from sllm.protocol.limits import NUMBER_MAX
 
+NAME_SHOWN = 60  # characters of a name in an error
 DEPTH_MAX = 50  # tables and arrays in each other: every file here needs four at most
 
 
@@ -19,6 +20,20 @@ def read_text(path: str | Path, label: str) -> str:
     except (OSError, ValueError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
         raise UsageError(f"{label} {path}: cannot be read: {reason}") from None
+
+
+def read(path: str | Path, label: str) -> dict[str, Any]:
+    """The tables in a file. UsageError, which begins with `label` and the path, as `read_text` and `parse`."""
+    return parse(read_text(path, label), f"{label} {path}")
+
+
+def read_pairs(path: str | Path, label: str, such_as: str) -> dict[str, Any]:
+    """The pairs of a name and a value in a file that has nothing else, such as `such_as`. UsageError as `read`, and for a table."""
+    pairs = read(path, label)
+    for name, value in pairs.items():
+        if isinstance(value, dict):
+            raise UsageError(f"{label} {path}: {name[:NAME_SHOWN]!r} is a table; a name with a point in it needs quotes: {such_as}")
+    return pairs
 
 
 def parse(text: str, source: str) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from math import exp, log, sqrt
 from typing import NamedTuple
 
-from sllm.models.catalogue import DISK, Hardware, Model
 from sllm.models.cost import load_s, step_cost
+from sllm.models.model import DISK, Hardware, Model
 
 BORDERS, EFFICIENCY = 1.75, 0.82  # fitted to experiments/saturation.py for the demonstration mix on 5, 20 and 100 H100s; docs/compare.md says how well
 KV_PART_MIN = 0.25  # of the GPU memory that models leave for KV cache, where they need not all be there

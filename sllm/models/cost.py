@@ -8,12 +8,12 @@ A sequence in its prefill step brings its whole prompt as new tokens, later one 
 from 0, the prefill's) is prompt + i tokens. Coefficients come from the first of these that there is:
 
 1. what a catalogue file says of the model on the hardware (`step`): it holds whatever the engine profile
-2. a measurement of the hardware's engine profile (the tables of `sllm.models.catalogue`); the hardware's own overhead per layer, if it has one,
+2. a measurement of the hardware's engine profile (the tables of `sllm.models.presets`); the hardware's own overhead per layer, if it has one,
    stands for its overhead
 3. the profile's parts of what the hardware can do, bandwidth and FLOP/s being those of all GPUs that work as one:
     - weight_floor = size / (weights_bandwidth * GPU bandwidth)
     - p = size / (flops * FP16 FLOP/s), a token being 2 FLOP a parameter and a parameter 2 bytes
-    - a = weight_floor - flat_tokens * p, at least 0: the floor is flat up to so many tokens
+    - a = weight_floor - flat_tokens * p, at least 0: the floor is flat up to `flat_tokens` new tokens
     - k = KV bytes per token / (kv_bandwidth * GPU bandwidth)
     - sequence is the profile's
     - overhead = layers * the hardware's own overhead per layer if it has one, else the profile's fixed part
@@ -25,8 +25,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from sllm.models.catalogue import DISK, GPU, HOST, Hardware, Model
-from sllm.models.catalogue import StepCost as StepCost
+from sllm.models.model import DISK, GPU, HOST, Hardware, Model, StepCost
 
 
 @lru_cache(maxsize=65536)
@@ -77,11 +76,6 @@ def step_s(cost: StepCost, new_tokens: int, context_tokens: int, sequences: int 
 def prefill_s(model: Model, hardware: Hardware, prompt_tokens: int) -> float:
     """Seconds from the start of a lone request's prefill to its first token."""
     return step_s(step_cost(model, hardware), prompt_tokens, prompt_tokens)
-
-
-def decode_step_s(cost: StepCost, batch: int, context_tokens: int) -> float:
-    """Seconds of one step that yields a token for each of `batch` sequences with `context_tokens` of context in all."""
-    return step_s(cost, batch, context_tokens, batch)
 
 
 def service_s(model: Model, hardware: Hardware, prompt_tokens: int, output_tokens: int) -> float:

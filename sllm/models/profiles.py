@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import TypeVar
-
-from sllm.protocol.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +78,7 @@ CUDA_GRAPHS = EngineProfile(
 )
 
 # Everything as measured by Splitwise and Vidur for engines of 2023. Llama-2-70B on eight GPUs was measured as a whole by Splitwise (the tables of
-# `sllm.models.catalogue` belong to this profile); what its decode takes beyond Vidur's weight floor is 29.2 ms on A100 and 20.8 ms on H100 over 80
+# `sllm.models.presets` belong to this profile); what its decode takes beyond Vidur's weight floor is 29.2 ms on A100 and 20.8 ms on H100 over 80
 # layers, and is assumed to hold for every model and for one GPU too, A100's for every other kind of GPU.
 A100_LAYER_S = 29.2e-3 / 80
 H100_LAYER_S = 20.8e-3 / 80
@@ -118,12 +115,3 @@ ENGINE_START = LoaderProfile(
 
 ENGINE_PROFILES: Mapping[str, EngineProfile] = {profile.name: profile for profile in (CUDA_GRAPHS, VLLM_V0, SPLITWISE)}
 LOADER_PROFILES: Mapping[str, LoaderProfile] = {profile.name: profile for profile in (SERVERLESSLLM, SAFETENSORS, ENGINE_START)}
-T = TypeVar("T")
-
-
-def find_profile(kind: str, name: str, profiles: Mapping[str, T]) -> T:
-    """The profile of that name. UsageError lists the known ones."""
-    try:
-        return profiles[name]
-    except KeyError:
-        raise UsageError(f"unknown {kind} {name!r}: must be one of {', '.join(profiles)}") from None

@@ -17,13 +17,16 @@ class CoordinatorView:
 
     def __init__(
         self,
+        policy: str,
         coordinator: Callable[[], Any],
         now: Callable[[], float],
         later: Callable[[Callable[[], None]], Any],
         kernel_drops: Callable[[], int],
         started_wall_s: float,
     ) -> None:
-        """`coordinator` gives the life that is to be looked at; `later` has a function called in one of the loop's next rounds."""
+        """`policy` is the name that the page shows; `coordinator` gives the life that is to be looked at; `later` has a function called in one
+        of the loop's next rounds."""
+        self._policy = policy
         self._coordinator = coordinator
         self._kernel_drops = kernel_drops
         self.metrics = CoordinatorMetrics(started_wall_s)
@@ -75,7 +78,7 @@ class CoordinatorView:
     def _figures(self, picture: FleetPicture) -> dict[str, Any]:
         node, history = self._coordinator(), self._history
         return {
-            "policy": node.config.policy,
+            "policy": self._policy,
             "degraded": node.degraded,
             "summary": summary_of(picture),
             "requests": {"routed": dict(history.routed), "refused": dict(history.refused)},

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 
 from sllm.fleet.index import Bag, sample_all
 from sllm.fleet.table import DOUBTFUL, NEWCOMER, PROVEN, Fleet, Kind, Row, band_of
-from sllm.models.catalogue import Hardware, Model
+from sllm.models.model import Hardware, Model
 from sllm.protocol.messages import COLD_START, HIGH, LOW, SERVE
 from sllm.protocol.record import Record
 

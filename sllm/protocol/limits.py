@@ -1,7 +1,8 @@
 """The limits of what roles say: of names in bytes as on the wire, and of numbers.
 
-There is one rule for each, and configuration, catalogue, traces, sender and receiver go by it: whatever one role may say, every other can repeat.
-This module imports nothing of the project, so that all of these can import it.
+There is one rule for each, and catalogue, traces, sender and receiver go by it: whatever one role may say, every other can repeat. The configuration
+imports nothing of the project and writes the rules of its own texts and numbers again; a test holds them equal to these.
+This module imports nothing of the project, so that every other module can import it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,6 @@ def id_problem(text: str) -> str:
 
 def host_problem(text: str) -> str:
     """What keeps `text` from being a host name or an address; "" if nothing does."""
-    if len(text) > HOST_MAX_BYTES:
-        return f"must have at most {HOST_MAX_BYTES} bytes, not {len(text.encode(errors='replace'))}"
-    return "" if _HOST.fullmatch(text) else "must be a host name or an address: letters, digits and . _ ~ : % -"
+    if not _HOST.fullmatch(text):
+        return "must be a host name or an address: letters, digits and . _ ~ : % -"
+    return "" if len(text) <= HOST_MAX_BYTES else f"must have at most {HOST_MAX_BYTES} bytes, not {len(text)}"

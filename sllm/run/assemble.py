@@ -12,7 +12,9 @@ from random import Random
 from config import Config
 from sllm.engine import Engine, LlmEngine, QueueEngine
 from sllm.models.capacity import saturation_rate
-from sllm.models.catalogue import DEMO_MODELS, GB, Catalog, Hardware
+from sllm.models.catalogue import Catalog
+from sllm.models.model import GB, Hardware
+from sllm.models.presets import DEMO_MODELS
 from sllm.placement.costs import make_costs
 from sllm.protocol.errors import UsageError
 from sllm.run.hardware_mix import hardware_of_workers, parse_mix

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from config import OUTPUTS, SWITCHES, Config, parse_setting
+from config import OUTPUTS, SWITCHES, Config, ConfigError, parse_setting
 from sllm import __version__
 from sllm.protocol.errors import OutputError, UsageError
 from sllm.run.hardware_mix import parse_mix, read_fleet
@@ -117,6 +117,17 @@ def _metavar(rules: Mapping[str, Any]) -> str:
 def parse(argv: Sequence[str], environ: Mapping[str, str], program: str, description: str) -> tuple[Config, Options]:
     """Configuration and options of a run. UsageError names the flag or variable that does not fit."""
     arguments = build_parser(program, description).parse_args(argv)
+    try:
+        config = _read_config(arguments, environ)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+    options = _read_options(arguments, environ)
+    return config, dataclasses.replace(options, warnings=tuple(check(config, options)))
+
+
+def _read_config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Config:
+    """The configuration of the environment, changed by the flags that were given. ConfigError for a value that does not fit, UsageError for an empty flag and
+    for a bad fleet file."""
     config = Config.from_env(environ)
     overrides = {}
     for field in flag_fields():
@@ -125,6 +136,16 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], program: str, descrip
             if not text.strip() and "" not in (field.metadata["choices"] or ()):
                 raise UsageError(f"{field.metadata['flag']}: is empty")
             overrides[field.name] = parse_setting(field, text, field.metadata["flag"])
+    config = dataclasses.replace(config, **overrides)
+    if config.fleet:
+        config = dataclasses.replace(config, hardware=read_fleet(config.fleet))
+    if "workers" not in overrides and not environ.get("WORKERS", "").strip():
+        config = _count_workers(config)
+    return config
+
+
+def _read_options(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Options:
+    """What the flags, or else the variables, say beyond the configuration. UsageError for a flag that is empty and a switch that is neither 0 nor 1."""
     values: dict[str, Any] = {}
     for flag, env, *_ in OUTPUTS:
         given = getattr(arguments, _dest(flag))
@@ -137,12 +158,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], program: str, descrip
     given = frozenset(name for name, value in vars(arguments).items() if value is not None)
     values["no_page"] = environ.get("PAGE", "").strip() == "0" and not values["page"]
     values |= {"listing": arguments.list or "", "no_color": bool(environ.get("NO_COLOR")), "dumb_terminal": environ.get("TERM") == "dumb"}
-    config, options = dataclasses.replace(config, **overrides), Options(**values, given=_flags_of(given))
-    if config.fleet:
-        config = dataclasses.replace(config, hardware=read_fleet(config.fleet))
-    if "workers" not in overrides and not environ.get("WORKERS", "").strip():
-        config = _count_workers(config)
-    return config, dataclasses.replace(options, warnings=tuple(check(config, options)))
+    return Options(**values, given=_flags_of(given))
 
 
 def _count_workers(config: Config) -> Config:

@@ -44,7 +44,7 @@ def hardware_of_workers(text: str, workers: int, label: str = "--hardware") -> l
 
 def read_fleet(path: str) -> str:
     """The mix that a fleet file says, `"h100-80g" = 3` a line, as `parse_mix` reads it. UsageError names the file and the key."""
-    counts = toml.parse(toml.read_text(path, "fleet"), f"fleet {path}")
+    counts = toml.read_pairs(path, "fleet", '"h100-80g" = 3')
     for name, count in counts.items():
         if type(count) is not int or not 0 < count <= WORKERS_MAX:
             raise UsageError(f"fleet {path}: {name!r} = {count!r}: must be a number of workers, at least 1")

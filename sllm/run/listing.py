@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
 from config import Config
 from sllm.engine import ENGINES
-from sllm.models.catalogue import GB, HARDWARE_NAMES, KIB, MODEL_NAMES, model_preset
+from sllm.inputs.keys import Key
+from sllm.models.model import GB, KIB
+from sllm.models.presets import HARDWARE, MODELS
 from sllm.models.profiles import ENGINE_PROFILES, LOADER_PROFILES
 from sllm.placement.registry import broken_policies, policies
 from sllm.run.assemble import build_catalog
 from sllm.run.command_line import EFFECTS, flag_fields, parse
-from sllm.virtual.faults import COMMON, DEFAULT_HOSTS, DRAWN, DRAWN_FOR_S, KINDS, MEANINGS, RANDOM_KEYS, Key
+from sllm.virtual.faults import COMMON, DRAWN_FOR_S, RANDOM_KEYS
+from sllm.virtual.kinds import DEFAULT_HOSTS, KINDS
 from sllm.workload.arrivals import ARRIVALS
 from sllm.workload.lengths import LENGTHS
 from sllm.workload.traces import BROKEN, FORMATS, TraceFormat
@@ -92,14 +95,14 @@ def _policies(config: Config) -> list[str]:
 
 def _hardware(config: Config) -> list[str]:
     catalog = build_catalog(config)
-    names = dict.fromkeys([*catalog.hardware_names, *HARDWARE_NAMES])
+    names = dict.fromkeys([*catalog.hardware_names, *HARDWARE])
     return _figures([catalog.get_hardware(name) for name in names], ("layer_overhead_s", "init_s", "gpu"))
 
 
 def _models(config: Config) -> list[str]:
     catalog = build_catalog(config)
     head = ["In the catalogue, in order of popularity:", *_figures(list(catalog.models.values()), ("steps",))]
-    return [*head, "", "Presets for a catalogue file:", *_figures([model_preset(name) for name in MODEL_NAMES], ("steps",))]
+    return [*head, "", "Presets for a catalogue file:", *_figures(list(MODELS.values()), ("steps",))]
 
 
 def _traces(config: Config) -> list[str]:
@@ -142,17 +145,17 @@ ENGINE_FLAGS = ("--slots", "--keep-alive")  # that any engine goes by
 
 def _faults(config: Config) -> list[str]:
     lines = ["[[fault]], any number of them:", *_keys(COMMON), ""]
-    for kind, keys in KINDS.items():
-        lines += [f'kind = "{kind}": {MEANINGS[kind]}', *_keys(keys)]
+    for name, kind in KINDS.items():
+        lines += [f'kind = "{name}": {_said(kind)}', *_keys(kind.keys)]
     least_s, most_s = DRAWN_FOR_S
     drawn = [
         f"for: [least, most] that each lasts, s (default [{least_s:.12g}, {most_s:.12g}])", f"hosts: as above (default {', '.join(DEFAULT_HOSTS)})",
-        f"per_minute: {{ KIND = faults a minute, ... }} (required), of {', '.join(DRAWN)}",
+        f"per_minute: {{ KIND = faults a minute, ... }} (required), of {', '.join(KINDS)}",
     ]  # fmt: skip
     return [*lines, "", "[random], besides them or instead:", *_keys(RANDOM_KEYS), *(INDENT + line for line in drawn)]
 
 
-def _keys(keys: dict[str, Key]) -> list[str]:
+def _keys(keys: Mapping[str, Key]) -> list[str]:
     return [f"{INDENT}{name}: {key.meaning}{_bounds(key)}" for name, key in keys.items()]
 
 

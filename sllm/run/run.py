@@ -209,7 +209,7 @@ class Run(ABC):
         if not options.page and (options.no_page or options.quiet or not self.progress.is_live):
             return
         coordinators = self.system.coordinators
-        view = CoordinatorView(lambda: coordinators[-1], lambda: self.now, later, kernel_drops, time.time())
+        view = CoordinatorView(self.config.policy, lambda: coordinators[-1], lambda: self.now, later, kernel_drops, time.time())
         self.watch = Watch(loop, view, lambda: coordinators[-1], lambda: self.now)
         every(1.0, view.tick)
         self.progress.note(f"the fleet's page, while the run lasts: {self.watch.url}")

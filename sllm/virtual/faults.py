@@ -9,7 +9,7 @@
     [random]                       # or: drawn from the seed
     from = 5.0
     until = 60.0
-    for = [1.0, 8.0]               # each lasts uniformly so long
+    for = [1.0, 8.0]               # each lasts for a time drawn uniformly from this range, s
     per_minute = { crash = 2.0, degrade = 1.0 }
 
 A fault may repeat (`every`, `until`) and may hit its hosts one after the other (`stagger`). `sllm.virtual.inject` carries a schedule out.
@@ -18,122 +18,32 @@ A fault may repeat (`every`, `until`) and may hit its hosts one after the other 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 from sllm.inputs import toml
+from sllm.inputs.keys import Key, Number, Rule, Whole, is_number
 from sllm.protocol.errors import UsageError
-from sllm.virtual.network import Latency
+from sllm.virtual.kinds import DEFAULT_HOSTS, HOST_NAMES, KINDS, FaultKind
 
 REPEATS_MAX = 10_000
 RANDOM_MAX = 100_000  # faults drawn, on average
-DEFAULT_HOSTS = ("random:1",)
-
-
-class Key(NamedTuple):
-    """What may stand behind one key of a fault."""
-
-    kind: str  # number, whole, flag, names or latency
-    meaning: str
-    required: bool = False
-    default: Any = None
-    low: float = 0.0
-    above: float | None = None
-    high: float = 1e9
-
-
-NUMBER, WHOLE, FLAG, NAMES, LATENCY = "number", "whole", "flag", "names", "latency"
+RATE = Number(high=60_000.0)  # of one kind of random faults, a minute
 
 COMMON: dict[str, Key] = {
-    "at": Key(NUMBER, "when it begins, s", required=True),
-    "for": Key(NUMBER, "how long it lasts, s; without it, for good"),
-    "every": Key(NUMBER, "it comes again after so long, s", above=0.0),
-    "until": Key(NUMBER, "the last repetition begins before this time, s"),
-}
-HOSTS = {
-    "hosts": Key(NAMES, "which hosts: names, globs, random:N, random:N%, random:N:GLOB", required=True),
-    "stagger": Key(NUMBER, "each host is hit so long after the one before, s", default=0.0),
-}
-LINKS = {
-    "from": Key(NAMES, "sending hosts; without it, all"),
-    "to": Key(NAMES, "receiving hosts; without it, all"),
-    "both_ways": Key(FLAG, "the opposite direction too", default=False),
-}
-KINDS: dict[str, dict[str, Key]] = {
-    "crash": HOSTS,
-    "freeze": HOSTS,
-    "zombie": {
-        **HOSTS,
-        "restart_after": Key(NUMBER, "its replacement starts after so long, s; without it, half of `for`"),
-        "linger": Key(NUMBER, "the zombie lives so long after it came back, s; without it, for good"),
-    },
-    "drain": HOSTS,
-    "slow": {**HOSTS, "factor": Key(NUMBER, "everything on it takes so many times as long", required=True, low=1.0, high=1e6)},
-    "clock_jump": {**HOSTS, "by": Key(NUMBER, "its wall clock is set so far ahead (or back), s", required=True, low=-1e9)},
-    "clock_drift": {**HOSTS, "rate": Key(NUMBER, "seconds its clocks run in a second", required=True, above=0.0, high=100.0)},
-    "overflow": {
-        **HOSTS,
-        "buffer": Key(WHOLE, "datagrams that fit", required=True, low=1),
-        "drain_per_s": Key(NUMBER, "datagrams read in a second", required=True, above=0.0),
-    },
-    "cut": LINKS,
-    "isolate": HOSTS,
-    "degrade": {
-        **LINKS,
-        "loss": Key(NUMBER, "part of the datagrams that is lost", high=1.0),
-        "duplicate": Key(NUMBER, "part that arrives twice", high=1.0),
-        "reorder": Key(NUMBER, "part that is held back", high=1.0),
-        "reorder_extra_ms": Key(NUMBER, "by up to so long"),
-        "corrupt": Key(NUMBER, "part that arrives with a wrong bit", high=1.0),
-        "latency_ms": Key(LATENCY, 'number, or ["uniform", low, high], ["exponential", least, mean beyond it], ["lognormal", median, sigma]'),
-        "bandwidth_kb_per_s": Key(NUMBER, "kilobytes a second", above=0.0),
-        "queue_max_ms": Key(NUMBER, "datagrams that would wait longer for the bandwidth are lost"),
-    },
-}
-MEANINGS = {
-    "crash": "the process dies; it comes back with a new incarnation after `for`",
-    "freeze": "it stands still; what arrives waits",
-    "zombie": "it stands still, is replaced, and comes back beside its replacement after `for`",
-    "drain": "it is told to stop in good order; it ends after `for` and comes back at once with a new incarnation",
-    "slow": "everything on it takes longer",
-    "clock_jump": "its wall clock is set",
-    "clock_drift": "its clocks run too fast or too slow",
-    "overflow": "its socket buffer is small and slowly read",
-    "cut": "nothing gets through a link",
-    "isolate": "nothing gets from these hosts to any other, nor back",
-    "degrade": "a link loses, copies, delays or spoils datagrams",
-}
-"""What goes wrong, by kind."""
-LINK_QUALITIES = tuple(key for key in KINDS["degrade"] if key not in LINKS)
-
-# What a random schedule draws for a kind, beside host and duration.
-DRAWN: dict[str, Callable[[Random], dict[str, Any]]] = {
-    "crash": lambda rng: {},
-    "freeze": lambda rng: {},
-    "zombie": lambda rng: {"linger": rng.uniform(1.0, 5.0)},
-    "drain": lambda rng: {},
-    "slow": lambda rng: {"factor": rng.uniform(1.5, 10.0)},
-    "clock_jump": lambda rng: {"by": rng.choice((-1.0, 1.0)) * rng.uniform(1.0, 120.0)},
-    "clock_drift": lambda rng: {"rate": rng.uniform(0.8, 1.25)},
-    "overflow": lambda rng: {"buffer": rng.randint(1, 10), "drain_per_s": rng.uniform(2.0, 50.0)},
-    "cut": lambda rng: {"from": list(DEFAULT_HOSTS), "both_ways": rng.random() < 0.5} if rng.random() < 0.5 else {"to": list(DEFAULT_HOSTS)},
-    "isolate": lambda rng: {},
-    "degrade": lambda rng: {
-        "loss": rng.choice((0.0, rng.uniform(0.0, 0.4))),
-        "duplicate": rng.choice((0.0, rng.uniform(0.0, 0.4))),
-        "reorder": rng.choice((0.0, rng.uniform(0.0, 0.4))),
-        "reorder_extra_ms": rng.uniform(1.0, 2000.0),
-        "corrupt": rng.choice((0.0, rng.uniform(0.0, 0.2))),
-    },
+    "at": Key(Number(), "when it begins, s", required=True),
+    "for": Key(Number(), "how long it lasts, s; without it, for good"),
+    "every": Key(Number(above=0.0), "time from one repetition to the next, s"),
+    "until": Key(Number(), "the last repetition begins before this time, s"),
 }
 DRAWN_FOR_S = (1.0, 8.0)  # least and most that a drawn fault lasts, unless said otherwise
 RANDOM_KEYS = {
-    "from": Key(NUMBER, "faults begin after this time, s", default=0.0),
-    "until": Key(NUMBER, "no fault begins after this time, s", required=True),
-    "seed": Key(WHOLE, "draw from this seed; without it, the run's"),
+    "from": Key(Number(), "faults begin after this time, s", default=0.0),
+    "until": Key(Number(), "no fault begins after this time, s", required=True),
+    "seed": Key(Whole(), "draw from this seed; without it, the run's"),
 }
 
 
@@ -153,7 +63,7 @@ class Fault:
         return self.end_s_for(len(self.options.get("hosts", ())))
 
     def end_s_for(self, hosts: int) -> float:
-        """The same when it hits so many hosts."""
+        """When nothing of a fault that hits this number of hosts is left to happen."""
         stagger_s, linger_s = float(self.options.get("stagger", 0.0)), float(self.options.get("linger") or 0.0)
         return self.at_s + (self.for_s or 0.0) + stagger_s * max(0, hosts - 1) + linger_s
 
@@ -233,8 +143,7 @@ def random_faults(
             at += rng.expovariate(rate / 60.0)
             if at >= until_s:
                 break
-            options = {key: rule.default for key, rule in KINDS[kind].items()}
-            drawn = DRAWN[kind](rng)
+            options, drawn = KINDS[kind].defaults(), KINDS[kind].draw(rng)
             if "hosts" in options:
                 drawn["hosts"] = list(hosts)
             else:
@@ -250,7 +159,7 @@ class _Reader:
         self._source = source
         self._lines = text.splitlines()
 
-    def fail(self, problem: str, *, table: str = "", index: int = 0, key: str = "") -> None:
+    def fail(self, problem: str, *, table: str = "", index: int = 0, key: str = "") -> NoReturn:
         """Raise UsageError: file, line, fault and key."""
         line = self._line_of(table, index, key)
         place = f"{self._source}:{line}" if line else self._source
@@ -275,29 +184,34 @@ class _Reader:
 
     def read_fault(self, index: int, table: dict[str, Any]) -> list[Fault]:
         """One [[fault]] with its repetitions."""
-        kind = table.get("kind")
-        if not isinstance(kind, str) or kind not in KINDS:
-            problem = "kind is missing" if kind is None else f"kind={kind!r}: no such kind"
-            self.fail(f"{problem}; there are {', '.join(KINDS)}", table="fault", index=index, key="kind")
-        assert isinstance(kind, str)
-        values = self.read_keys(COMMON | KINDS[kind], {k: v for k, v in table.items() if k != "kind"}, "fault", index, f" of {kind}")
+        kind = self._kind_of(table, index)
+        values = self.read_keys(COMMON | kind.keys, {k: v for k, v in table.items() if k != "kind"}, "fault", index, f" of {kind.name}")
         at, lasts, every, until = (values.pop(key) for key in COMMON)
-        if kind == "zombie" and lasts is None:
-            self.fail("for is missing: a zombie comes back", table="fault", index=index)
-        if kind == "drain" and lasts is None:
-            self.fail("for is missing: a draining host needs time before it ends", table="fault", index=index)
-        if kind == "degrade" and all(values[key] is None for key in LINK_QUALITIES):
-            self.fail(f"nothing is degraded; give one of {', '.join(LINK_QUALITIES)}", table="fault", index=index)
-        if (every is None) != (until is None):
+        if problem := kind.problem(lasts, values):
+            self.fail(problem, table="fault", index=index)
+        return [Fault(time, kind.name, lasts, values, f"{self._source}: fault {index + 1}") for time in self._repeat(index, at, every, until)]
+
+    def _kind_of(self, table: dict[str, Any], index: int) -> FaultKind:
+        name = table.get("kind")
+        if isinstance(name, str) and name in KINDS:
+            return KINDS[name]
+        problem = "kind is missing" if name is None else f"kind={name!r}: no such kind"
+        self.fail(f"{problem}; there are {', '.join(KINDS)}", table="fault", index=index, key="kind")
+
+    def _repeat(self, index: int, at: float, every: float | None, until: float | None) -> list[float]:
+        """The times at which a fault begins."""
+        if every is None and until is None:
+            return [at]
+        if every is None or until is None:
             self.fail("every and until go together", table="fault", index=index, key="every" if until is None else "until")
-        if until is not None and until <= at:
+        if until <= at:
             self.fail(f"until={until:.12g}: must be after at={at:.12g}", table="fault", index=index, key="until")
         times = [at]
-        while every is not None and (following := at + every * len(times)) < until:
+        while (following := at + every * len(times)) < until:
             times.append(following)
             if len(times) > REPEATS_MAX:
                 self.fail(f"every={every!r}: repeats more than {REPEATS_MAX} times until {until:.12g}", table="fault", index=index, key="every")
-        return [Fault(time, kind, lasts, values, f"{self._source}: fault {index + 1}") for time in times]
+        return times
 
     def read_random(self, table: Any, seed: int) -> list[Fault]:
         """The [random] table, drawn."""
@@ -308,11 +222,10 @@ class _Reader:
         rates = table.get("per_minute")
         if not isinstance(rates, dict) or not rates:
             self.fail("per_minute is missing: a rate for each kind, such as per_minute = { crash = 2.0 }", table="random", key="per_minute")
-        assert isinstance(rates, dict)
         for kind, rate in rates.items():
             if kind not in KINDS:
                 self.fail(f"per_minute: {kind!r} is no kind of fault; there are {', '.join(KINDS)}", table="random", key="per_minute")
-            self.value(Key(NUMBER, "", high=60_000.0), rate, "random", 0, f"per_minute.{kind}")
+            self.value(RATE, rate, "random", 0, f"per_minute.{kind}")
         begins_s, ends_s = values["from"], values["until"]
         if begins_s >= ends_s:
             self.fail(f"from={begins_s:.12g}: must be before until={ends_s:.12g}", table="random", key="from")
@@ -320,71 +233,33 @@ class _Reader:
         if expected > RANDOM_MAX:
             self.fail(f"until={ends_s:.12g}: would draw about {expected:,.0f} faults, must be at most {RANDOM_MAX:,}", table="random", key="until")
         span = table.get("for", list(DRAWN_FOR_S))
-        if not isinstance(span, list) or len(span) != 2 or not all(_is_number(x) and x >= 0 for x in span) or span[0] > span[1]:
+        if not isinstance(span, list) or len(span) != 2 or not all(is_number(x) and x >= 0 for x in span) or span[0] > span[1]:
             self.fail(f"for={span!r}: must be [least, most] seconds", table="random", key="for")
-        hosts = self.value(HOSTS["hosts"], table.get("hosts", list(DEFAULT_HOSTS)), "random", 0, "hosts")
+        hosts = self.value(HOST_NAMES, table.get("hosts", list(DEFAULT_HOSTS)), "random", 0, "hosts")
         chosen = values["seed"] if values["seed"] is not None else seed
         rng = Random(f"{chosen}/fault schedule")
         return random_faults(rng, begins_s, ends_s, rates, (float(span[0]), float(span[1])), tuple(hosts))
 
-    def read_keys(self, rules: Mapping[str, Key], table: Mapping[str, Any], name: str, index: int, of: str) -> dict[str, Any]:
+    def read_keys(self, keys: Mapping[str, Key], table: Mapping[str, Any], name: str, index: int, of: str) -> dict[str, Any]:
         """Every key checked, defaults filled in."""
         for key in table:
-            if key not in rules:
-                self.fail(f"{key!r} is no key{of or f' of [{name}]'}; there are {', '.join(rules)}", table=name, index=index, key=key)
+            if key not in keys:
+                self.fail(f"{key!r} is no key{of or f' of [{name}]'}; there are {', '.join(keys)}", table=name, index=index, key=key)
         values = {}
-        for key, rule in rules.items():
+        for key, declared in keys.items():
             if key in table:
-                values[key] = self.value(rule, table[key], name, index, key)
-            elif rule.required:
-                self.fail(f"{key} is missing: {rule.meaning}", table=name, index=index)
+                values[key] = self.value(declared.rule, table[key], name, index, key)
+            elif declared.required:
+                self.fail(f"{key} is missing: {declared.meaning}", table=name, index=index)
             else:
-                values[key] = rule.default
+                values[key] = declared.default
         return values
 
-    def value(self, rule: Key, value: Any, name: str, index: int, key: str) -> Any:
-        """The value as the rule wants it."""
-        wanted = _mismatch(rule, value)
-        if wanted:
-            self.fail(f"{key}={value!r}: must be {wanted}", table=name, index=index, key=key)
-        if rule.kind == LATENCY:
-            try:
-                return _latency(value)
-            except (ValueError, TypeError) as error:
-                self.fail(f"{key}={value!r}: {error}", table=name, index=index, key=key)
-        return float(value) if rule.kind == NUMBER else value
-
-
-def _mismatch(rule: Key, value: Any) -> str:
-    """What the value should have been, or "" if it fits."""
-    if rule.kind == FLAG:
-        return "" if isinstance(value, bool) else "true or false"
-    if rule.kind == NAMES:
-        fits = isinstance(value, list) and value and all(isinstance(name, str) and name for name in value)
-        return "" if fits else 'a list of host names, such as ["worker-1"]'
-    if rule.kind == LATENCY:
-        fits = _is_number(value) or (isinstance(value, list) and 2 <= len(value) <= 3 and isinstance(value[0], str) and all(map(_is_number, value[1:])))
-        return "" if fits else rule.meaning
-    if rule.kind == WHOLE and (not isinstance(value, int) or isinstance(value, bool)):
-        return "a whole number"
-    if not _is_number(value):
-        return "a number"
-    if rule.above is not None and value <= rule.above:
-        return f"above {rule.above:.12g}"
-    return "" if rule.low <= value <= rule.high else f"between {rule.low:.12g} and {rule.high:.12g}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
-
-
-def _latency(value: Any) -> Latency:
-    """Milliseconds of the file to seconds; sigma of lognormal has no unit."""
-    if not isinstance(value, list):
-        return Latency("constant", value / 1e3)
-    kind, *numbers = value
-    second = numbers[1] if len(numbers) > 1 else 0.0
-    return Latency(kind, numbers[0] / 1e3, second if kind == "lognormal" else second / 1e3)
+    def value(self, rule: Rule, value: Any, name: str, index: int, key: str) -> Any:
+        """The value as the program uses it."""
+        if problem := rule.problem(value):
+            self.fail(f"{key}={value!r}: {problem}", table=name, index=index, key=key)
+        return rule.read(value)
 
 
 def _show(value: Any) -> str:

@@ -53,11 +53,6 @@ class Latency:
         self.a = a
         self.b = b
 
-    @property
-    def constant_s(self) -> float | None:
-        """The latency if it never varies, else None."""
-        return self.a if self.kind == "constant" else None
-
     def draw_s(self, rng: random.Random) -> float:
         if self.kind == "constant":
             return self.a

@@ -51,10 +51,8 @@ def count_models(path: str, until_s: float, columns: str = "") -> ModelCounts | 
 
 def read_map(path: str) -> dict[str, str]:
     """The pairs of a map file. UsageError names the file, and the place of bad TOML or the key of a bad value."""
-    pairs = toml.parse(toml.read_text(path, "model map"), f"model map {path}")
+    pairs = toml.read_pairs(path, "model map", '"gpt-4.1" = "llama-3.1-8b"')
     for name, model in pairs.items():
-        if isinstance(model, dict):
-            raise UsageError(f'model map {path}: {shorten(name)} is a table; a name with a point in it needs quotes: "gpt-4.1" = "llama-3.1-8b"')
         if not isinstance(model, str):
             raise UsageError(f"model map {path}: {shorten(name)} = {shorten(str(model))}: must be the name of a model, in quotes")
     return pairs

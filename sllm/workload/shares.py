@@ -41,11 +41,8 @@ def parse_shares(text: str, label: str) -> dict[str, float]:
 
 def read_share_file(path: str, label: str) -> dict[str, float]:
     """The shares of a TOML file of pairs, `"llama-3.1-8b" = 3`. UsageError names `label`, the file and the key."""
-    shares: dict[str, float] = {}
-    for name, value in toml.parse(toml.read_text(path, label), f"{label} {path}").items():
-        if isinstance(value, dict):
-            raise UsageError(f'{label} {path}: {name!r} is a table; a name with a point in it needs quotes: "llama-3.1-8b" = 3')
-        shares[name] = _share(value, f"{label} {path}: {name!r} = {value!r}")
+    pairs = toml.read_pairs(path, label, '"llama-3.1-8b" = 3')
+    shares = {name: _share(value, f"{label} {path}: {name!r} = {value!r}") for name, value in pairs.items()}
     return _check_sum(shares, f"{label} {path}")
 
 

@@ -26,7 +26,7 @@ class WorkloadSpec:
     lengths: str = "azure-conv"  # see sllm.workload.lengths; not used with a trace
     trace: str | None = None  # a trace file to replay; None or "": synthetic arrivals
     duration_s: float | None = None  # only arrivals before it; None: the whole trace or all stages, and other synthetic arrivals without end
-    zipf: float = 1.1  # exponent of model popularity; 0: all alike
+    zipf: float = 1.1  # exponent of model popularity; 0: all models are asked for alike
     models: int = 0  # only the first models of the catalogue are asked for, as many as this says; 0: all of them
     model_map: str | None = None  # a file that says which model of the catalogue each model of the trace is; see sllm.workload.modelmap
     mix: str = ""  # shares of the models, or a file of them, instead of the Zipf law; see sllm.workload.shares

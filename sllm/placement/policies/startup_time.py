@@ -10,7 +10,7 @@ from math import inf
 from typing import ClassVar
 
 from sllm.fleet.table import Row
-from sllm.models.catalogue import HOST
+from sllm.models.model import HOST
 from sllm.placement.base import FleetView, Placement, Policy, Query, placed_on
 from sllm.protocol.messages import COLD_START, SERVE
 
