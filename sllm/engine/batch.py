@@ -72,9 +72,10 @@ class Batch:
 
     def pop_finished(self) -> Request | None:
         """Take out a request whose last round is completed; None if there is none (any more)."""
-        if not self.running or self.running[0][0] != self.round:
+        running = self.running
+        if not running or running[0][0] != self.round:
             return None
-        request = heappop(self.running)[2]
+        request = heappop(running)[2]
         state = request.state
         self._last_rounds -= self.round
         state.batch -= 1
@@ -87,7 +88,8 @@ class Batch:
 
     def begin_segment(self, now: float) -> None:
         """Begin as many rounds as pass until a request finishes; a single one if it prefills. Without running requests there is none to begin."""
-        if not self.running:
+        running = self.running
+        if not running:
             self.rounds = 0
             self.boundary_at = inf
             return
@@ -99,7 +101,7 @@ class Batch:
                 work_s = floor_s
             first_s += work_s + k_s * state.context_tokens + state.overhead_s + state.sequence_s * batch
             growth_s += k_s * batch
-        rounds = 1 if self.fresh else self.running[0][0] - self.round
+        rounds = 1 if self.fresh else running[0][0] - self.round
         self.begin_at = now
         self.first_s = first_s
         self.growth_s = growth_s

@@ -19,6 +19,7 @@ The engine goes from change to change of the batch in closed form (`sllm.engine.
 from __future__ import annotations
 
 from math import inf
+from typing import NoReturn
 
 from sllm.engine.backlog import Backlog
 from sllm.engine.base import EngineSnapshot, EngineUsage, Finished, FirstTokenOut, Notification, RequestTooLarge, Started
@@ -62,8 +63,8 @@ class LlmEngine(GpuResidency):
         self._submitted_at = -inf  # the last time
         self._waiting_kv_bytes = 0
         self._batch = Batch()
-        self._busy_s = 0.0  # up to `_busy_since`
-        self._busy_since = inf
+        self._busy_s = 0.0  # seconds with requests running, up to the last time that none ran
+        self._busy_since = inf  # when requests began to run again
         self._slot_s = 0.0  # of the segments that are over
         self._kv_byte_s = 0.0  # likewise
         self._idle_snapshot: EngineSnapshot | None = None
@@ -74,10 +75,14 @@ class LlmEngine(GpuResidency):
         """Take a request. Raises RequestTooLarge, ModelTooLarge, KeyError, ValueError and is unchanged then; see `Engine.submit`."""
         if now > self._submitted_at:
             self._submitted_at = now
-            self._run(now)
+            if self.next_at <= now:
+                self._run(now)
         state = self._states.get(model) or self._state(model)
+        if prompt_tokens < 0 or output_tokens < 1:
+            raise ValueError(f"{request_id}: {prompt_tokens} prompt and {output_tokens} output tokens")
         kv_bytes = (prompt_tokens + output_tokens) * state.kv_bytes_per_token
-        self._check_request(request_id, state, prompt_tokens, output_tokens, kv_bytes)
+        if prompt_tokens + output_tokens > state.tokens_max:
+            self._refuse(request_id, state, prompt_tokens, output_tokens, kv_bytes)
         self._seq += 1
         self.waiting += 1
         self._waiting_kv_bytes += kv_bytes
@@ -94,17 +99,14 @@ class LlmEngine(GpuResidency):
             self._start_load(now)
         self._schedule()
 
-    def _check_request(self, request_id: str, state: ModelState, prompt_tokens: int, output_tokens: int, kv_bytes: int) -> None:
-        """Raises RequestTooLarge or ModelTooLarge if the request can never be served here, ValueError if its token counts make no sense."""
-        if prompt_tokens < 0 or output_tokens < 1:
-            raise ValueError(f"{request_id}: {prompt_tokens} prompt and {output_tokens} output tokens")
+    def _refuse(self, request_id: str, state: ModelState, prompt_tokens: int, output_tokens: int, kv_bytes: int) -> NoReturn:
+        """Raises what says why the request can never be served here: RequestTooLarge or ModelTooLarge."""
         context_tokens = state.model.context_tokens
         if 0 < context_tokens < prompt_tokens + output_tokens:
             raise RequestTooLarge(f"{request_id}: {prompt_tokens} and {output_tokens} tokens, {state.name} has a context of {context_tokens}")
-        if state.size_bytes + kv_bytes > self._capacity_bytes:
-            self._check_size(state)
-            room_bytes = self._capacity_bytes - state.size_bytes
-            raise RequestTooLarge(f"{request_id}: {kv_bytes} bytes of KV cache, {room_bytes} bytes of GPU memory beside {state.name}")
+        self._check_size(state)
+        room_bytes = self._capacity_bytes - state.size_bytes
+        raise RequestTooLarge(f"{request_id}: {kv_bytes} bytes of KV cache, {room_bytes} bytes of GPU memory beside {state.name}")
 
     def cancel(self, now: float, request_id: str) -> bool:
         """Give a request up; see `Engine.cancel`. One that runs leaves the batch at the end of the present round."""
@@ -322,7 +324,9 @@ class LlmEngine(GpuResidency):
 
     def _fits(self, request: Request, now: float) -> bool:
         """Is there KV cache for the request, be it by evicting models where waiting could not help?"""
-        missing_bytes = request.kv_bytes - (self._capacity_bytes - self._weights_bytes)
-        if missing_bytes > 0 and not self._make_room(missing_bytes, request.seq, now):
-            return False
-        return self._kv_bytes + request.kv_bytes <= self._capacity_bytes - self._weights_bytes
+        room_bytes = self._capacity_bytes - self._weights_bytes
+        if request.kv_bytes > room_bytes:
+            if not self._make_room(request.kv_bytes - room_bytes, request.seq, now):
+                return False
+            room_bytes = self._capacity_bytes - self._weights_bytes
+        return self._kv_bytes + request.kv_bytes <= room_bytes

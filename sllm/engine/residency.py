@@ -43,7 +43,7 @@ class ModelState:
 
     __slots__ = (
         "a_s", "batch", "context_tokens", "idle_since", "k_s", "kv_bytes_per_token", "load_seq", "model", "name", "overhead_s", "p_s", "prefill_extra", "queue",
-        "sequence_s", "size_bytes", "stage", "weight_floor_s",
+        "sequence_s", "size_bytes", "stage", "tokens_max", "weight_floor_s",
     )  # fmt: skip
 
     def __init__(self, model: Model, hardware: Hardware) -> None:
@@ -52,6 +52,7 @@ class ModelState:
         self.size_bytes = model.size_bytes
         self.kv_bytes_per_token = model.kv_bytes_per_token
         self.weight_floor_s, self.a_s, self.p_s, self.k_s, self.overhead_s, self.sequence_s = step_cost(model, hardware)
+        self.tokens_max = _request_tokens_max(model, hardware)
         self.stage = ABSENT
         self.batch = 0  # running requests
         self.context_tokens = 0  # of those, at the start of the current segment
@@ -59,6 +60,16 @@ class ModelState:
         self.queue: deque[Request] = deque()  # requests that wait, the oldest first
         self.idle_since = 0.0
         self.load_seq = 0  # order of arrival of its load, shared with requests
+
+
+def _request_tokens_max(model: Model, hardware: Hardware) -> float:
+    """Tokens, prompt and output, of the largest request that can ever be served: the context of the model, or what GPU memory holds beside its weights. Below 0
+    if the weights alone do not fit."""
+    room_bytes = hardware.usable_gpu_bytes - model.size_bytes
+    if room_bytes < 0:
+        return -1
+    in_memory = room_bytes // model.kv_bytes_per_token if model.kv_bytes_per_token else inf
+    return min(model.context_tokens or inf, in_memory)
 
 
 class MemoryClaims:
