@@ -63,7 +63,8 @@ def test_a_lone_request_takes_what_the_cost_model_says() -> None:
     model = model_preset(LLAMA)
     assert notes[0] == Started(100.0, "r")
     assert times(notes, FirstTokenOut)["r"] == pytest.approx(100 + prefill_s(model, H100, 1155), rel=1e-12)
-    assert notes[-1] == Finished(pytest.approx(100 + service_s(model, H100, 1155, 211), rel=1e-12), "r", 211)
+    assert isinstance(notes[-1], Finished)
+    assert notes[-1].values() == (pytest.approx(100 + service_s(model, H100, 1155, 211), rel=1e-12), "r", 211)
     assert engine.usage(1000.0).busy_s == pytest.approx(service_s(model, H100, 1155, 211))
 
 
@@ -170,7 +171,7 @@ def test_one_load_serves_all_who_wait() -> None:
         engine.submit(i * 0.01, f"r{i}", LLAMA, 10, 10)
     notes = drain(engine)
     takes = load_s(model_preset(LLAMA), H100, DISK)
-    assert [note for note in notes if isinstance(note, Loaded)] == [Loaded(pytest.approx(takes), LLAMA, DISK, pytest.approx(takes))]
+    assert [note.values() for note in notes if isinstance(note, Loaded)] == [(pytest.approx(takes), LLAMA, DISK, pytest.approx(takes))]
     assert len(set(times(notes, Started).values())) == 1
     assert len(times(notes, Finished)) == 10
     assert tiers(notes) == [DISK]

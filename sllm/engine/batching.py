@@ -24,7 +24,7 @@ from typing import NoReturn
 from sllm.engine.backlog import Backlog
 from sllm.engine.base import EngineSnapshot, EngineUsage, Finished, FirstTokenOut, Notification, RequestTooLarge, Started
 from sllm.engine.batch import Batch
-from sllm.engine.residency import ABSENT, LOADED, GpuResidency, ModelState, Request, head_seq
+from sllm.engine.residency import ABSENT, LOADED, NO_CLAIM, GpuResidency, ModelState, Request, head_seq
 from sllm.models.catalogue import Catalog, Hardware
 
 PREFILL_TOKENS_MAX = 2048
@@ -229,7 +229,7 @@ class LlmEngine(GpuResidency):
         missing_slots = running + backlog.requests + 1 - self.slots
         missing_bytes = self._kv_bytes + backlog.kv_bytes - (self._capacity_bytes - self._weights_bytes)
         missing_bytes += self._kv_bytes // running if running else 0
-        if self._claims.load_seq < inf:
+        if self._claims.load_seq < NO_CLAIM:
             missing_bytes += self._load_queue[0].size_bytes
         if running and (missing_slots > 0 or missing_bytes > 0):
             wait_s = max(wait_s, backlog.until_freed(now, missing_slots, missing_bytes))
@@ -280,7 +280,7 @@ class LlmEngine(GpuResidency):
             while (finished := batch.pop_finished()) is not None:
                 self._finish(finished, now)
         if self._ready or self._load_queue:
-            self._claims.request_seq = inf  # the oldest request claims again
+            self._claims.request_seq = NO_CLAIM  # the oldest request claims again
             self._admit(now)
             while self._start_load(now):
                 self._admit(now)

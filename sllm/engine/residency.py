@@ -21,6 +21,7 @@ from sllm.models.catalogue import DISK, HOST, REMOTE, Catalog, Hardware, Model
 from sllm.models.cost import load_s, step_cost
 
 ABSENT, QUEUED, LOADING, LOADED = range(4)  # of a model, seen from the GPU
+NO_CLAIM = 1 << 60  # in place of an order of arrival: younger than every claim
 
 
 class Request:
@@ -82,17 +83,17 @@ class MemoryClaims:
     __slots__ = ("load_seq", "request_seq")
 
     def __init__(self) -> None:
-        self.load_seq: float = inf  # of the load that waits for memory; requests younger than that load are held back. Infinite: no load waits
-        self.request_seq: float = inf  # of the request that waits for KV cache; loads younger than that request are held back. Infinite: no request waits
+        self.load_seq = NO_CLAIM  # of the load that waits for memory; requests younger than that load are held back
+        self.request_seq = NO_CLAIM  # of the request that waits for KV cache; loads younger than that request are held back
 
     def is_empty(self) -> bool:
         """Nobody waits for memory."""
-        return self.load_seq == self.request_seq  # both are infinite
+        return self.load_seq == self.request_seq  # both are NO_CLAIM
 
     def withdraw_request(self, seq: int) -> None:
         """The request does not wait for KV cache any more, if it did."""
         if self.request_seq == seq:
-            self.request_seq = inf
+            self.request_seq = NO_CLAIM
 
 
 class LocalTiers:
@@ -216,7 +217,7 @@ class GpuResidency(ABC):
             self._claims.load_seq = state.load_seq
             return False
         self._load_queue.popleft()
-        self._claims.load_seq = inf
+        self._claims.load_seq = NO_CLAIM
         state.stage = LOADING
         self._weigh(state.size_bytes, now)
         self._load = state
