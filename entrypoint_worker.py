@@ -71,6 +71,13 @@ class WorkerPart:
         self.node = node
         self.metrics = WorkerMetrics(service.started_wall_s)
         self._service = service
+        node.engine.wake = self._wake
+
+    def _wake(self) -> None:
+        """Something happened in an engine that could not know when it would."""
+        self.node.handle_timer(self._service.clock.now)
+        if self._service.host is not None:
+            self._service.host.touch()
 
     def ready(self) -> tuple[bool, str]:
         if not self._service.resolved:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from math import inf
 from random import Random
-from typing import Any, Protocol
+from typing import Protocol
 
 from sllm.engine import Engine, Evicted, Finished, FirstTokenOut, Loaded, ModelTooLarge, RequestTooLarge, Started
 from sllm.fleet.ledger import Receipts
@@ -187,7 +187,7 @@ class Worker(Node):
                 self._starting.add(name)
                 self._present.add(name)
                 try:
-                    engine.preload(now, name)
+                    engine.load(now, name)
                 except ModelTooLarge as error:
                     raise UsageError(f"DEMO_MODELS={config.demo_models}: {error}") from None
                 self.events.append(ModelLoadStarted(now, node_id, name))
@@ -300,30 +300,26 @@ class Worker(Node):
 
     def _advance(self, now: float) -> None:
         """Let the engine run up to `now` and tell the clients what came of it."""
-        note: Any
         for note in self.engine.advance(now):
-            kind = type(note)  # most are one of the first three
-            if kind is Started:
-                at, key = note
-                self._jobs[key].started_at = at
-            elif kind is FirstTokenOut:
-                at, key = note
-                job = self._jobs[key]
-                job.first_at = at
+            if type(note) is Started:  # most are one of the first three
+                self._jobs[note.request_id].started_at = note.at
+            elif type(note) is FirstTokenOut:
+                job = self._jobs[note.request_id]
+                job.first_at = note.at
                 self.send(FirstToken(job.request_id, job.started_at - job.arrived_at), job.client, now)
                 if not job.answered:
                     self._answered(job)
-            elif kind is Finished:
+            elif type(note) is Finished:
                 self._finish(note, now)
-            elif kind is Loaded:
+            elif type(note) is Loaded:
                 self._on_loaded(note)
-            else:
+            elif type(note) is Evicted:
                 self._on_evicted(note)
             self._changed = True
 
     def _finish(self, note: Finished, now: float) -> None:
         """The last token of a request: answer, and keep the answer for a while."""
-        at, key, tokens = note
+        at, key, tokens = note.at, note.request_id, note.output_tokens
         job = self._jobs.pop(key)
         request_id, arrived_at = job.request_id, job.arrived_at
         if len(self._done.new) >= DONE_MAX:

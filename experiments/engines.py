@@ -146,7 +146,7 @@ def simulate(row: Row, catalog: Catalog) -> Outcome:
 def drive(engine: LlmEngine, model: str, prompt: int, output: int, arrivals: deque[float], in_flight_max: int, warm_up: int) -> Outcome:
     """Send requests when they come and less than `in_flight_max` are on their way; the first `warm_up` of them do not count.
     In a closed loop the first of each place are shorter, so that places are out of step as they are where lengths differ."""
-    engine.preload(0.0, model)
+    engine.load(0.0, model)
     begin = engine.next_at  # the model is there
     engine.advance(begin)
     count = len(arrivals)

@@ -63,8 +63,8 @@ def test_asking_an_engine_changes_nothing(kind: Callable[[int], Callable[[], Any
         due = min(jobs[0][0] if jobs else inf, alone.next_at)
         for _ in range(rng.choice((0, 0, 1, 3))):
             now = rng.uniform(now, max(now, due + rng.choice((0.0, 0.0, 0.3))))  # sometimes later than the engine was let run
-            answer_s = asked.busy_s(now)
-            assert answer_s == asked.busy_s(now)
+            answer_s = asked.usage(now).busy_s
+            assert answer_s == asked.usage(now).busy_s
             assert said_s - 1e-9 <= answer_s <= now + 1e-9
             said_s = answer_s
         now = max(now, due)
@@ -74,12 +74,12 @@ def test_asking_an_engine_changes_nothing(kind: Callable[[int], Callable[[], Any
             notes += told
             slots = 0 if kind is llm else asked.snapshot(now).slots
             alone.snapshot(now)
-            assert asked.busy_s(now) == alone.busy_s(now) == pytest.approx(served_s(notes, now, slots), rel=1e-9, abs=1e-9)
+            assert asked.usage(now).busy_s == alone.usage(now).busy_s == pytest.approx(served_s(notes, now, slots), rel=1e-9, abs=1e-9)
         while jobs and jobs[0][0] <= now:
             _, name, model, prompt, output = jobs.pop(0)
             for engine in (asked, alone):
                 engine.submit(now, name, model if kind is llm else f"m{len(name) % 2}", prompt, output)
-            asked.busy_s(now)
+            asked.usage(now)
         assert asked.snapshot(now) == alone.snapshot(now)
         assert asked.next_at == alone.next_at
     assert sum(isinstance(x, Started) for x in notes) == sum(isinstance(x, Finished) for x in notes)
@@ -180,7 +180,7 @@ def test_nobody_is_busy_for_longer_than_there_was_time() -> None:
     world.run(19.5)
     assert busy.busy_s("worker-1") == pytest.approx(0.6 + 0.4 / 5.0), "the first of them"
     world.run(21.0)
-    assert node.engine.busy_s(host.node_time(21.0)) > 40.0
+    assert node.engine.usage(host.node_time(21.0)).busy_s > 40.0
     assert busy.busy_s("worker-1") == 11.0
 
 
@@ -219,7 +219,7 @@ def test_what_is_in_use_after_faults_is_what_a_look_at_every_moment_finds() -> N
     results = run.complete()
     assert results["invariants"]["violations"] == []
     for after, before, sampled in zip(run._used_after, run._used_before, run.sampled.values(), strict=True):
-        busy_s, slot_s, kv_byte_s, weights_byte_s = after - before
+        busy_s, slot_s, kv_byte_s, weights_byte_s = (after - before).values()
         assert busy_s == pytest.approx(sampled[0], abs=0.2)
         assert slot_s == pytest.approx(sampled[1], abs=0.05 * sampled[1] + 0.2)
         assert kv_byte_s == pytest.approx(sampled[2], rel=0.05)

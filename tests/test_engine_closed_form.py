@@ -310,12 +310,12 @@ def compare(seed: int, exact: bool) -> tuple[int, int]:
             assert all(value >= 0 for value in engine.snapshot(at).values()[:4])
         now = at
     naive.run(now * (1 + 1e-9) + 1e-9)
-    assert [(type(x), x[1]) for x in notes] == [(type(x), x[1]) for x in naive.notes]
+    assert [(type(x), x.values()[1]) for x in notes] == [(type(x), x.values()[1]) for x in naive.notes]
     for got, want in zip(notes, naive.notes, strict=True):
-        assert got[2:] == want[2:]
+        assert got.values()[2:] == want.values()[2:]
         assert got.at == want.at if exact else got.at == pytest.approx(want.at, rel=1e-9, abs=1e-12)
     assert sum(isinstance(x, Finished) for x in notes) == len(jobs) - cancelled
-    assert engine.busy_s(now) == pytest.approx(naive.busy, rel=1e-9, abs=1e-12)
+    assert engine.usage(now).busy_s == pytest.approx(naive.busy, rel=1e-9, abs=1e-12)
     snapshot = engine.snapshot(now)
     assert (snapshot.running, snapshot.waiting, snapshot.kv_used, snapshot.wait_s) == (0, 0, 0.0, 0.0)
     assert snapshot.gpu_models == tuple(sorted(naive.loaded))
@@ -343,7 +343,7 @@ def test_cost_follows_changes_not_tokens() -> None:
     catalog = Catalog.demo(1)
     hardware = dataclasses.replace(Catalog.demo(1).get_hardware("h100-80g"), init_s=0.0)
     engine = LlmEngine(catalog, hardware)
-    engine.preload(0.0, catalog.names[0])
+    engine.load(0.0, catalog.names[0])
     engine.advance(5.0)
     engine.submit(10.0, "r", catalog.names[0], 10_000, 100_000)
     events = 0

@@ -27,14 +27,20 @@ def drain(engine: LlmEngine, until: float = inf) -> list[Any]:
 
 
 def times(notes: list[Any], kind: type) -> dict[str, float]:
-    return {note[1]: note.at for note in notes if isinstance(note, kind)}
+    """When each request, or each model, had a notification of this kind."""
+    return {note.values()[1]: note.at for note in notes if isinstance(note, kind)}
+
+
+def tiers(notes: list[Any]) -> list[int]:
+    """Where the models that were loaded came from, in the order of loading."""
+    return [note.tier_from for note in notes if isinstance(note, Loaded)]
 
 
 def warm(*names: str, hardware: Hardware = H100, **options: Any) -> LlmEngine:
     """An engine that has loaded `names` by time 100."""
     engine = LlmEngine(Catalog.demo(12), hardware, **options)
     for name in names:
-        engine.preload(0.0, name)
+        engine.load(0.0, name)
     assert times(engine.advance(100.0), Loaded).keys() == set(names)
     return engine
 
@@ -59,8 +65,9 @@ def test_a_lone_request_takes_what_the_cost_model_says() -> None:
     model = MODELS[LLAMA]
     assert notes[0] == Started(100.0, "r")
     assert times(notes, FirstTokenOut)["r"] == pytest.approx(100 + prefill_s(model, H100, 1155), rel=1e-12)
-    assert notes[-1] == Finished(pytest.approx(100 + service_s(model, H100, 1155, 211), rel=1e-12), "r", 211)
-    assert engine.busy_s(1000.0) == pytest.approx(service_s(model, H100, 1155, 211))
+    assert isinstance(notes[-1], Finished)
+    assert notes[-1].values() == (pytest.approx(100 + service_s(model, H100, 1155, 211), rel=1e-12), "r", 211)
+    assert engine.usage(1000.0).busy_s == pytest.approx(service_s(model, H100, 1155, 211))
 
 
 def test_one_token_is_the_prefill_alone() -> None:
@@ -73,7 +80,7 @@ def test_one_token_is_the_prefill_alone() -> None:
 
 def test_an_arrival_waits_for_the_end_of_the_round_and_joins_the_batch() -> None:
     engine = LlmEngine(*small(100))
-    engine.preload(0.0, "m0")
+    engine.load(0.0, "m0")
     engine.submit(10.0, "a", "m0", 50, 5)
     assert engine.advance(10.0) == [Loaded(1.0, "m0", DISK, 1.0), Started(10.0, "a")]
     engine.submit(12.5, "b", "m0", 300, 2)  # the rounds end at 11, 12, 13
@@ -96,7 +103,7 @@ def test_models_share_the_rounds() -> None:
 
 def test_prompts_of_one_round_are_bounded_but_a_long_one_goes_alone() -> None:
     engine = LlmEngine(*small(100, memory=10_000), prefill_tokens_max=400)
-    engine.preload(0.0, "m0")
+    engine.load(0.0, "m0")
     engine.advance(5.0)
     for name, prompt in (("a", 900), ("b", 300), ("c", 100), ("d", 1)):
         engine.submit(5.0, name, "m0", prompt, 1)
@@ -105,7 +112,7 @@ def test_prompts_of_one_round_are_bounded_but_a_long_one_goes_alone() -> None:
 
 def test_slots_bound_the_batch_first_come_first_served() -> None:
     engine = LlmEngine(*small(100), slots=2)
-    engine.preload(0.0, "m0")
+    engine.load(0.0, "m0")
     engine.advance(5.0)
     for i in range(5):
         engine.submit(5.0, f"r{i}", "m0", 1, 4)
@@ -117,7 +124,7 @@ def test_slots_bound_the_batch_first_come_first_served() -> None:
 
 def test_kv_cache_is_reserved_in_full_and_the_oldest_is_never_overtaken() -> None:
     engine = LlmEngine(*small(100))  # 900 tokens of KV cache
-    engine.preload(0.0, "m0")
+    engine.load(0.0, "m0")
     engine.advance(5.0)
     for name, prompt, output in (("a", 400, 4), ("big", 790, 10), ("tiny", 1, 1)):
         engine.submit(5.0, name, "m0", prompt, output)
@@ -135,7 +142,7 @@ def test_what_can_never_fit_is_refused_and_changes_nothing() -> None:
     with pytest.raises(ModelTooLarge, match="m1"):
         engine.submit(0.0, "r2", "m1", 1, 1)
     with pytest.raises(ModelTooLarge, match="m1"):
-        engine.preload(0.0, "m1")
+        engine.load(0.0, "m1")
     with pytest.raises(KeyError):
         engine.submit(0.0, "r3", "nobody", 1, 1)
     for prompt, output in ((-1, 5), (5, 0)):
@@ -166,15 +173,16 @@ def test_one_load_serves_all_who_wait() -> None:
         engine.submit(i * 0.01, f"r{i}", LLAMA, 10, 10)
     notes = drain(engine)
     takes = load_s(MODELS[LLAMA], H100, DISK)
-    assert [note for note in notes if isinstance(note, Loaded)] == [Loaded(pytest.approx(takes), LLAMA, DISK, pytest.approx(takes))]
+    assert [note.values() for note in notes if isinstance(note, Loaded)] == [(pytest.approx(takes), LLAMA, DISK, pytest.approx(takes))]
     assert len(set(times(notes, Started).values())) == 1
     assert len(times(notes, Finished)) == 10
-    assert engine.counts() == (1, 1, 0, (0, 0, 1, 0))
+    assert tiers(notes) == [DISK]
+    assert not times(notes, Evicted)
 
 
 def test_loads_are_one_at_a_time_in_order_and_others_are_served_meanwhile() -> None:
     engine = LlmEngine(*small(100, 200, 300))
-    engine.preload(0.0, "m0")
+    engine.load(0.0, "m0")
     engine.advance(1.0)
     engine.submit(1.0, "b", "m1", 1, 1)
     engine.submit(1.5, "c", "m2", 1, 1)
@@ -195,7 +203,7 @@ def test_tiers_a_second_load_comes_from_host_memory() -> None:
     assert not engine.snapshot(0.0).disk_complete
     now = 0.0
     for name, tier in ((LLAMA, DISK), ("mistral-7b", REMOTE), (LLAMA, HOST), ("mistral-7b", HOST)):
-        engine.preload(now, name)
+        engine.load(now, name)
         (loaded,) = drain(engine)
         assert (loaded.model, loaded.tier_from) == (name, tier)
         assert loaded.load_s == pytest.approx(loaded.at - now)
@@ -205,14 +213,13 @@ def test_tiers_a_second_load_comes_from_host_memory() -> None:
     snapshot = engine.snapshot(now)
     assert snapshot.host_models == (LLAMA, "mistral-7b")
     assert snapshot.disk_models == ("mistral-7b",)  # bounded: what had not been used for longest made room, and the other with it
-    assert engine.counts() == (4, 4, 4, (0, 2, 1, 1))
 
 
 def test_host_memory_drops_the_least_recently_used() -> None:
     engine = LlmEngine(*small(100, 100, 100, host_memory_bytes=200))
     now = 0.0
     for name in ("m0", "m1", "m0", "m2"):
-        engine.preload(now, name)
+        engine.load(now, name)
         now = drain(engine)[-1].at
         engine.unload(now, name)
     assert engine.snapshot(now).host_models == ("m0", "m2")
@@ -226,10 +233,10 @@ def test_host_memory_drops_the_least_recently_used() -> None:
 def test_only_memory_pressure_evicts_and_the_least_recently_used_goes() -> None:
     engine = LlmEngine(*small(300, 300, 300, 400))
     for name in ("m0", "m1", "m2"):
-        engine.preload(0.0, name)
+        engine.load(0.0, name)
     engine.submit(20.0, "r", "m0", 1, 1)  # m1 is now the one not used for longest
     assert not times(drain(engine), Evicted)
-    engine.preload(50.0, "m3")
+    engine.load(50.0, "m3")
     assert engine.advance(50.0) == [Evicted(50.0, "m1", HOST)]
     assert engine.next_at == 54.0
     assert engine.snapshot(54.0).gpu_models == ("m0", "m2", "m3")
@@ -237,7 +244,7 @@ def test_only_memory_pressure_evicts_and_the_least_recently_used_goes() -> None:
 
 def test_a_load_waits_until_serving_models_finish_and_starves_no_longer_than_that() -> None:
     engine = LlmEngine(*small(600, 600))
-    engine.preload(0.0, "m0")
+    engine.load(0.0, "m0")
     engine.advance(10.0)
     engine.submit(10.0, "a", "m0", 1, 20)
     engine.submit(11.5, "b", "m1", 1, 1)
@@ -253,8 +260,8 @@ def test_a_load_waits_until_serving_models_finish_and_starves_no_longer_than_tha
 
 def test_an_idle_model_makes_room_for_kv_cache_only_if_waiting_cannot_help() -> None:
     engine = LlmEngine(*small(300, 300))
-    engine.preload(0.0, "m0")
-    engine.preload(0.0, "m1")
+    engine.load(0.0, "m0")
+    engine.load(0.0, "m1")
     engine.advance(10.0)
     engine.submit(10.0, "a", "m0", 290, 10)
     engine.submit(10.0, "b", "m0", 190, 10)  # fits when a is done
@@ -272,12 +279,12 @@ def test_two_models_whose_requests_do_not_fit_side_by_side_take_turns() -> None:
     engine.submit(0.0, "b", "m1", 490, 10)
     notes = drain(engine)
     assert times(notes, Finished).keys() == {"a", "b"}
-    assert engine.counts().loads_finished <= 4
+    assert len(tiers(notes)) <= 4
 
 
 def test_keep_alive_evicts_after_idleness_only() -> None:
     engine = LlmEngine(*small(100, 100), keep_alive_s=5.0)
-    engine.preload(0.0, "m0")
+    engine.load(0.0, "m0")
     engine.submit(3.0, "r", "m0", 1, 10)
     notes = drain(engine)
     assert notes[-1] == Evicted(18.0, "m0", HOST)
@@ -288,35 +295,9 @@ def test_keep_alive_evicts_after_idleness_only() -> None:
 @pytest.mark.parametrize("never", [None, 0.0, inf])
 def test_keep_alive_may_be_for_ever(never: float | None) -> None:
     engine = LlmEngine(*small(100), keep_alive_s=never)
-    engine.preload(0.0, "m0")
+    engine.load(0.0, "m0")
     assert not times(drain(engine), Evicted)
     assert engine.next_at == inf
-
-
-def test_pinned_models_stay() -> None:
-    engine = LlmEngine(*small(400, 500, 700), keep_alive_s=5.0)
-    assert not engine.pin(0.0, "m0")  # not loaded
-    engine.preload(0.0, "m0")
-    engine.advance(4.0)
-    assert engine.pin(4.0, "m0")
-    assert not engine.unload(5.0, "m0")
-    assert engine.snapshot(5.0).busy_models == ("m0",)
-    with pytest.raises(ModelTooLarge):
-        engine.submit(5.0, "r", "m2", 1, 1)
-    engine.submit(5.0, "s", "m1", 1, 1)
-    assert times(drain(engine), Evicted).keys() == {"m1"}  # after its keep-alive
-    engine.unpin(50.0, "m0")
-    assert drain(engine) == [Evicted(55.0, "m0", HOST)]
-
-
-def test_no_pin_that_would_lock_out_who_waits() -> None:
-    engine = LlmEngine(*small(400, 700))
-    engine.preload(0.0, "m0")
-    engine.submit(0.0, "r", "m1", 1, 1)
-    assert engine.advance(4.0)
-    engine.submit(4.0, "s", "m0", 1, 1)
-    assert not engine.pin(4.0, "m0")
-    assert times(drain(engine), Finished).keys() == {"r", "s"}
 
 
 # --- reports ------------------------------------------------------------------------------------------------------------------------
@@ -337,14 +318,14 @@ def test_the_snapshot_of_an_idle_engine_is_cached_until_something_happens() -> N
 
 def test_the_wait_is_the_rest_of_the_round_while_there_is_room() -> None:
     engine = LlmEngine(*small(100))
-    engine.preload(0.0, "m0")
+    engine.load(0.0, "m0")
     engine.submit(10.0, "a", "m0", 1, 100)
     assert engine.snapshot(17.25).wait_s == pytest.approx(0.75)
 
 
 def test_the_wait_with_a_full_kv_cache_is_until_enough_is_free() -> None:
     engine = LlmEngine(*small(100))
-    engine.preload(0.0, "m0")
+    engine.load(0.0, "m0")
     engine.advance(10.0)
     for i, output in enumerate((10, 20, 30)):
         engine.submit(10.0, f"r{i}", "m0", 300 - output, output)
@@ -356,7 +337,7 @@ def test_the_wait_with_a_full_kv_cache_is_until_enough_is_free() -> None:
 
 def test_the_wait_behind_more_than_what_runs_counts_on_the_mean_rate() -> None:
     engine = LlmEngine(*small(100), slots=2)
-    engine.preload(0.0, "m0")
+    engine.load(0.0, "m0")
     engine.advance(10.0)
     for i in range(8):
         engine.submit(10.0, f"r{i}", "m0", 1, 5)

@@ -98,7 +98,7 @@ def test_a_request_sent_again_is_answered_again_and_served_once() -> None:
 
 def test_a_request_is_accepted_aloud_only_if_its_first_token_takes_long() -> None:
     node, talk = worker(retry_initial_s=0.4)
-    node.engine.preload(0.0, MODEL)
+    node.engine.load(0.0, MODEL)
     talk.run_to(5.0)
     talk.say("c", request(), 6.0)
     talk.run_to(6.09)
@@ -269,7 +269,7 @@ def test_it_notices_a_silent_coordinator_and_a_new_one() -> None:
 
 def test_each_client_that_is_owed_tokens_hears_once_an_interval_that_the_worker_lives() -> None:
     node, talk = worker()
-    node.engine.preload(0.0, MODEL)
+    node.engine.load(0.0, MODEL)
     talk.run_to(5.0)
     talk.heard(Progress)
     for i in range(5):
@@ -287,7 +287,7 @@ def test_each_client_that_is_owed_tokens_hears_once_an_interval_that_the_worker_
 
 def test_a_cancelled_request_stops_and_frees_its_place() -> None:
     node, talk = worker()
-    node.engine.preload(0.0, MODEL)
+    node.engine.load(0.0, MODEL)
     talk.run_to(5.0)
     talk.say("c", request("r0", 1, max_tokens=5000), 5.0)
     talk.say("c", request("r1", 2, max_tokens=50), 5.0)

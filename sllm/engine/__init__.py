@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sllm.engine.base import Engine as Engine
-from sllm.engine.base import EngineCounts as EngineCounts
+from sllm.engine.base import EngineUsage as EngineUsage
 from sllm.engine.base import Evicted as Evicted
 from sllm.engine.base import Finished as Finished
 from sllm.engine.base import FirstTokenOut as FirstTokenOut

@@ -1,19 +1,20 @@
 """A textbook queue that wears the engine's interface, so that anyone can hold the simulator against queueing theory.
 
-`slots` servers, one line, first come first served, no batching: M/M/c, M/D/1, M/G/1 with Poisson arrivals. A request's "prefill" takes no time, so its
-first token comes at the start of service and the time to it is the wait. With a load time, one slot and a keep-alive, it is the queue of a server that
-keeps a model for so long and then pays to load it again.
+`slots` servers, one line, first come first served, no batching: M/M/c, M/D/1, M/G/1 with Poisson arrivals. A request's "prefill" takes no time, so the first
+token comes at the start of service and the time to the first token is the wait. With a load time, one slot and a keep-alive, it is the queue of a server that
+drops a model after a time of idleness and then pays to load it again.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from math import inf, sqrt
 from random import Random
 from typing import Any
 
-from sllm.engine.base import EngineCounts, EngineUsage, Evicted, Finished, FirstTokenOut, Loaded, Notification, Started
+from sllm.engine.base import EngineUsage, Evicted, Finished, FirstTokenOut, Loaded, Notification, Started, nobody_to_wake
 from sllm.models.model import DISK
 from sllm.protocol.errors import UsageError
 from sllm.protocol.messages import EngineSnapshot
@@ -100,10 +101,8 @@ class QueueEngine:
         self._uses: dict[str, int] = {}  # loaded model -> requests of it here
         self._idle: dict[str, float] = {}  # loaded and unused model -> since when, longest first
         self._load_end = inf
-        self._loads_started = 0
-        self._loads_finished = 0
-        self._evictions = 0
         self._notes: list[Notification] = []
+        self.wake: Callable[[], None] = nobody_to_wake
         self._busy_slot_s = 0.0
         self._busy_until = 0.0  # up to when _busy_slot_s is summed
 
@@ -143,8 +142,8 @@ class QueueEngine:
                     return True
         return False
 
-    def preload(self, now: float, model: str) -> None:
-        """Load a model nobody has asked for yet."""
+    def load(self, now: float, model: str) -> None:
+        """Load a model that nobody has asked for yet; see `Engine.load`."""
         self._run(now)
         if self._always is None and model not in self._uses:
             self._want(now, model)
@@ -194,15 +193,12 @@ class QueueEngine:
             disk_complete=True,
         )
 
-    def busy_s(self, now: float) -> float:
-        """Seconds of service so far, over all slots, divided by their number; see `Engine.busy_s`."""
-        if not self._running:
-            return self._busy_slot_s / self.slots
-        return (self._busy_slot_s + len(self._running) * (min(now, self._running[0][0]) - self._busy_until)) / self.slots
-
     def usage(self, now: float) -> EngineUsage:
         """See `Engine.usage`; there is no memory to be used."""
-        busy_s = self.busy_s(now)
+        slot_s = self._busy_slot_s
+        if self._running:
+            slot_s += len(self._running) * (min(now, self._running[0][0]) - self._busy_until)
+        busy_s = slot_s / self.slots
         return EngineUsage(busy_s, busy_s * self.slots)
 
     @property
@@ -212,10 +208,6 @@ class QueueEngine:
     @property
     def waiting(self) -> int:
         return len(self._waiting) + self._held_count
-
-    def counts(self) -> EngineCounts:
-        """Loads, evictions and cold starts since the start."""
-        return EngineCounts(self._loads_started, self._loads_finished, self._evictions, (0, 0, self._loads_finished, 0))
 
     # --- time -----------------------------------------------------------------------------------------------------------------------
 
@@ -286,11 +278,9 @@ class QueueEngine:
 
     def _start_load(self, now: float) -> None:
         self._load_end = now + self._load_s
-        self._loads_started += 1
 
     def _finish_load(self, now: float) -> None:
         self._load_end = inf
-        self._loads_finished += 1
         model = next(iter(self._held))
         requests = self._held.pop(model)
         self._notes.append(Loaded(now, model, DISK, self._load_s))
@@ -305,5 +295,4 @@ class QueueEngine:
     def _evict(self, model: str, now: float) -> None:
         del self._idle[model]
         del self._uses[model]
-        self._evictions += 1
         self._notes.append(Evicted(now, model, DISK))

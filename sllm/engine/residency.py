@@ -4,23 +4,25 @@ Memory on the GPU is claimed by loads (weights) and by requests (KV cache), and 
 holds back younger ones, so none starves. Requests whose model is not loaded claim nothing until it is; they hold nobody up.
 
 Models leave the GPU when a claim needs their room or after `keep_alive_s` of idleness, the least recently used first. A load may take the room of
-idle models only; a request's KV cache takes it only if waiting for running requests to finish could not make it fit. "Idle" is: nothing running, nobody
-waiting, not pinned. To an older claim a model on which only younger requests wait counts as idle too, after the truly idle ones: those requests are held
-back by that claim anyway, and would otherwise keep it out for ever. Their model is then loaded again behind it.
+idle models only; a request's KV cache takes it only if waiting for running requests to finish could not make it fit. A model is idle while no request of it
+runs or waits. To an older claim a model on which only younger requests wait counts as idle too, after the truly idle ones: the claim holds those requests
+back anyway, and their model would otherwise keep the claim out for ever. The model is then loaded again behind the claim.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from math import inf
 
-from sllm.engine.base import EngineCounts, Evicted, Loaded, ModelTooLarge, Notification
+from sllm.engine.base import Evicted, Loaded, ModelTooLarge, Notification, nobody_to_wake
 from sllm.models.catalogue import Catalog
 from sllm.models.cost import load_s, step_cost
 from sllm.models.model import DISK, HOST, REMOTE, Hardware, Model
 
 ABSENT, QUEUED, LOADING, LOADED = range(4)  # of a model, seen from the GPU
+NO_CLAIM = 1 << 60  # in place of an order of arrival: younger than every claim
 
 
 class Request:
@@ -42,8 +44,8 @@ class ModelState:
     """One model on one worker: where it stands, and the sums over its batch that the step time needs."""
 
     __slots__ = (
-        "a_s", "batch", "context_tokens", "idle_since", "k_s", "kv_bytes_per_token", "load_seq", "model", "name", "overhead_s", "p_s", "pinned",
-        "prefill_extra", "queue", "sequence_s", "size_bytes", "stage", "weight_floor_s",
+        "a_s", "batch", "context_tokens", "idle_since", "k_s", "kv_bytes_per_token", "load_seq", "model", "name", "overhead_s", "p_s", "prefill_extra", "queue",
+        "sequence_s", "size_bytes", "stage", "tokens_max", "weight_floor_s",
     )  # fmt: skip
 
     def __init__(self, model: Model, hardware: Hardware) -> None:
@@ -52,14 +54,47 @@ class ModelState:
         self.size_bytes = model.size_bytes
         self.kv_bytes_per_token = model.kv_bytes_per_token
         self.weight_floor_s, self.a_s, self.p_s, self.k_s, self.overhead_s, self.sequence_s = step_cost(model, hardware)
+        self.tokens_max = _request_tokens_max(model, hardware)
         self.stage = ABSENT
-        self.pinned = False
         self.batch = 0  # running requests
         self.context_tokens = 0  # of those, at the start of the current segment
         self.prefill_extra = 0  # new tokens beyond one for each running request in a step that prefills
-        self.queue: deque[Request] = deque()
+        self.queue: deque[Request] = deque()  # requests that wait, the oldest first
         self.idle_since = 0.0
-        self.load_seq = 0
+        self.load_seq = 0  # order of arrival of its load, shared with requests
+
+
+def _request_tokens_max(model: Model, hardware: Hardware) -> float:
+    """Tokens, prompt and output, of the largest request that can ever be served: the context of the model, or what GPU memory holds beside its weights. Below 0
+    if the weights alone do not fit."""
+    room_bytes = hardware.usable_gpu_bytes - model.size_bytes
+    if room_bytes < 0:
+        return -1
+    in_memory = room_bytes // model.kv_bytes_per_token if model.kv_bytes_per_token else inf
+    return min(model.context_tokens or inf, in_memory)
+
+
+class MemoryClaims:
+    """The claims that wait for GPU memory: at most one load, the one at the head of the load queue, and at most one request, the oldest of loaded models.
+
+    Memory is granted in the order of arrival, so the older of the two holds back every younger claim of the other kind. A claim is known by its order of
+    arrival, which no two claims share.
+    """
+
+    __slots__ = ("load_seq", "request_seq")
+
+    def __init__(self) -> None:
+        self.load_seq = NO_CLAIM  # of the load that waits for memory; requests younger than that load are held back
+        self.request_seq = NO_CLAIM  # of the request that waits for KV cache; loads younger than that request are held back
+
+    def is_empty(self) -> bool:
+        """Nobody waits for memory."""
+        return self.load_seq == self.request_seq  # both are NO_CLAIM
+
+    def withdraw_request(self, seq: int) -> None:
+        """The request does not wait for KV cache any more, if it did."""
+        if self.request_seq == seq:
+            self.request_seq = NO_CLAIM
 
 
 class LocalTiers:
@@ -117,9 +152,8 @@ class GpuResidency(ABC):
     """GPU memory, the load path and the tiers below: the part of an engine that knows nothing of steps."""
 
     __slots__ = (
-        "_blocked_seq", "_capacity_bytes", "_catalog", "_cold_starts", "_evictions", "_gpu_names", "_hardware", "_hold_seq", "_idle",
-        "_keep_alive_s", "_kv_bytes", "_load", "_load_end", "_load_queue", "_load_s", "_load_tier", "_loads_started", "_notes",
-        "_pinned_bytes", "_ready", "_seq", "_states", "_tiers", "_weighed_at", "_weights_byte_s", "_weights_bytes",
+        "_capacity_bytes", "_catalog", "_claims", "_gpu_names", "_hardware", "_idle", "_keep_alive_s", "_kv_bytes", "_load", "_load_end", "_load_queue",
+        "_load_s", "_load_tier", "_notes", "_ready", "_seq", "_states", "_tiers", "_weighed_at", "_weights_byte_s", "_weights_bytes", "wake",
     )  # fmt: skip
 
     def __init__(self, catalog: Catalog, hardware: Hardware, keep_alive_s: float | None) -> None:
@@ -130,7 +164,6 @@ class GpuResidency(ABC):
         self._weights_bytes = 0  # of loaded and loading models
         self._weights_byte_s = 0.0  # those bytes times the seconds they were there, up to `_weighed_at`
         self._weighed_at = 0.0
-        self._pinned_bytes = 0
         self._kv_bytes = 0  # reserved by running requests
         self._tiers = LocalTiers(catalog, hardware)
         self._states: dict[str, ModelState] = {}  # models touched so far
@@ -142,13 +175,10 @@ class GpuResidency(ABC):
         self._load_tier = REMOTE
         self._load_s = 0.0
         self._seq = 0  # of the last claim
-        self._hold_seq: float = inf  # the load at the head of the queue that waits for memory; requests younger than it are held back
-        self._blocked_seq: float = inf  # the request that waits for KV cache; loads younger than it are held back
+        self._claims = MemoryClaims()
         self._notes: list[Notification] = []
         self._gpu_names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
-        self._loads_started = 0
-        self._evictions = 0
-        self._cold_starts = [0, 0, 0, 0]
+        self.wake: Callable[[], None] = nobody_to_wake
 
     # --- for the engine that builds on this -----------------------------------------------------------------------------------------
 
@@ -167,8 +197,8 @@ class GpuResidency(ABC):
         return state
 
     def _check_size(self, state: ModelState) -> None:
-        if state.size_bytes + self._pinned_bytes - (state.size_bytes if state.pinned else 0) > self._capacity_bytes:
-            raise ModelTooLarge(f"{state.name}: {state.size_bytes} bytes of weights, {self._capacity_bytes - self._pinned_bytes} bytes of GPU memory")
+        if state.size_bytes > self._capacity_bytes:
+            raise ModelTooLarge(f"{state.name}: {state.size_bytes} bytes of weights, {self._capacity_bytes} bytes of GPU memory")
 
     def _queue_load(self, state: ModelState) -> None:
         self._seq += 1
@@ -181,21 +211,20 @@ class GpuResidency(ABC):
         if self._load is not None or not self._load_queue:
             return False
         state = self._load_queue[0]
-        if self._blocked_seq < state.load_seq:
+        if self._claims.request_seq < state.load_seq:
             return False
         free_bytes = self._capacity_bytes - self._weights_bytes - self._kv_bytes
         if state.size_bytes > free_bytes and not self._make_room(state.size_bytes - free_bytes, state.load_seq, now):
-            self._hold_seq = state.load_seq
+            self._claims.load_seq = state.load_seq
             return False
         self._load_queue.popleft()
-        self._hold_seq = inf
+        self._claims.load_seq = NO_CLAIM
         state.stage = LOADING
         self._weigh(state.size_bytes, now)
         self._load = state
         self._load_tier = self._tiers.tier_of(state.name)
         self._load_s = load_s(state.model, self._hardware, self._load_tier)
         self._load_end = now + self._load_s
-        self._loads_started += 1
         return True
 
     def _finish_load(self, now: float) -> None:
@@ -204,7 +233,6 @@ class GpuResidency(ABC):
         self._load = None
         self._load_end = inf
         self._tiers.fetched(state.model)
-        self._cold_starts[self._load_tier] += 1
         state.stage = LOADED
         self._gpu_names = None
         self._notes.append(Loaded(now, state.name, self._load_tier, self._load_s))
@@ -216,10 +244,22 @@ class GpuResidency(ABC):
         self._memory_changed(now)
 
     def _weigh(self, more_bytes: int, now: float) -> None:
-        """So many bytes of weights come, or go."""
+        """Add to the bytes of weights on the GPU, or take away from them, and to their integral over time."""
         self._weights_byte_s += self._weights_bytes * (now - self._weighed_at)
         self._weighed_at = now
         self._weights_bytes += more_bytes
+
+    def _loading(self, now: float) -> tuple[tuple[tuple[str, float], ...], float]:
+        """(each model that is being loaded or waits for the load path, with the seconds until it is there; seconds until the last of them is)."""
+        loading = []
+        left_s = 0.0
+        if self._load is not None:
+            left_s = self._load_end - now
+            loading.append((self._load.name, left_s))
+        for state in self._load_queue:
+            left_s += load_s(state.model, self._hardware, self._tiers.tier_of(state.name))
+            loading.append((state.name, left_s))
+        return tuple(loading), left_s
 
     @property
     def memory_bytes(self) -> int:
@@ -229,10 +269,9 @@ class GpuResidency(ABC):
     # --- evictions ------------------------------------------------------------------------------------------------------------------
 
     def _becomes_idle(self, state: ModelState, now: float) -> None:
-        if not state.pinned:
-            state.idle_since = now
-            self._idle[state.name] = state
-            self._gpu_names = None
+        state.idle_since = now
+        self._idle[state.name] = state
+        self._gpu_names = None
 
     def _no_longer_idle(self, name: str) -> None:
         if self._idle.pop(name, None) is not None:
@@ -250,7 +289,7 @@ class GpuResidency(ABC):
         victims = list(self._idle.values())
         found_bytes = sum(state.size_bytes for state in victims)
         if found_bytes < missing_bytes:
-            held = [s for s in self._ready.values() if not s.batch and not s.pinned and s.queue[0].seq > claim_seq]
+            held = [s for s in self._ready.values() if not s.batch and s.queue[0].seq > claim_seq]
             held.sort(key=head_seq, reverse=True)
             victims += held
             found_bytes += sum(state.size_bytes for state in held)
@@ -267,13 +306,11 @@ class GpuResidency(ABC):
         self._idle.pop(state.name, None)
         self._ready.pop(state.name, None)
         self._weigh(-state.size_bytes, now)
-        self._evictions += 1
         self._gpu_names = None
         state.stage = ABSENT
         self._notes.append(Evicted(now, state.name, self._tiers.tier_of(state.name)))
         if state.queue:
-            if state.queue[0].seq == self._blocked_seq:
-                self._blocked_seq = inf
+            self._claims.withdraw_request(state.queue[0].seq)
             self._queue_load(state)
 
     def _expire_idle(self, now: float) -> None:
@@ -286,25 +323,10 @@ class GpuResidency(ABC):
         self._start_load(now)
         self._memory_changed(now)
 
-    def _may_pin(self, state: ModelState) -> bool:
-        """Would everything that waits here still fit some day, if the model stayed for good?"""
-        room_bytes = self._capacity_bytes - self._pinned_bytes - state.size_bytes
-        for other in self._states.values():
-            kv_bytes = max((request.kv_bytes for request in other.queue), default=0)
-            weights_bytes = 0 if other is state or other.pinned else other.size_bytes
-            if (other.queue or other.stage in (QUEUED, LOADING)) and weights_bytes + kv_bytes > room_bytes:
-                return False
-        return True
-
     def _keep_alive_end(self) -> float:
         for state in self._idle.values():
             return state.idle_since + self._keep_alive_s
         return inf
-
-    def counts(self) -> EngineCounts:
-        """Loads, evictions and cold starts since the start."""
-        host, disk, remote = self._cold_starts[HOST], self._cold_starts[DISK], self._cold_starts[REMOTE]
-        return EngineCounts(self._loads_started, host + disk + remote, self._evictions, (0, host, disk, remote))
 
 
 def head_seq(state: ModelState) -> int:

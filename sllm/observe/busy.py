@@ -54,7 +54,7 @@ class BusyTime:
         seen = self._seen.get(node, NOTHING_USED)
         used = self._used.get(name, NOTHING_USED).plus(own - seen, 1.0 / host.clock_rate)
         if used.busy_s > now - self._began_s:
-            used = used._replace(busy_s=now - self._began_s)
+            used = used.replace(busy_s=now - self._began_s)
         self._used[name] = used
         self._seen[node] = own
 

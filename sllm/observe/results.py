@@ -12,7 +12,7 @@ from itertools import compress
 from math import fsum
 from typing import Any, NamedTuple
 
-from sllm.engine.base import NOTHING_USED, EngineUsage
+from sllm.engine.base import EngineUsage
 from sllm.observe.recorder import Recorder
 from sllm.observe.series import Capacity, make_bins, series_section
 from sllm.observe.statistics import percentile, ratio, rounded, rounded_tree, summarize
@@ -222,8 +222,13 @@ def _capacity(workers: Sequence[WorkerFigures]) -> Capacity:
 
 def total(usages: Iterable[EngineUsage]) -> EngineUsage:
     """The sum."""
-    columns = list(zip(*usages, strict=True))
-    return EngineUsage(*map(fsum, columns)) if columns else NOTHING_USED
+    rows = list(usages)
+    return EngineUsage(
+        busy_s=fsum([one.busy_s for one in rows]),
+        slot_s=fsum([one.slot_s for one in rows]),
+        kv_byte_s=fsum([one.kv_byte_s for one in rows]),
+        weights_byte_s=fsum([one.weights_byte_s for one in rows]),
+    )
 
 
 def _fleet_section(recorder: Recorder, fleet: FleetFigures) -> dict[str, Any]:
