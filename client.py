@@ -175,7 +175,7 @@ class Client(Node):
         if not carried:
             self._heard_at = now  # nobody was asked while there was nothing to ask
         carried[request_id] = pending
-        self.events.append(new_tuple(RequestSent, (now, request_id, pending.model)))
+        self.events.append(RequestSent(now, request_id, pending.model))
         self._send_ask(pending, now)
 
     # --- what is sent ---------------------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ class Client(Node):
         pending = self._alive(request_id, sender_id, addr, now)
         if pending is not None and sender_id not in pending.first_tokens:
             pending.first_tokens[sender_id] = now
-            self.events.append(new_tuple(FirstTokenReceived, (now, request_id, now - pending.arrival_s, sender_id)))
+            self.events.append(FirstTokenReceived(now, request_id, now - pending.arrival_s, sender_id))
 
     def _on_progress(self, envelope: Enveloped[Progress], addr: Address, now: float) -> None:
         sender_id, _, _, _, progress = envelope
@@ -328,11 +328,11 @@ class Client(Node):
         if pending.worker_id != worker_id and pending.is_placed:
             self._cancel(pending, now)
         self._end(pending, worker_id)
-        facts = (
-            now, request_id, pending.model, worker_id, pending.action, arrival_s, ttft_s, e2e_s, (e2e_s - ttft_s) / (tokens - 1) if tokens > 1 else 0.0,
-            queue_wait_s, load_s, pending.prompt_tokens, tokens, pending.placements, pending.retries, stalled_s,
-        )  # fmt: skip
-        self.events.append(new_tuple(RequestCompleted, facts))
+        tpot_s = (e2e_s - ttft_s) / (tokens - 1) if tokens > 1 else 0.0
+        self.events.append(RequestCompleted(
+            now, request_id, pending.model, worker_id, pending.action, arrival_s, ttft_s, e2e_s, tpot_s, queue_wait_s, load_s, pending.prompt_tokens, tokens,
+            pending.placements, pending.retries, stalled_s,
+        ))  # fmt: skip
 
     def _cancel(self, pending: Pending, now: float) -> None:
         """Tell the worker of a request that nobody waits for it any more; again whenever it speaks, until it answers."""

@@ -296,7 +296,7 @@ class Coordinator(Node):
             self._decisions.turn()
         self._decisions.new[key] = new_tuple(Decision, (response, request.attempt))
         row, action, eta_s = outcome.row, outcome.action, outcome.eta_s
-        self.events.append(new_tuple(RequestRouted, (now, request_id, model, row.worker_id, action, eta_s, decision_s)))
+        self.events.append(RequestRouted(now, request_id, model, row.worker_id, action, eta_s, decision_s))
         self.send(response, addr, now)
 
     def _decide(self, request: ScheduleRequest, now: float) -> Placement | ScheduleError:
