@@ -10,6 +10,7 @@ if __name__ == "__main__":
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from config import Config
@@ -19,47 +20,27 @@ from sllm.live.bridge import Answer
 from sllm.live.http import Page
 from sllm.live.sockets import local_address
 from sllm.observe.metrics import WorkerMetrics
-from sllm.protocol.events import Event, RequestServed
-from sllm.protocol.messages import COMPLETED, READY, STARTING, Address, EngineSnapshot, InferenceResponse, Message
+from sllm.protocol.events import Event
+from sllm.protocol.messages import READY, STARTING, Address, EngineSnapshot
 from sllm.protocol.seeds import rng_for
 from sllm.run.assemble import build_catalog, build_engine
 from worker import Worker
 
 RECEIVE_BUFFER_BYTES = 1 << 20
-
-
 SOURCE = "source"  # ADVERTISE_HOST: clients reach the worker where its reports come from, whatever that is
 WILDCARDS = ("", "0.0.0.0", "::")
 
 
-class MeasuredWorker(Worker):
-    """A worker that notes the times in the responses it sends; the event that a request was served does not carry them. It says in each report, which is
-    signed, where it is reached: the address that a datagram comes from is not."""
-
-    def __init__(self, config: Config, *args: Any, **options: Any) -> None:
-        self.responses: dict[str, InferenceResponse] = {}  # sent since the last tick, by request id
-        self._bind_host, self._advertise_host = config.bind_host, config.advertise_host
-        super().__init__(config, *args, **options)
-
-    def send(self, message: Message, addr: Address, now: float) -> None:
-        if type(message) is InferenceResponse and message.outcome == COMPLETED:
-            self.responses[message.request_id] = message
-        super().send(message, addr, now)
-
-    def _report(self, now: float) -> None:
-        told = self._advertise_host
-        own = "" if told == SOURCE else told or self._own_address()
-        if own != self.advertise[0]:
-            self.relocate((own, self.advertise[1]))
-        super()._report(now)
-
-    def _own_address(self) -> str:
-        """Where the coordinator would reach us. Looked up anew for each report: it changes with the coordinator's address, and with our own. Whoever listens
-        everywhere and speaks to a coordinator over loopback may be heard through a published port of a container: then only the coordinator knows."""
-        if self._bind_host not in WILDCARDS:
-            return self._bind_host
-        own = local_address(self.coordinator)
-        return "" if own == "::1" or own.startswith("127.") else own
+def own_host(config: Config, coordinator: Address) -> str:
+    """The host under which the coordinator and the clients reach this worker; "": where its datagrams come from. Each report says the host, because a report
+    is signed and the address that a datagram comes from is not. The host changes with the coordinator's address and with our own. A worker that listens
+    everywhere and speaks to its coordinator over loopback may be heard through a published port of a container: then only the coordinator knows the host."""
+    if config.advertise_host:
+        return "" if config.advertise_host == SOURCE else config.advertise_host
+    if config.bind_host not in WILDCARDS:
+        return config.bind_host
+    own = local_address(coordinator)
+    return "" if own == "::1" or own.startswith("127.") else own
 
 
 class WorkerPart:
@@ -67,7 +48,7 @@ class WorkerPart:
 
     page: Page | None = None
 
-    def __init__(self, service: Service, node: MeasuredWorker) -> None:
+    def __init__(self, service: Service, node: Worker) -> None:
         self.node = node
         self.metrics = WorkerMetrics(service.started_wall_s)
         self._service = service
@@ -92,13 +73,9 @@ class WorkerPart:
         return self.node.state == READY, why
 
     def observe(self, event: Event) -> None:
-        if type(event) is RequestServed:
-            response = self.node.responses.pop(event.request_id, None)
-            if response is not None:
-                self.metrics.observe_response(response.queue_wait_s, response.first_token_s, response.total_s)
+        """The metrics take from an event all that there is to know of it."""
 
     def tick(self) -> None:
-        self.node.responses.clear()  # those sent again
         if self.node.suspects_rival(self._service.clock.now):
             self._service.renew_way()  # whatever balances datagrams leads to the other one in time
 
@@ -155,10 +132,10 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
     with Service("worker", config, environ) as service:
 
         def make(address: Address) -> WorkerPart:
-            node = MeasuredWorker(
+            node = Worker(
                 config, catalog, engine, config.get_coordinator_address(), rng_for(config.seed, config.get_worker_id()), service.incarnation,
                 node_id=config.get_worker_id(), codec=service.codec, wall_offset_s=service.clock.wall_offset_s,
-                advertise=("", address[1]), now=service.clock.now,
+                advertise=("", address[1]), own_host=partial(own_host, config), now=service.clock.now,
             )  # fmt: skip
             return WorkerPart(service, node)
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from math import inf
 from random import Random
 from typing import Protocol
@@ -114,13 +115,14 @@ class WorkerSettings(Protocol):
 
 
 class Worker(Node):
-    """One worker. `advertise` is where clients reach it ("" and 0: where its reports come from)."""
+    """One worker. `advertise` is where clients reach it ("" and 0: where its reports come from). A host that may change is found anew for each report:
+    `own_host` is given the coordinator's address and returns what the report says."""
 
     __slots__ = (
         "_accept_after_s", "_accept_at", "_always_fits", "_changed", "_done", "_drain_until", "_heard_at", "_heard_epoch", "_initiators", "_interval_s",
-        "_jobs", "_jobs_max", "_last_report", "_next_drop", "_next_report", "_overdue_at", "_owed", "_patience_min_s", "_patience_s", "_present", "_receipts",
-        "_report_always", "_rivals", "_rng", "_silent_s", "_snapshot", "_starting", "_state_changed", "_unanswered", "advertise", "catalog", "config",
-        "displaced", "drained", "engine", "refused", "reports_sent", "rival", "served", "state",
+        "_jobs", "_jobs_max", "_last_report", "_next_drop", "_next_report", "_overdue_at", "_owed", "_own_host", "_patience_min_s", "_patience_s", "_present",
+        "_receipts", "_report_always", "_rivals", "_rng", "_silent_s", "_snapshot", "_starting", "_state_changed", "_unanswered", "advertise", "catalog",
+        "config", "displaced", "drained", "engine", "refused", "reports_sent", "rival", "served", "state",
     )  # fmt: skip
 
     def __init__(
@@ -136,6 +138,7 @@ class Worker(Node):
         codec: Codec | None = None,
         wall_offset_s: float = 0.0,
         advertise: Address = ("", 0),
+        own_host: Callable[[Address], str] | None = None,
         now: float = 0.0,
     ) -> None:
         super().__init__(node_id, incarnation, codec=codec, wall_offset_s=wall_offset_s, life_timeout_s=config.life_timeout_s)
@@ -144,6 +147,7 @@ class Worker(Node):
         self.engine = engine
         self.coordinator = coordinator
         self.advertise = advertise
+        self._own_host = own_host
         self.state = STARTING
         self.drained = False
         self.reports_sent = 0
@@ -328,7 +332,9 @@ class Worker(Node):
         self._done.new[key] = response
         self.served += 1
         self.send(response, job.client, now)
-        self.events.append(RequestServed(at, self.node_id, request_id, job.model, tokens))
+        self.events.append(
+            RequestServed(at, self.node_id, request_id, job.model, tokens, job.started_at - arrived_at, job.first_at - arrived_at, at - arrived_at)
+        )
 
     def _on_loaded(self, note: Loaded) -> None:
         initiator = self._initiators.pop(note.model, None)
@@ -408,6 +414,10 @@ class Worker(Node):
             self.send(Progress(self._interval_s, requests), client, now)
 
     def _report(self, now: float) -> None:
+        if self._own_host is not None:
+            host, port = self._own_host(self.coordinator), self.advertise[1]
+            if host != self.advertise[0]:
+                self.relocate((host, port))
         snapshot = self.engine.snapshot(now)
         report = self._last_report
         if report is None or snapshot is not self._snapshot:  # an idle engine gives the same snapshot again: then the last report is still right

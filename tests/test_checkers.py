@@ -13,12 +13,13 @@ from test_world import Registry, bad_network
 
 from client import Client, Pending
 from coordinator import Coordinator
+from sllm import verify
 from sllm.fleet.ledger import Ledger
 from sllm.fleet.table import Fleet as Table
 from sllm.protocol.events import RequestCompleted, RequestSent, WorkerStateChanged
 from sllm.protocol.messages import READY, Address, AnyEnvelope, Envelope, InferenceRequest, InferenceResponse, Message, ScheduleError
 from sllm.protocol.node import Judge, Node
-from sllm.verify.all import REGISTRY, Checkers, InvariantViolation
+from sllm.verify.all import Checkers, InvariantViolation, list_checkers
 from sllm.verify.world import BoundedMemory
 from sllm.virtual.faults import load_schedule
 from sllm.virtual.network import RANDOM, Copy, Network
@@ -34,7 +35,7 @@ def test_a_sound_fleet_breaks_nothing_on_a_bad_network_with_churn(seed: int) -> 
     fleet = Fleet(seed, duration_s=20.0, network=bad_network(), schedule=load_schedule(CHURN, seed)).run()
     assert fleet.checkers is not None
     counts = fleet.checkers.counts
-    assert set(counts) == set(REGISTRY)
+    assert set(counts) == set(list_checkers())
     assert all(counts[name] > 0 for name in counts), counts
     assert fleet.checkers.checked == sum(counts.values())
     assert fleet.client.in_flight == 0
@@ -363,6 +364,32 @@ def test_a_run_is_not_at_rest_while_what_was_given_up_runs_on_to_the_end_of_its_
     checkers = fleet.checkers
     assert checkers is not None
     assert checkers.settle(60.0, 1.5) > 10.0
+
+
+NEW_CHECKER = '''
+from sllm.protocol.events import RequestSent
+from sllm.verify.base import Checker
+
+class Soberness(Checker):
+    """Nobody asks for nothing."""
+
+    name = "soberness"
+
+    def handlers(self):
+        return {RequestSent: lambda node, event: event.model or self.fail("a request without a model")}
+'''
+
+
+def test_a_new_checker_is_one_file_and_a_broken_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "__path__", [*verify.__path__, str(tmp_path)])
+    monkeypatch.setattr("sllm.verify.all.list_checkers", list_checkers.__wrapped__)  # without what it remembers
+    (tmp_path / "sober.py").write_text(NEW_CHECKER)
+    checkers = Checkers.live(1, lambda: 0.0)
+    with pytest.raises(InvariantViolation, match=r"'soberness' broken .* a request without a model"):
+        checkers.see(Node("client", 1), RequestSent(0.0, "r1", ""))
+    (tmp_path / "halfway.py").write_text("class Half(\n")
+    with pytest.raises(ImportError, match=r"sllm/verify/halfway\.py, line 1: SyntaxError"):
+        Checkers.live(1, lambda: 0.0)
 
 
 def test_an_unknown_checker_is_an_error() -> None:

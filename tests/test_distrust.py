@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from roles import CATALOG, MODEL, Talk, ask, changed, configuration, coordinator, report
 from simulated import COORDINATOR, Fleet
 
-from entrypoint_worker import MeasuredWorker
+from entrypoint_worker import own_host
 from experiments.harness import silent
 from sllm.engine import LlmEngine
 from sllm.fleet import table
@@ -27,6 +28,7 @@ from sllm.run.live import LiveRun
 from sllm.run.virtual import VirtualRun
 from sllm.wire.frame import FrameCodec
 from sllm.wire.keys import Keyring
+from worker import Worker
 
 # --- slow start and distrust ------------------------------------------------------------------------------------------------------------
 
@@ -355,20 +357,22 @@ def test_workers_of_a_run_say_where_they_are_reached() -> None:
     assert signed_address(live) == live._hosts[0][1].address
 
 
-def make_measured(**changes: Any) -> MeasuredWorker:
+def make_worker(**changes: Any) -> Worker:
+    """A worker as its process makes it."""
     config = configuration(**changes)
     engine = LlmEngine(CATALOG, CATALOG.get_hardware("h100-80g"))
-    return MeasuredWorker(config, CATALOG, engine, ("coordinator", 9000), Random(1), 1, node_id="w", advertise=("", 8123))
+    address, find = ("coordinator", 9000), partial(own_host, config)
+    return Worker(config, CATALOG, engine, address, Random(1), 1, node_id="w", advertise=("", 8123), own_host=find)
 
 
-def last_report(worker: MeasuredWorker, now: float) -> Envelope:
+def last_report(worker: Worker, now: float) -> Envelope:
     worker.outbox.clear()
     worker.handle_timer(now)
     return next(envelope for envelope, _ in worker.outbox if isinstance(envelope.message, LoadReport))
 
 
 def test_a_worker_process_finds_its_own_address_towards_the_coordinator_and_finds_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = make_measured(bind_host="0.0.0.0")
+    worker = make_worker(bind_host="0.0.0.0")
     assert last_report(worker, 0.0).message.host == "", "the coordinator's name has no address yet"  # type: ignore[union-attr]
     own = {"192.0.2.1": "198.51.100.7", "192.0.2.2": "198.51.100.8", "127.0.0.1": "127.0.0.1"}
     monkeypatch.setattr("entrypoint_worker.local_address", lambda towards: own[towards[0]])
@@ -386,13 +390,13 @@ def test_the_own_address_towards_another_is_that_of_the_way_there() -> None:
 
 @pytest.mark.parametrize(("told", "said"), [("192.0.2.7", "192.0.2.7"), ("source", ""), ("", "127.0.0.1")])
 def test_what_advertise_host_says_comes_first(told: str, said: str) -> None:
-    worker = make_measured(bind_host="127.0.0.1", advertise_host=told)
+    worker = make_worker(bind_host="127.0.0.1", advertise_host=told)
     assert last_report(worker, 0.0).message.host == said  # type: ignore[union-attr]
 
 
 def test_a_report_replayed_from_elsewhere_after_a_restart_moves_no_worker() -> None:
     """A coordinator that has just started knows no sequence, so what was sent before is new to it. The address is the signed one."""
-    worker = make_measured(bind_host="127.0.0.1")
+    worker = make_worker(bind_host="127.0.0.1")
     old, newer = last_report(worker, 0.0), last_report(worker, 2.0)
     node, _ = coordinator()
     node.receive(old, ("10.6.6.6", 666), 2.0)

@@ -213,6 +213,6 @@ def test_a_live_fleet_outlives_a_flood() -> None:
         run._client_host.touch()
         last_s = run.now + 200.0
         run.driver.run(until=lambda: not run.client.in_flight or run.now >= last_s)
-    assert not run.driver.internal_errors, [event for event in seen if "trace" in event._fields]
+    assert not run.driver.internal_errors, [event for event in seen if "trace" in event.FIELDS]
     done = {event.request_id for event in seen if isinstance(event, RequestCompleted)}
     assert {f"honest-{number}" for number in range(5)} <= done

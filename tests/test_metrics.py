@@ -120,14 +120,17 @@ def test_the_worker_tells_what_happened() -> None:
     made.observe(events.ModelLoaded(0.0, "w", "m", "disk", 1.5))
     made.observe(events.ModelEvicted(0.0, "w", "m"))
     made.observe(events.CoordinatorSilent(0.0, "w", 10.0))
-    made.observe_response(0.2, 0.3, 2.0)
+    made.observe(events.RequestServed(2.0, "w", "r", "m", 20, 0.2, 0.3, 2.0))
     made.collect(SimpleNamespace(rejected=Tally(), reports_sent=9, refused=2, state="DRAINING"))
     made.collect_engine(EngineSnapshot(8, 1, 2, 1, 0.5, 0.0, 0.25, 5, 0.01, 1.0, 10, ("a", "b"), ("a",), (("c", 1.0),), (), ("d",), False))
     found = read(made.render())
-    assert found["sllm_worker_requests_total"] == {(("outcome", "admitted"),): 1.0, (("outcome", "refused"),): 2.0}
+    assert found["sllm_worker_requests_total"] == {(("outcome", name),): count for name, count in (("admitted", 1.0), ("completed", 1.0), ("refused", 2.0))}
     assert found["sllm_worker_model_loads_total"] == {(("tier", "disk"),): 1.0}
     assert found["sllm_worker_model_load_seconds_sum"] == {(("tier", "disk"),): 1.5}
+    assert found["sllm_worker_output_tokens_total"] == {(): 20.0}
+    assert found["sllm_worker_queue_wait_seconds_sum"] == {(): 0.2}
     assert found["sllm_worker_first_token_seconds_sum"] == {(): 0.3}
+    assert found["sllm_worker_request_seconds_sum"] == {(): 2.0}
     assert found["sllm_worker_models"][(("tier", "gpu"),)] == 2.0
     assert found["sllm_worker_draining"] == {(): 1.0}
     assert found["sllm_worker_kv_used_ratio"] == {(): 0.25}

@@ -2,6 +2,7 @@ import json
 import math
 import statistics
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,9 +12,9 @@ from report_samples import REPORTS, RUN, events, fleet_of, recorded, results_of
 from sllm.engine.base import EngineUsage
 from sllm.observe.recorder import Recorder
 from sllm.observe.report.html import render_html
-from sllm.observe.report.json import KEYS, TOP_KEYS, to_json, validate_results
+from sllm.observe.report.json import CHECKS, to_json, validate_results
 from sllm.observe.report.table import render_table
-from sllm.observe.results import DISTRIBUTIONS, Begun, Invariants, ReportFigures, Slo, make_results
+from sllm.observe.results import DISTRIBUTIONS, TOP_KEYS, Begun, Invariants, ReportFigures, Slo, make_results
 from sllm.observe.statistics import STATISTICS, percentile, rounded, summarize
 from sllm.observe.timeline import LOOKS_MAX, TIMELINE_MAX, Look, StateTimeline, UsageTimeline
 from sllm.protocol.events import (
@@ -78,7 +79,13 @@ def test_keys_are_those_of_the_schema_in_order():
     assert list(results["invariants"]) == ["checked", "violations"]
     assert results["schema"] == 2
     assert tuple(results) == TOP_KEYS
-    assert all(KEYS[name] == tuple(results[name])[: len(KEYS[name])] for name in KEYS)
+    assert all(tuple(keys) == tuple(results[name])[: len(keys)] for name, keys in CHECKS.items())
+    assert {*CHECKS, "schema", "models", "workers"} == set(TOP_KEYS), "every section is checked"
+
+
+def test_the_document_names_every_figure():
+    text = (Path(__file__).parent.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    assert [(section, key) for section, keys in CHECKS.items() for key in keys if f"`{key}`" not in text] == []
 
 
 def test_figures_follow_from_the_events():

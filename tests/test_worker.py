@@ -80,6 +80,9 @@ def test_a_request_from_load_to_last_token() -> None:
     assert first.queue_wait_s == response.queue_wait_s < response.first_token_s < response.total_s
     kinds = [type(e) for e in talk.node.events if not isinstance(e, CoordinatorOverdue)]
     assert kinds == [RequestAdmitted, ModelLoadStarted, ModelLoaded, RequestServed]
+    (served,) = talk.told(RequestServed)
+    assert served.output_tokens == 20
+    assert (served.queue_wait_s, served.first_token_s, served.total_s) == (response.queue_wait_s, response.first_token_s, response.total_s)
 
 
 def test_a_request_sent_again_is_answered_again_and_served_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sllm.engine.base import NOTHING_USED, EngineUsage
+from sllm.protocol.capabilities import HasEngine, capable
 from sllm.protocol.events import WorkerDrained
 from sllm.protocol.node import Node
 from sllm.virtual.host import Host
@@ -45,12 +46,12 @@ class BusyTime:
         return self._used.get(name, NOTHING_USED)
 
     def _look(self, name: str, host: Host) -> None:
-        node: Any = host.node
-        engine = getattr(node, "engine", None)
-        if engine is None or node in self._drained:
+        node = host.node
+        server = capable(node, HasEngine)
+        if node is None or server is None or node in self._drained:
             return
         now = self._world.now
-        own = engine.usage(host.node_time(now))
+        own = server.engine.usage(host.node_time(now))
         seen = self._seen.get(node, NOTHING_USED)
         used = self._used.get(name, NOTHING_USED).plus(own - seen, 1.0 / host.clock_rate)
         if used.busy_s > now - self._began_s:

@@ -79,8 +79,7 @@ LINES: dict[type, Line] = {
 
 def describe(event: Event) -> tuple[int, str, dict[str, Any]]:
     """(level, message, fields) of any event; one without a line of its own is told by its name. The run's clock (`at`) is left out."""
-    fields = event._asdict()
-    fields.pop("at", None)
+    fields = {name: value for name, value in zip(event.FIELDS, event.values(), strict=True) if name != "at"}
     line = LINES.get(type(event))
     if line is None:
         return logging.INFO, type(event).__name__, fields

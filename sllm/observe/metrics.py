@@ -322,16 +322,13 @@ class WorkerMetrics(RoleMetrics):
     def _on_served(self, event: events.RequestServed) -> None:
         self.requests.add(1, "completed")
         self.tokens.add(event.output_tokens)
+        self.queue_wait.observe(event.queue_wait_s)
+        self.ttft.observe(event.first_token_s)
+        self.duration.observe(event.total_s)
 
     def _on_loaded(self, event: events.ModelLoaded) -> None:
         self.loads.add(1, event.tier_from)
         self.load_time.observe(event.load_s, event.tier_from)
-
-    def observe_response(self, queue_wait_s: float, first_token_s: float, total_s: float) -> None:
-        """Times of a completed request, as its response carries them."""
-        self.queue_wait.observe(queue_wait_s)
-        self.ttft.observe(first_token_s)
-        self.duration.observe(total_s)
 
     def collect(self, node: Any) -> None:
         super().collect(node)

@@ -121,30 +121,23 @@ class Recorder:
     # --- events ---------------------------------------------------------------------------------------------------------------------
 
     def _on_sent(self, node: object, event: RequestSent) -> None:
-        self.sent_at.append(event[0])
-        self.sent_by_model[event[2]] += 1
+        self.sent_at.append(event.at)
+        self.sent_by_model[event.model] += 1
 
     def _on_completed(self, node: object, event: RequestCompleted) -> None:
-        at, _, model, worker_id, action, _, ttft_s, e2e_s, tpot_s, queue_wait_s, _, prompt_tokens, output_tokens, _, _, stalled_s = event
-        self.done_at.append(at)
-        self.ttft_s.append(ttft_s)
-        self.e2e_s.append(e2e_s)
-        self.tpot_s.append(tpot_s)
-        self.queue_wait_s.append(queue_wait_s)
-        if stalled_s > 0.0:
+        self.done_at.append(event.at)
+        self.ttft_s.append(event.ttft_s)
+        self.e2e_s.append(event.e2e_s)
+        self.tpot_s.append(event.tpot_s)
+        self.queue_wait_s.append(event.queue_wait_s)
+        if event.stalled_s > 0.0:
             self.stalled.append(len(self.done_at) - 1)
-            self.stall_s.append(stalled_s)
-        self.prompt_tokens.append(prompt_tokens)
-        self.output_tokens.append(output_tokens)
-        self.completed_actions[action] += 1
-        index = self.worker_ids.get(worker_id)
-        if index is None:
-            index = self.worker_ids[worker_id] = len(self.worker_ids)
-        self.served_by.append(index)
-        index = self.model_ids.get(model)
-        if index is None:
-            index = self.model_ids[model] = len(self.model_ids)
-        self.of_model.append(index)
+            self.stall_s.append(event.stalled_s)
+        self.prompt_tokens.append(event.prompt_tokens)
+        self.output_tokens.append(event.output_tokens)
+        self.completed_actions[event.action] += 1
+        self.served_by.append(self.worker_ids.setdefault(event.worker_id, len(self.worker_ids)))
+        self.of_model.append(self.model_ids.setdefault(event.model, len(self.model_ids)))
 
     def _on_failed(self, node: object, event: RequestFailed) -> None:
         self.failed[event.reason] += 1
@@ -163,21 +156,20 @@ class Recorder:
         self.duplicates += 1
 
     def _on_routed(self, node: object, event: RequestRouted) -> None:
-        at, _, model, _, action, _, decision_s = event
-        self.routed_at.append(at)
-        index = _ACTION_INDEX[action]
+        self.routed_at.append(event.at)
+        index = _ACTION_INDEX[event.action]
         self.routed_action.append(index)
         self._routed[index] += 1
-        if action == COLD_START:
-            self.cold_starts_by_model[model] += 1
-        if decision_s > 0.0:
-            self.decision_s.append(decision_s)
+        if event.action == COLD_START:
+            self.cold_starts_by_model[event.model] += 1
+        if event.decision_s > 0.0:
+            self.decision_s.append(event.decision_s)
 
     def _on_admitted(self, node: object, event: RequestAdmitted) -> None:
         """A request that finds its model still loading misses the GPU, whoever the load was begun for."""
         self._admitted += 1
         self._last_admitted = event
-        if self._loading and (event[1], event[3]) in self._loading:
+        if self._loading and (event.worker_id, event.model) in self._loading:
             self._missed += 1
 
     def _on_load_started(self, node: object, event: ModelLoadStarted) -> None:
@@ -187,7 +179,7 @@ class Recorder:
         self.loads_by_model[event.model] += 1
         self.loads_by_worker[event.worker_id] += 1
         last = self._last_admitted
-        if last is not None and (last.at, last.worker_id, last.model) == event:
+        if last is not None and (last.at, last.worker_id, last.model) == (event.at, event.worker_id, event.model):
             self._missed += 1
             self._last_admitted = None
 

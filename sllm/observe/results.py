@@ -7,21 +7,22 @@ accepts keys that it does not know.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress
 from math import fsum
 from typing import Any, NamedTuple
 
 from sllm.engine.base import EngineUsage
+from sllm.observe import values
 from sllm.observe.recorder import Recorder
 from sllm.observe.series import Capacity, make_bins, series_section
 from sllm.observe.statistics import percentile, ratio, rounded, rounded_tree, summarize
 from sllm.observe.timeline import UsageTimeline
-from sllm.protocol.messages import COLD_START
+from sllm.observe.values import Check
+from sllm.protocol.messages import COLD_START, MIGRATE, SERVE
 
 SCHEMA = 2
 TTFT_SLO_S = 2.0  # within this a first token counts as in time, unless said otherwise
-DISTRIBUTIONS = ("ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "stall_s")
 WALL = "wall"  # all else is the same for the same seed in virtual time
 ROUNDING_S = 1e-9  # an arrival is a difference of two times
 
@@ -115,6 +116,158 @@ class Selection:
         return recorder.stall_s if self.whole else [value for value, place in zip(recorder.stall_s, recorder.stalled, strict=True) if self._kept[place]]
 
 
+class Facts:
+    """All that the figures of a run are worked out from."""
+
+    def __init__(
+        self, recorder: Recorder, run: RunInfo, fleet: FleetFigures, reports: ReportFigures, invariants: Invariants, in_flight: int | None, begun: Begun,
+        slo: Slo,
+    ) -> None:  # fmt: skip
+        self.recorder, self.run, self.fleet, self.reports, self.invariants, self.begun, self.slo = recorder, run, fleet, reports, invariants, begun, slo
+        self.sent, self.completed = len(recorder.sent_at), len(recorder.done_at)
+        self.failed, self.rejected = recorder.failed.total(), recorder.rejected.total()
+        self.in_flight = self.sent - self.completed - self.failed - self.rejected if in_flight is None else in_flight
+        self.actions = recorder.actions
+        self.chosen = Selection(recorder, fleet)
+        self.span_s = max(max(recorder.done_at, default=0.0) - self.chosen.from_s, fleet.measured_s)  # to the last answer or arrival
+        self.met = self._count_met()
+        usage = total(one.usage for one in fleet.workers)
+        self.utilisation, self.slot_occupancy, self.kv_occupancy = _capacity(fleet.workers).shares(usage, fleet.measured_s)
+        self.reports_rejected = {reason: reports.rejected[reason] for reason in sorted(reports.rejected) if reports.rejected[reason]}
+
+    def per_s(self, amount: float) -> float | None:
+        """An amount as a rate over the time from the end of the warm-up to the last answer or arrival."""
+        return ratio(amount, self.span_s)
+
+    def _count_met(self) -> int:
+        """Completed requests that met every target."""
+        slo, ttft_s = self.slo, self.chosen.of(self.recorder.ttft_s)
+        if slo.tpot_s is None:
+            return sum(map(slo.ttft_s.__ge__, ttft_s))
+        pairs = zip(ttft_s, self.chosen.of(self.recorder.tpot_s), strict=True)
+        return sum(first_s <= slo.ttft_s and further_s <= slo.tpot_s for first_s, further_s in pairs)
+
+    @property
+    def load_imbalance(self) -> float | None:
+        """The longest busy time of a worker against the mean one."""
+        busy_s = [one.usage.busy_s for one in self.fleet.workers]
+        return ratio(max(busy_s) * len(busy_s), fsum(busy_s)) if busy_s else None
+
+    @property
+    def reports_lost(self) -> int:
+        """Reports that the network lost; if nobody counted those, all that were neither accepted nor rejected."""
+        reports = self.reports
+        if reports.lost is not None:
+            return reports.lost
+        return reports.sent - reports.accepted - sum(self.reports_rejected.values()) - reports.under_way
+
+
+class Figure(NamedTuple):
+    """One figure of the results."""
+
+    of: Callable[[Facts], Any]  # how it is worked out
+    check: Check  # what its value may be
+    threshold: str = ""  # its name in `--fail-if`; "": there is no threshold on it
+
+
+DISTRIBUTIONS: dict[str, Callable[[Facts], Sequence[float]]] = {
+    "ttft_s": lambda facts: facts.chosen.of(facts.recorder.ttft_s),
+    "e2e_s": lambda facts: facts.chosen.of(facts.recorder.e2e_s),
+    "tpot_s": lambda facts: facts.chosen.of(facts.recorder.tpot_s),
+    "queue_wait_s": lambda facts: facts.chosen.of(facts.recorder.queue_wait_s),
+    "stall_s": lambda facts: facts.chosen.of_stalls(facts.recorder),
+}
+"""Sections that are distributions, and what of. Each of their statistics has a threshold, such as `ttft_p99`."""
+
+SECTIONS: dict[str, dict[str, Figure]] = {
+    "run": {
+        "mode": Figure(lambda facts: facts.run.mode, values.text),
+        "architecture": Figure(lambda facts: facts.run.architecture, values.text),
+        "version": Figure(lambda facts: facts.run.version, values.text_or_empty),
+        "workers": Figure(lambda facts: facts.run.workers, values.count),
+        "hardware": Figure(lambda facts: dict(facts.run.hardware), values.counts_by_name),
+        "policy": Figure(lambda facts: facts.run.policy, values.text),
+        "seed": Figure(lambda facts: facts.run.seed, values.count),
+        "duration_s": Figure(lambda facts: rounded(facts.run.duration_s), values.number),
+        "duration_asked_s": Figure(lambda facts: _rounded_or_none(facts.run.duration_asked_s), values.number_or_null),
+        "warmup_s": Figure(lambda facts: rounded(facts.fleet.warmup_s), values.number),
+        "interrupted": Figure(lambda facts: facts.run.interrupted, values.flag),
+        "workload": Figure(lambda facts: rounded_tree(facts.run.workload), values.mapping),
+        "engine_profile": Figure(lambda facts: facts.run.engine_profile, values.text_or_null),
+        "loader": Figure(lambda facts: facts.run.loader, values.text_or_null),
+        "settings": Figure(lambda facts: dict(facts.run.settings), values.mapping),
+    },
+    WALL: {
+        "wall_s": Figure(lambda facts: rounded(facts.run.wall_s), values.number),
+        "requests_per_wall_s": Figure(lambda facts: ratio(facts.completed, facts.run.wall_s) or 0.0, values.number),
+        "clock_lag": Figure(lambda facts: rounded(facts.run.clock_lag), values.number),
+        "decision_s": Figure(lambda facts: summarize(facts.recorder.decision_s), values.distribution),
+    },
+    "requests": {
+        "sent": Figure(lambda facts: facts.sent, values.count, "sent"),
+        "completed": Figure(lambda facts: facts.completed, values.count, "completed"),
+        "failed": Figure(lambda facts: facts.failed, values.count, "failed"),
+        "rejected": Figure(lambda facts: facts.rejected, values.count, "rejected"),
+        "in_flight": Figure(lambda facts: facts.in_flight, values.count, "in_flight"),
+        "duplicates": Figure(lambda facts: facts.recorder.duplicates, values.count, "duplicates"),
+    },
+    "actions": {
+        SERVE: Figure(lambda facts: facts.actions[SERVE], values.count),
+        COLD_START: Figure(lambda facts: facts.actions[COLD_START], values.count, "cold_start"),
+        MIGRATE: Figure(lambda facts: facts.actions[MIGRATE], values.count, "migrate"),
+    },
+    "slo": {  # a request that failed or was rejected met no target; of those in flight the ones count of which that is known
+        "ttft_s": Figure(lambda facts: rounded(facts.slo.ttft_s), values.number),
+        "tpot_s": Figure(lambda facts: _rounded_or_none(facts.slo.tpot_s), values.number_or_null),
+        "attainment": Figure(
+            lambda facts: ratio(facts.met + facts.begun.in_time, facts.chosen.sent - facts.begun.undecided), values.part_or_null, "attainment"
+        ),
+        "goodput": Figure(lambda facts: facts.per_s(facts.met), values.number_or_null, "goodput"),
+    },
+    "throughput": {  # from the end of the warm-up to the last answer or arrival
+        "over_s": Figure(lambda facts: rounded(facts.span_s), values.number_or_null),
+        "requests_per_s": Figure(lambda facts: facts.per_s(len(facts.chosen.of(facts.recorder.done_at))), values.number_or_null, "requests"),
+        "prompt_tokens_per_s": Figure(lambda facts: facts.per_s(sum(facts.chosen.of(facts.recorder.prompt_tokens))), values.number_or_null, "prompt_tokens"),
+        "output_tokens_per_s": Figure(lambda facts: facts.per_s(sum(facts.chosen.of(facts.recorder.output_tokens))), values.number_or_null, "output_tokens"),
+        "output_tokens": Figure(lambda facts: sum(facts.recorder.output_tokens), values.count),
+    },
+    "fleet": {
+        "ready": Figure(lambda facts: facts.fleet.ready, values.count),
+        "utilisation": Figure(lambda facts: facts.utilisation, values.part_or_null, "utilisation"),
+        "slot_occupancy": Figure(lambda facts: facts.slot_occupancy, values.part_or_null, "slot_occupancy"),
+        "kv_occupancy": Figure(lambda facts: facts.kv_occupancy, values.part_or_null, "kv_occupancy"),
+        "load_imbalance": Figure(lambda facts: facts.load_imbalance, values.number_or_null, "load_imbalance"),
+        "cold_start_rate": Figure(lambda facts: ratio(facts.actions[COLD_START], sum(facts.actions.values())), values.part_or_null, "cold_start_rate"),
+        "model_hit_rate": Figure(lambda facts: facts.recorder.hit_rate, values.part_or_null, "model_hit_rate"),
+        "loads": Figure(lambda facts: facts.recorder.loads, values.count, "loads"),
+        "loads_by_tier": Figure(lambda facts: dict(sorted(facts.recorder.loads_by_tier.items())), values.counts_by_name),
+        "load_mean_s": Figure(lambda facts: _rounded_or_none(facts.recorder.mean_load_s), values.number_or_null, "load_mean_s"),
+    },
+    "reasons": {
+        "failed": Figure(lambda facts: dict(sorted(facts.recorder.failed.items())), values.counts_by_name),
+        "rejected": Figure(lambda facts: dict(sorted(facts.recorder.rejected.items())), values.counts_by_name),
+        "retried": Figure(lambda facts: dict(sorted(facts.recorder.retried.items())), values.counts_by_name),
+    },
+    "reports": {
+        "sent": Figure(lambda facts: facts.reports.sent, values.count),
+        "accepted": Figure(lambda facts: facts.reports.accepted, values.count),
+        "lost": Figure(lambda facts: facts.reports_lost, values.count, "reports_lost"),
+        "under_way": Figure(lambda facts: facts.reports.under_way, values.count),
+        "rejected": Figure(lambda facts: facts.reports_rejected, values.counts_by_name),
+    },
+    "invariants": {
+        "checked": Figure(lambda facts: facts.invariants.checked, values.count),
+        "violations": Figure(lambda facts: list(facts.invariants.violations), values.texts),
+    },
+}
+"""Sections that are objects with one key for each figure, in order. A new figure is one entry here; docs/results.md says what it means."""
+
+TOP_KEYS = (
+    "schema", "run", WALL, "requests", "actions", *DISTRIBUTIONS, "slo", "throughput", "fleet", "models", "workers", "reasons", "series", "reports",
+    "invariants",
+)  # fmt: skip
+
+
 def make_results(
     recorder: Recorder,
     run: RunInfo,
@@ -127,90 +280,24 @@ def make_results(
 ) -> dict[str, Any]:
     """The results in the order of their keys.
 
-    `in_flight` is what the clients count; without it, it is what was sent and did not end, and the books balance by definition. Counts (`requests`,
+    `in_flight` is what the clients count; without it, the number is what was sent and did not end, and the books balance by definition. Counts (`requests`,
     `actions`, `reasons`, `reports`, those of `models` and `workers`) and `series` are of the whole run; distributions, `slo`, `throughput` and what the
     fleet had in use leave the warm-up out. docs/results.md says what each key means.
     """
-    completed, failed, rejected = len(recorder.done_at), recorder.failed.total(), recorder.rejected.total()
-    sent = len(recorder.sent_at)
-    if in_flight is None:
-        in_flight = sent - completed - failed - rejected
-    chosen = Selection(recorder, fleet)
-    span_s = max(max(recorder.done_at, default=0.0) - chosen.from_s, fleet.measured_s)
-    return {
-        "schema": SCHEMA,
-        "run": _run_section(run, fleet),
-        WALL: {
-            "wall_s": rounded(run.wall_s), "requests_per_wall_s": ratio(completed, run.wall_s) or 0.0, "clock_lag": rounded(run.clock_lag),
-            "decision_s": summarize(recorder.decision_s),
-        },
-        "requests": {
-            "sent": sent, "completed": completed, "failed": failed, "rejected": rejected, "in_flight": in_flight, "duplicates": recorder.duplicates,
-        },
-        "actions": recorder.actions,
-        **{name: summarize(chosen.of(getattr(recorder, name))) for name in DISTRIBUTIONS[:-1]},
-        "stall_s": summarize(chosen.of_stalls(recorder)),
-        "slo": _slo_section(recorder, chosen, slo, begun, span_s),
-        "throughput": _throughput_section(recorder, chosen, span_s),
-        "fleet": _fleet_section(recorder, fleet),
-        "models": _model_rows(recorder, chosen),
-        "workers": _worker_rows(recorder, fleet),
-        "reasons": {name: dict(sorted(getattr(recorder, name).items())) for name in ("failed", "rejected", "retried")},
-        "series": series_section(recorder, make_bins(recorder, fleet.began_s, fleet.timeline), fleet.timeline, _capacity(fleet.workers)),
-        "reports": _reports_section(reports),
-        "invariants": {"checked": invariants.checked, "violations": list(invariants.violations)},
+    facts = Facts(recorder, run, fleet, reports, invariants, in_flight, begun, slo)
+    made: dict[str, Any] = {section: {key: figure.of(facts) for key, figure in figures.items()} for section, figures in SECTIONS.items()}
+    made |= {name: summarize(column(facts)) for name, column in DISTRIBUTIONS.items()}
+    bins = make_bins(recorder, fleet.began_s, fleet.timeline)
+    made |= {
+        "schema": SCHEMA, "models": _model_rows(recorder, facts.chosen), "workers": _worker_rows(recorder, fleet),
+        "series": series_section(recorder, bins, fleet.timeline, _capacity(fleet.workers)),
     }  # fmt: skip
+    return {key: made[key] for key in TOP_KEYS}
 
 
 def without_wall(results: Mapping[str, Any]) -> dict[str, Any]:
     """What does not depend on the machine: the same for two virtual runs of one seed."""
     return {key: value for key, value in results.items() if key != WALL}
-
-
-def _run_section(run: RunInfo, fleet: FleetFigures) -> dict[str, Any]:
-    return {
-        "mode": run.mode,
-        "architecture": run.architecture,
-        "version": run.version,
-        "workers": run.workers,
-        "hardware": dict(run.hardware),
-        "policy": run.policy,
-        "seed": run.seed,
-        "duration_s": rounded(run.duration_s),
-        "duration_asked_s": None if run.duration_asked_s is None else rounded(run.duration_asked_s),
-        "warmup_s": rounded(fleet.warmup_s),
-        "interrupted": run.interrupted,
-        "workload": rounded_tree(run.workload),
-        "engine_profile": run.engine_profile,
-        "loader": run.loader,
-        "settings": dict(run.settings),
-    }
-
-
-def _slo_section(recorder: Recorder, chosen: Selection, slo: Slo, begun: Begun, span_s: float) -> dict[str, Any]:
-    """A request that failed or was rejected met no target; of those in flight the ones count of which that is known."""
-    if slo.tpot_s is None:
-        met = sum(map(slo.ttft_s.__ge__, chosen.of(recorder.ttft_s)))
-    else:
-        pairs = zip(chosen.of(recorder.ttft_s), chosen.of(recorder.tpot_s), strict=True)
-        met = sum(ttft_s <= slo.ttft_s and tpot_s <= slo.tpot_s for ttft_s, tpot_s in pairs)
-    return {
-        "ttft_s": rounded(slo.ttft_s),
-        "tpot_s": None if slo.tpot_s is None else rounded(slo.tpot_s),
-        "attainment": ratio(met + begun.in_time, chosen.sent - begun.undecided),
-        "goodput": ratio(met, span_s),
-    }
-
-
-def _throughput_section(recorder: Recorder, chosen: Selection, span_s: float) -> dict[str, Any]:
-    """What was completed a second, from the end of the warm-up to the last answer (or arrival)."""
-    return {
-        "over_s": rounded(span_s),
-        "requests_per_s": ratio(len(chosen.of(recorder.done_at)), span_s),
-        "prompt_tokens_per_s": ratio(sum(chosen.of(recorder.prompt_tokens)), span_s),
-        "output_tokens_per_s": ratio(sum(chosen.of(recorder.output_tokens)), span_s),
-        "output_tokens": sum(recorder.output_tokens),
-    }
 
 
 # --- the fleet ----------------------------------------------------------------------------------------------------------------------
@@ -229,25 +316,6 @@ def total(usages: Iterable[EngineUsage]) -> EngineUsage:
         kv_byte_s=fsum([one.kv_byte_s for one in rows]),
         weights_byte_s=fsum([one.weights_byte_s for one in rows]),
     )
-
-
-def _fleet_section(recorder: Recorder, fleet: FleetFigures) -> dict[str, Any]:
-    busy_s = [one.usage.busy_s for one in fleet.workers]
-    usage = total(one.usage for one in fleet.workers)
-    utilisation, slot_occupancy, kv_occupancy = _capacity(fleet.workers).shares(usage, fleet.measured_s)
-    actions = recorder.actions
-    return {
-        "ready": fleet.ready,
-        "utilisation": utilisation,
-        "slot_occupancy": slot_occupancy,
-        "kv_occupancy": kv_occupancy,
-        "load_imbalance": ratio(max(busy_s) * len(busy_s), fsum(busy_s)) if busy_s else None,
-        "cold_start_rate": ratio(actions[COLD_START], sum(actions.values())),
-        "model_hit_rate": recorder.hit_rate,
-        "loads": recorder.loads,
-        "loads_by_tier": dict(sorted(recorder.loads_by_tier.items())),
-        "load_mean_s": None if recorder.mean_load_s is None else rounded(recorder.mean_load_s),
-    }
 
 
 def _model_rows(recorder: Recorder, chosen: Selection) -> list[dict[str, Any]]:
@@ -293,9 +361,3 @@ def _worker_rows(recorder: Recorder, fleet: FleetFigures) -> list[dict[str, Any]
             "loads": recorder.loads_by_worker[one.worker_id], "utilisation": utilisation, "slot_occupancy": slot_occupancy, "kv_occupancy": kv_occupancy,
         })  # fmt: skip
     return rows
-
-
-def _reports_section(reports: ReportFigures) -> dict[str, Any]:
-    rejected = {reason: reports.rejected[reason] for reason in sorted(reports.rejected) if reports.rejected[reason]}
-    lost = reports.lost if reports.lost is not None else reports.sent - reports.accepted - sum(rejected.values()) - reports.under_way
-    return {"sent": reports.sent, "accepted": reports.accepted, "lost": lost, "under_way": reports.under_way, "rejected": rejected}

@@ -1,315 +1,430 @@
-"""What a role tells its driver: facts, in the past tense, one each. Metrics, logs, progress and results derive from them.
+"""What a role tells its driver: facts, in the past tense, one each. Metrics, logs, progress, results and checkers derive from them.
 
-Facts that come thousands a second (reports applied, datagrams rejected) are counted on the node instead (`Node.counters`), so that hearing
-a report does not cost an object.
+Facts that come thousands a second (reports applied, datagrams rejected) are counted on the node instead (`Node.rejected`), so that hearing a report does not
+cost an object. A new event is a class here and, to be told in words, a line in `sllm.observe.logs`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-# --- client -------------------------------------------------------------------------------------------------------------------------
+from sllm.protocol.record import Record
 
 
-class RequestSent(NamedTuple):
+class Event(Record):
+    """Base of every event."""
+
+    __slots__ = ()
+    at: float  # when it happened, by the clock of the node that tells it
+
+
+# --- client ---------------------------------------------------------------------------------------------------------------------------
+
+
+class RequestSent(Event):
     """A request entered the system."""
 
-    at: float
-    request_id: str
-    model: str
+    FIELDS = ("at", "request_id", "model")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, request_id: str, model: str) -> None:
+        self.at = at
+        self.request_id = request_id
+        self.model = model
 
 
-class FirstTokenReceived(NamedTuple):
-    """A client has the first token that this worker made of a request. `ttft_s` is the request's time to first token if this worker completes it."""
+class FirstTokenReceived(Event):
+    """A client has the first token that a worker made of a request."""
 
-    at: float
-    request_id: str
-    ttft_s: float
-    worker_id: str
+    FIELDS = ("at", "request_id", "ttft_s", "worker_id")
+    __slots__ = FIELDS
 
-
-class RequestCompleted(NamedTuple):
-    """Every token arrived. All `_s` as the client saw them, unless said otherwise."""
-
-    at: float
-    request_id: str
-    model: str
-    worker_id: str
-    action: str
-    arrival_s: float  # clock time at which the client took it
-    ttft_s: float
-    e2e_s: float
-    tpot_s: float  # (e2e - ttft) / (output_tokens - 1); 0 for one token
-    queue_wait_s: float  # worker's figure: arrival there to start of prefill
-    load_s: float  # worker's figure: model load begun for this request
-    prompt_tokens: int
-    output_tokens: int
-    placements: int  # how many placements it took
-    retries: int  # datagrams sent again
-    stalled_s: float = 0.0  # from another worker's first token, whose answer was given up, to the first token of the answer that counts
+    def __init__(self, at: float, request_id: str, ttft_s: float, worker_id: str) -> None:
+        self.at = at
+        self.request_id = request_id
+        self.ttft_s = ttft_s  # the time to first token of the request, if this worker completes it
+        self.worker_id = worker_id
 
 
-class RequestFailed(NamedTuple):
-    """It was given up: tries exhausted or time over."""
+class RequestCompleted(Event):
+    """A client has every token of a request. All times are as the client saw them, unless a field says otherwise."""
 
-    at: float
-    request_id: str
-    model: str
-    arrival_s: float
-    reason: str
+    FIELDS = (
+        "at", "request_id", "model", "worker_id", "action", "arrival_s", "ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "load_s", "prompt_tokens",
+        "output_tokens", "placements", "retries", "stalled_s",
+    )  # fmt: skip
+    __slots__ = FIELDS
 
-
-class RequestRejected(NamedTuple):
-    """The control plane refused it for good."""
-
-    at: float
-    request_id: str
-    model: str
-    arrival_s: float
-    code: str
-
-
-class RequestRetried(NamedTuple):
-    """A worker stayed silent or refused; the coordinator is asked again."""
-
-    at: float
-    request_id: str
-    worker_id: str
-    reason: str
-
-
-class DuplicateResponse(NamedTuple):
-    """A response to a request that was over already: work done twice."""
-
-    at: float
-    request_id: str
-    sender_id: str
+    def __init__(
+        self, at: float, request_id: str, model: str, worker_id: str, action: str, arrival_s: float, ttft_s: float, e2e_s: float, tpot_s: float,
+        queue_wait_s: float, load_s: float, prompt_tokens: int, output_tokens: int, placements: int, retries: int, stalled_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.at = at
+        self.request_id = request_id
+        self.model = model
+        self.worker_id = worker_id
+        self.action = action
+        self.arrival_s = arrival_s  # clock time at which the client took the request
+        self.ttft_s = ttft_s
+        self.e2e_s = e2e_s
+        self.tpot_s = tpot_s  # (e2e - ttft) / (output_tokens - 1); 0 for one token
+        self.queue_wait_s = queue_wait_s  # the worker's figure: from the arrival there to the start of the prefill
+        self.load_s = load_s  # the worker's figure: the model load that was begun for this request
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.placements = placements  # how many workers the request was given to
+        self.retries = retries  # datagrams sent again
+        self.stalled_s = stalled_s  # from another worker's first token, whose answer was given up, to the first token of the answer that counts
 
 
-# --- coordinator --------------------------------------------------------------------------------------------------------------------
+class RequestFailed(Event):
+    """A client gave a request up: its tries were exhausted or its time was over."""
+
+    FIELDS = ("at", "request_id", "model", "arrival_s", "reason")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, request_id: str, model: str, arrival_s: float, reason: str) -> None:
+        self.at = at
+        self.request_id = request_id
+        self.model = model
+        self.arrival_s = arrival_s
+        self.reason = reason
 
 
-class RequestRouted(NamedTuple):
-    at: float
-    request_id: str
-    model: str
-    worker_id: str
-    action: str
-    eta_s: float
-    decision_s: float  # wall seconds the placement took; 0 where nothing measures it
+class RequestRejected(Event):
+    """The control plane refused a request for good."""
+
+    FIELDS = ("at", "request_id", "model", "arrival_s", "code")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, request_id: str, model: str, arrival_s: float, code: str) -> None:
+        self.at = at
+        self.request_id = request_id
+        self.model = model
+        self.arrival_s = arrival_s
+        self.code = code
 
 
-class RequestRefused(NamedTuple):
-    """A ScheduleError was sent."""
+class RequestRetried(Event):
+    """A worker stayed silent or refused a request, and the client asks the coordinator again."""
 
-    at: float
-    request_id: str
-    model: str
-    code: str
+    FIELDS = ("at", "request_id", "worker_id", "reason")
+    __slots__ = FIELDS
 
-
-class WorkerStateChanged(NamedTuple):
-    """A member's state moved; `old` is "" when it was first heard of."""
-
-    at: float
-    worker_id: str
-    incarnation: int
-    old: str
-    new: str
-    reason: str
+    def __init__(self, at: float, request_id: str, worker_id: str, reason: str) -> None:
+        self.at = at
+        self.request_id = request_id
+        self.worker_id = worker_id
+        self.reason = reason
 
 
-class WorkerDisplaced(NamedTuple):
-    """Two lives report under one name: the older one's reports are refused while the newer one lives. Told once for each of them."""
+class DuplicateResponse(Event):
+    """A response came to a request that was over already: work was done twice."""
 
-    at: float
-    worker_id: str
-    incarnation: int  # of the one that is refused
-    address: str
+    FIELDS = ("at", "request_id", "sender_id")
+    __slots__ = FIELDS
 
-
-class RivalSeen(NamedTuple):
-    """Two lives of the coordinator acknowledge reports by turns, so two of them run: told by a worker that saw it and by a coordinator that was told."""
-
-    at: float
-    node_id: str
+    def __init__(self, at: float, request_id: str, sender_id: str) -> None:
+        self.at = at
+        self.request_id = request_id
+        self.sender_id = sender_id
 
 
-class RivalGone(NamedTuple):
-    """For some time nobody has told of a second coordinator any more."""
-
-    at: float
-    node_id: str
+# --- coordinator ----------------------------------------------------------------------------------------------------------------------
 
 
-class DisplacedByNamesake(NamedTuple):
-    """A worker was told that a newer life has its name."""
+class RequestRouted(Event):
+    """A request was given a worker, and its client is told."""
 
-    at: float
-    worker_id: str
+    FIELDS = ("at", "request_id", "model", "worker_id", "action", "eta_s", "decision_s")
+    __slots__ = FIELDS
 
-
-class TableFull(NamedTuple):
-    """A worker never heard of was refused: the coordinator has as many rows as it may have. Told once a minute."""
-
-    at: float
-    node_id: str
-    limit: int
-
-
-class HardwareUnknown(NamedTuple):
-    """A worker reports hardware that the coordinator's catalogue does not have, so nothing can be placed on it. Told once for each name."""
-
-    at: float
-    worker_id: str
-    hardware: str
+    def __init__(self, at: float, request_id: str, model: str, worker_id: str, action: str, eta_s: float, decision_s: float) -> None:
+        self.at = at
+        self.request_id = request_id
+        self.model = model
+        self.worker_id = worker_id
+        self.action = action
+        self.eta_s = eta_s  # the estimated time to first token
+        self.decision_s = decision_s  # wall seconds the placement took; 0 where nothing measures it
 
 
-class CoordinatorReady(NamedTuple):
-    """The listening time after a start is over."""
+class RequestRefused(Event):
+    """The coordinator answered a request with a ScheduleError."""
 
-    at: float
-    workers: int
+    FIELDS = ("at", "request_id", "model", "code")
+    __slots__ = FIELDS
 
-
-class ExpiryHeld(NamedTuple):
-    """Too much of the fleet fell silent at once, or our own loop stalled: nobody is declared dead."""
-
-    at: float
-    silent: int
-    known: int
-    reason: str
+    def __init__(self, at: float, request_id: str, model: str, code: str) -> None:
+        self.at = at
+        self.request_id = request_id
+        self.model = model
+        self.code = code
 
 
-class ExpiryResumed(NamedTuple):
-    at: float
+class WorkerStateChanged(Event):
+    """The state of a worker changed in the coordinator's table."""
+
+    FIELDS = ("at", "worker_id", "incarnation", "old", "new", "reason")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, worker_id: str, incarnation: int, old: str, new: str, reason: str) -> None:
+        self.at = at
+        self.worker_id = worker_id
+        self.incarnation = incarnation
+        self.old = old  # "": the worker was not in the table
+        self.new = new
+        self.reason = reason
 
 
-# --- worker -------------------------------------------------------------------------------------------------------------------------
+class WorkerDisplaced(Event):
+    """Two lives report under one name: the reports of the older life are refused while the newer one lives. Told once for each older life."""
+
+    FIELDS = ("at", "worker_id", "incarnation", "address")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, worker_id: str, incarnation: int, address: str) -> None:
+        self.at = at
+        self.worker_id = worker_id
+        self.incarnation = incarnation  # of the life that is refused
+        self.address = address
 
 
-class RequestAdmitted(NamedTuple):
+class RivalSeen(Event):
+    """Two lives of the coordinator acknowledge reports by turns, so two coordinators run. Told by a worker that hears both and by each coordinator."""
+
+    FIELDS = ("at", "node_id")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, node_id: str) -> None:
+        self.at = at
+        self.node_id = node_id
+
+
+class RivalGone(Event):
+    """Nobody has told of a second coordinator for some time."""
+
+    FIELDS = ("at", "node_id")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, node_id: str) -> None:
+        self.at = at
+        self.node_id = node_id
+
+
+class DisplacedByNamesake(Event):
+    """A worker was told that a newer life has the same name."""
+
+    FIELDS = ("at", "worker_id")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, worker_id: str) -> None:
+        self.at = at
+        self.worker_id = worker_id
+
+
+class TableFull(Event):
+    """A new worker was refused, because the coordinator has as many rows as it may have. Told once a minute."""
+
+    FIELDS = ("at", "node_id", "limit")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, node_id: str, limit: int) -> None:
+        self.at = at
+        self.node_id = node_id
+        self.limit = limit  # rows
+
+
+class HardwareUnknown(Event):
+    """A worker reports hardware that the coordinator's catalogue does not have, so nothing can be placed on that worker. Told once for each hardware."""
+
+    FIELDS = ("at", "worker_id", "hardware")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, worker_id: str, hardware: str) -> None:
+        self.at = at
+        self.worker_id = worker_id
+        self.hardware = hardware
+
+
+class CoordinatorReady(Event):
+    """The coordinator has listened for reports long enough after its start, and answers from now on."""
+
+    FIELDS = ("at", "workers")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, workers: int) -> None:
+        self.at = at
+        self.workers = workers
+
+
+class ExpiryHeld(Event):
+    """Too much of the fleet fell silent at once, or the coordinator's own loop stalled: no worker is declared dead until ExpiryResumed."""
+
+    FIELDS = ("at", "silent", "known", "reason")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, silent: int, known: int, reason: str) -> None:
+        self.at = at
+        self.silent = silent  # workers
+        self.known = known  # workers that ought to report
+        self.reason = reason
+
+
+class ExpiryResumed(Event):
+    """Silent workers are declared dead again."""
+
+    FIELDS = ("at",)
+    __slots__ = FIELDS
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+
+
+# --- worker ---------------------------------------------------------------------------------------------------------------------------
+
+
+class RequestAdmitted(Event):
     """A worker took a request."""
 
-    at: float
-    worker_id: str
-    request_id: str
-    model: str
+    FIELDS = ("at", "worker_id", "request_id", "model")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, worker_id: str, request_id: str, model: str) -> None:
+        self.at = at
+        self.worker_id = worker_id
+        self.request_id = request_id
+        self.model = model
 
 
-class RequestCancelled(NamedTuple):
-    """A worker gave up a request because its client does not wait for it any more."""
+class RequestCancelled(Event):
+    """A worker gave up a request, because the client of that request does not wait any more."""
 
-    at: float
-    worker_id: str
-    request_id: str
-    model: str
+    FIELDS = ("at", "worker_id", "request_id", "model")
+    __slots__ = FIELDS
 
-
-class RequestServed(NamedTuple):
-    """A worker produced the last token."""
-
-    at: float
-    worker_id: str
-    request_id: str
-    model: str
-    output_tokens: int
+    def __init__(self, at: float, worker_id: str, request_id: str, model: str) -> None:
+        self.at = at
+        self.worker_id = worker_id
+        self.request_id = request_id
+        self.model = model
 
 
-class ModelLoadStarted(NamedTuple):
-    at: float
-    worker_id: str
-    model: str
+class RequestServed(Event):
+    """A worker produced the last token of a request. Its times run from the arrival at the worker, as in the InferenceResponse."""
+
+    FIELDS = ("at", "worker_id", "request_id", "model", "output_tokens", "queue_wait_s", "first_token_s", "total_s")
+    __slots__ = FIELDS
+
+    def __init__(
+        self, at: float, worker_id: str, request_id: str, model: str, output_tokens: int, queue_wait_s: float, first_token_s: float, total_s: float,
+    ) -> None:  # fmt: skip
+        self.at = at
+        self.worker_id = worker_id
+        self.request_id = request_id
+        self.model = model
+        self.output_tokens = output_tokens
+        self.queue_wait_s = queue_wait_s  # to the start of the prefill
+        self.first_token_s = first_token_s  # to the first token
+        self.total_s = total_s  # to the last token
 
 
-class ModelLoaded(NamedTuple):
-    at: float
-    worker_id: str
-    model: str
-    tier_from: str
-    load_s: float
+class ModelLoadStarted(Event):
+    """A worker began to load a model."""
+
+    FIELDS = ("at", "worker_id", "model")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, worker_id: str, model: str) -> None:
+        self.at = at
+        self.worker_id = worker_id
+        self.model = model
 
 
-class ModelEvicted(NamedTuple):
-    at: float
-    worker_id: str
-    model: str
+class ModelLoaded(Event):
+    """A worker has a model on its GPU."""
+
+    FIELDS = ("at", "worker_id", "model", "tier_from", "load_s")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, worker_id: str, model: str, tier_from: str, load_s: float) -> None:
+        self.at = at
+        self.worker_id = worker_id
+        self.model = model
+        self.tier_from = tier_from
+        self.load_s = load_s
 
 
-class WorkerDrained(NamedTuple):
-    """Nothing is running any more and the last report has been sent."""
+class ModelEvicted(Event):
+    """A model left the GPU of a worker."""
 
-    at: float
-    worker_id: str
+    FIELDS = ("at", "worker_id", "model")
+    __slots__ = FIELDS
 
-
-class CoordinatorSilent(NamedTuple):
-    """No answer from the coordinator for `silent_s`: resolve its name again and open a new socket towards it."""
-
-    at: float
-    node_id: str
-    silent_s: float
+    def __init__(self, at: float, worker_id: str, model: str) -> None:
+        self.at = at
+        self.worker_id = worker_id
+        self.model = model
 
 
-class CoordinatorOverdue(NamedTuple):
-    """An answer that the coordinator owes has not come: open a new socket towards it, and resolve its name again. Said ever more rarely."""
+class WorkerDrained(Event):
+    """A worker has nothing left to run and has sent its last report."""
 
-    at: float
-    node_id: str
-    silent_s: float
+    FIELDS = ("at", "worker_id")
+    __slots__ = FIELDS
 
-
-class CoordinatorChanged(NamedTuple):
-    """Another life of the coordinator answered."""
-
-    at: float
-    node_id: str
-    epoch: int
+    def __init__(self, at: float, worker_id: str) -> None:
+        self.at = at
+        self.worker_id = worker_id
 
 
-# --- the live driver ----------------------------------------------------------------------------------------------------------------
+class CoordinatorSilent(Event):
+    """The coordinator has not answered for some time: its name is to be looked up again, and a new socket to be opened towards it."""
+
+    FIELDS = ("at", "node_id", "silent_s")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, node_id: str, silent_s: float) -> None:
+        self.at = at
+        self.node_id = node_id
+        self.silent_s = silent_s  # since the last answer, or since a silence was told before
 
 
-class InternalErrorCaught(NamedTuple):
-    """An exception of our own while a live process handled one datagram, timer or question. It is counted each time and told once for each place."""
+class CoordinatorOverdue(Event):
+    """An answer that the coordinator owes has not come: a new socket is to be opened towards it, and its name to be looked up. Told ever more rarely."""
 
-    at: float
-    node_id: str
-    place: str  # file and line that raised it
-    what: str  # what was being done, and was dropped with it
-    problem: str  # the exception
-    trace: str  # its stack, several lines
+    FIELDS = ("at", "node_id", "silent_s")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, node_id: str, silent_s: float) -> None:
+        self.at = at
+        self.node_id = node_id
+        self.silent_s = silent_s  # since the last answer, or since a silence was told before
 
 
-Event = (
-    RequestSent
-    | FirstTokenReceived
-    | RequestCompleted
-    | RequestFailed
-    | RequestRejected
-    | RequestRetried
-    | DuplicateResponse
-    | RequestRouted
-    | RequestRefused
-    | WorkerStateChanged
-    | WorkerDisplaced
-    | RivalSeen
-    | RivalGone
-    | DisplacedByNamesake
-    | HardwareUnknown
-    | TableFull
-    | CoordinatorReady
-    | ExpiryHeld
-    | ExpiryResumed
-    | RequestAdmitted
-    | RequestCancelled
-    | RequestServed
-    | ModelLoadStarted
-    | ModelLoaded
-    | ModelEvicted
-    | WorkerDrained
-    | CoordinatorSilent
-    | CoordinatorOverdue
-    | CoordinatorChanged
-    | InternalErrorCaught
-)
+class CoordinatorChanged(Event):
+    """Another life of the coordinator answered a worker."""
+
+    FIELDS = ("at", "node_id", "epoch")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, node_id: str, epoch: int) -> None:
+        self.at = at
+        self.node_id = node_id
+        self.epoch = epoch  # the incarnation of that life
+
+
+# --- the live driver ------------------------------------------------------------------------------------------------------------------
+
+
+class InternalErrorCaught(Event):
+    """A live process raised an exception of its own while it handled one datagram, timer or question. Each one is counted, and told once for each place."""
+
+    FIELDS = ("at", "node_id", "place", "what", "problem", "trace")
+    __slots__ = FIELDS
+
+    def __init__(self, at: float, node_id: str, place: str, what: str, problem: str, trace: str) -> None:
+        self.at = at
+        self.node_id = node_id
+        self.place = place  # file and line that raised it
+        self.what = what  # what was being done, and was dropped with the exception
+        self.problem = problem  # the exception
+        self.trace = trace  # the stack, several lines

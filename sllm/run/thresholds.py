@@ -7,24 +7,17 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from sllm.observe.results import DISTRIBUTIONS
+from sllm.observe.results import DISTRIBUTIONS, SECTIONS
 from sllm.observe.statistics import STATISTICS
 from sllm.protocol.errors import UsageError
 
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,
 }  # fmt: skip
+WITH_THRESHOLDS = ("requests", "slo", "throughput", "fleet", "actions", "reports")  # sections, in the order in which --help lists their figures
 FIGURES: dict[str, tuple[str, str]] = {
     **{f"{name.removesuffix('_s')}_{statistic}": (name, statistic) for name in DISTRIBUTIONS for statistic in STATISTICS},
-    **{name: ("requests", name) for name in ("sent", "completed", "failed", "rejected", "in_flight", "duplicates")},
-    **{name: ("slo", name) for name in ("attainment", "goodput")},
-    **{name: ("throughput", f"{name}_per_s") for name in ("requests", "prompt_tokens", "output_tokens")},
-    **{
-        name: ("fleet", name)
-        for name in ("utilisation", "slot_occupancy", "kv_occupancy", "load_imbalance", "cold_start_rate", "model_hit_rate", "loads", "load_mean_s")
-    },
-    **{name: ("actions", name) for name in ("cold_start", "migrate")},
-    "reports_lost": ("reports", "lost"),
+    **{figure.threshold: (section, key) for section in WITH_THRESHOLDS for key, figure in SECTIONS[section].items() if figure.threshold},
 }  # fmt: skip
 """Section and key in the results, by name. Times in seconds, parts from 0 to 1, `requests`, `prompt_tokens` and `output_tokens` a second."""
 _EXPRESSION = re.compile(r"\s*([a-z0-9_]+)\s*(>=|<=|==|!=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")

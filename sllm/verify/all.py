@@ -1,36 +1,54 @@
 """What must hold in every run, watched while it runs.
 
-A checker sees events as they happen (O(1) each), looks at nodes now and then (a bounded number each time), and at all of them at the end. It knows
-roles by what they have (`fleet`, `engine`, `reports_sent`, `in_flight`), never by class. What is broken raises InvariantViolation with the seed, the
-time and the last events; the same seed breaks again at the same moment.
+A checker sees events as they happen (O(1) each), looks at nodes now and then (a bounded number each time), and at all of them at the end. A checker knows
+nodes by their capabilities (`sllm.protocol.capabilities`), never by their class. What is broken raises InvariantViolation with the seed, the time and the last
+events; the same seed breaks again at the same moment.
 
-A new checker is a class with `@register` in one of the modules imported here; it needs nothing else.
+A new checker is a subclass of Checker with a name, in any file of this folder, which is listed to find it.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import cache
+from types import ModuleType
 
+from sllm import verify
+from sllm.inputs.folder import read_folder
 from sllm.protocol.events import Event
 from sllm.protocol.node import Node
-from sllm.verify import fleet as _fleet  # noqa: F401  (it registers its checkers, as the next two do)
-from sllm.verify import requests as _requests  # noqa: F401
-from sllm.verify import world as _world  # noqa: F401
-from sllm.verify.base import REGISTRY, Context, InvariantViolation
+from sllm.verify.base import Checker, Context, InvariantViolation
 from sllm.virtual.host import Host
 from sllm.virtual.world import Observer, World
 
-__all__ = ["REGISTRY", "Checkers", "InvariantViolation"]
+__all__ = ["Checkers", "InvariantViolation", "list_checkers"]
+
+
+@cache
+def list_checkers() -> dict[str, type[Checker]]:
+    """Every checker of this folder, by name, in alphabetical order. ImportError names the files that cannot be imported: without their checkers no run is
+    held to what it must keep."""
+    folder = read_folder(verify, _checkers_of)
+    if folder.broken:
+        raise ImportError("\n".join(folder.broken.values()))
+    return folder.found
+
+
+def _checkers_of(module: ModuleType) -> dict[str, type[Checker]]:
+    kinds = (kind for _, kind in inspect.getmembers(module, inspect.isclass) if issubclass(kind, Checker) and kind.__module__ == module.__name__)
+    return {kind.name: kind for kind in kinds if kind.name}
 
 
 class Checkers:
     """The checkers of one run."""
 
     def __init__(self, context: Context, names: Iterable[str] | None = None) -> None:
-        """`names`: of the registry; None: all."""
+        """`names` of checkers; None: all. KeyError for a name that no checker has."""
         self.context = context
-        self.all = [REGISTRY[name](context) for name in (REGISTRY if names is None else names)]
+        known = list_checkers()
+        self.all = [known[name](context) for name in (known if names is None else names)]
         self._handlers: dict[type, list[Observer]] = {}
         for checker in self.all:
             for kind, handler in checker.handlers().items():
@@ -83,13 +101,13 @@ class Checkers:
 
     @property
     def at_rest(self) -> bool:
-        """Nothing is open at who could go on with it: no request at a client, no work at a worker."""
+        """Nothing is open at a node that could go on with it: no request at a client, no work at a worker."""
         return all(checker.at_rest for checker in self.all)
 
     def settle(self, within_s: float, grace_s: float, step_s: float = 1.0) -> float:
         """The liveness phase, after the last arrival and fault: let time pass until nothing is open, then `grace_s` more, for the last reports and
         acknowledgements (some report intervals), then the last look. Both times are those of the slowest clock. Something must come to an end every
-        `within_s`: workers may have much left to do when they were given too much, even work their clients have given up. Returns how long the first part
+        `within_s`: workers that were given too much have much left to do, even work that their clients have given up. Returns how long the first part
         took."""
         world = self.context.world
         assert world is not None
@@ -98,7 +116,7 @@ class Checkers:
         began = since = world.now
         finished = self._finished
         while not self.at_rest:
-            if world.now >= since + within_s:  # the very sum that time runs to below: a difference may round to less, for ever
+            if world.now >= since + within_s:  # the sum that time runs to below: a difference may round to less, for ever
                 raise InvariantViolation("liveness", f"not at rest, and nothing has come to an end for {within_s:.12g} s", world.seed, world.now, world.recent)
             world.run(min(world.now + step_s, since + within_s))
             if self._finished != finished:

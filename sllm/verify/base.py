@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
+from sllm.protocol.capabilities import TracksWorkers, capable
 from sllm.protocol.events import Event, RequestRouted
 from sllm.protocol.node import Node
 from sllm.virtual.host import Host
@@ -13,11 +14,11 @@ from sllm.virtual.world import Observer, World
 
 ROWS_PER_LOOK = 4  # rows of a fleet table looked at each time; the next look goes on where this one stopped
 HOSTS_PER_LOOK = 16
-ROUNDING_S = 1e-6  # sums of float costs may be off by so much, as may times converted between clocks
+ROUNDING_S = 1e-6  # by which sums of float costs and times converted between clocks may be off
 
 
 class InvariantViolation(Exception):
-    """Something that must hold did not. The text has all that is needed to see it again."""
+    """Something that must hold did not. The text has the seed, the time and the last events, so that anybody can see the violation again."""
 
     def __init__(self, checker: str, problem: str, seed: int, at_s: float, recent: Iterable[Event] = ()) -> None:
         self.checker = checker
@@ -30,12 +31,12 @@ class InvariantViolation(Exception):
 
 
 def _without_wall_clock(event: Event) -> Event:
-    """What took wall time differs from run to run: left out, the same seed gives the same text to the byte."""
-    return event._replace(decision_s=0.0) if isinstance(event, RequestRouted) else event
+    """The event without what took wall time, which differs from run to run: the same seed gives the same text to the byte."""
+    return event.replace(decision_s=0.0) if isinstance(event, RequestRouted) else event
 
 
 class Context:
-    """What a checker may look at. A live run has no world: then only events are checked."""
+    """What a checker may look at. A live run has no world, so only its events are checked."""
 
     def __init__(self, seed: int, now: Callable[[], float], recent: deque[Event], world: World | None = None) -> None:
         self.seed = seed
@@ -47,17 +48,21 @@ class Context:
         """Every node that runs now."""
         return [host.node for host in self.world.hosts.values() if host.node is not None] if self.world else []
 
-    def still_nodes(self) -> set[Node]:
-        """Those on hosts that stand still: what is open there comes to no end."""
+    def trackers(self) -> list[TracksWorkers]:
+        """The nodes that run now and track workers."""
+        return [tracker for node in self.nodes() if (tracker := capable(node, TracksWorkers)) is not None]
+
+    def still_nodes(self) -> set[object]:
+        """The nodes on hosts that stand still: what is open there comes to no end."""
         return {host.node for host in self.world.hosts.values() if host.node is not None and host.stands_still} if self.world else set()
 
     def is_host(self, worker_id: str) -> bool:
-        """A worker of this world. What others report, nothing is known to be right of; of a live run nobody knows."""
+        """Whether this is a worker of the world. Nothing is known of what other workers report, nor of what the workers of a live run do."""
         return self.world is not None and worker_id in self.world.hosts
 
 
 class Checker:
-    """Base: one thing that must hold."""
+    """Base of the checkers: each holds one thing that must hold. A class of this kind in a file of this folder is a checker of every run."""
 
     name: ClassVar[str] = ""
 
@@ -66,7 +71,7 @@ class Checker:
         self.checked = 0  # how often the thing was looked at
 
     def handlers(self) -> dict[type, Observer]:
-        """Which events to see, and with what."""
+        """The method for each kind of event that the checker wants to see."""
         return {}
 
     def on_life(self, what: str, host: Host) -> None:
@@ -85,31 +90,21 @@ class Checker:
 
     @property
     def finished(self) -> int:
-        """How much of what it follows has come to an end: while this grows, work goes on."""
+        """How many of the things that this checker follows have come to an end. While the number grows, work goes on."""
         return 0
 
     def fail(self, problem: str) -> None:
         raise InvariantViolation(self.name, problem, self.context.seed, self.context.now(), self.context.recent)
 
 
-C = TypeVar("C", bound=type[Checker])
-REGISTRY: dict[str, type[Checker]] = {}
-
-
-def register(kind: C) -> C:
-    """Let every run use this checker."""
-    REGISTRY[kind.name] = kind
-    return kind
-
-
 class Cursor:
     """Goes round a fleet a bounded number of steps at a time."""
 
     def __init__(self) -> None:
-        self._at = 0
         self._pending: list[Any] = []
 
     def hosts(self, context: Context) -> list[Host]:
+        """The next hosts, at most `HOSTS_PER_LOOK`."""
         assert context.world is not None
         if not self._pending:
             self._pending = list(context.world.hosts)
@@ -117,19 +112,15 @@ class Cursor:
         del self._pending[-HOSTS_PER_LOOK:]
         return [context.world.hosts[name] for name in batch]
 
-    def rows(self, context: Context) -> list[tuple[Any, Any]]:
-        """Some (coordinator, row)."""
+    def rows(self, context: Context) -> list[tuple[TracksWorkers, Any]]:
+        """The next rows, at most `ROWS_PER_LOOK`, each with the node whose table it is in."""
         if not self._pending:
-            self._pending = [(node, worker_id) for node in coordinators(context) for worker_id in node.fleet.rows]
+            self._pending = [(node, worker_id) for node in context.trackers() for worker_id in node.fleet.rows]
         batch = self._pending[-ROWS_PER_LOOK:]
         del self._pending[-ROWS_PER_LOOK:]
         return [(node, node.fleet.rows[worker_id]) for node, worker_id in batch if worker_id in node.fleet.rows]
 
 
-def coordinators(context: Context) -> list[Any]:
-    """The nodes that run now and track workers."""
-    return [node for node in context.nodes() if hasattr(getattr(node, "fleet", None), "rows")]
-
-
-def every_row(context: Context) -> list[tuple[Any, Any]]:
-    return [(node, row) for node in coordinators(context) for row in list(node.fleet.rows.values())]
+def every_row(context: Context) -> list[tuple[TracksWorkers, Any]]:
+    """The rows of all tables, each with the node whose table it is in."""
+    return [(node, row) for node in context.trackers() for row in list(node.fleet.rows.values())]

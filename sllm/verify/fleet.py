@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from sllm.protocol.capabilities import TracksWorkers, capable
 from sllm.protocol.events import RequestRouted, WorkerStateChanged
 from sllm.protocol.messages import READY
 from sllm.protocol.node import Node
 from sllm.protocol.replay import FRESH_WITHIN_S
-from sllm.verify.base import ROUNDING_S, Checker, Context, Cursor, every_row, register
+from sllm.verify.base import ROUNDING_S, Checker, Context, Cursor, every_row
 from sllm.virtual.host import Host
 from sllm.virtual.world import Observer
 
 
-@register
 class LiveDispatch(Checker):
     """Nobody is sent to a worker that the coordinator itself knows to be anything but READY."""
 
@@ -36,11 +36,10 @@ class LiveDispatch(Checker):
         self.checked += 1
 
     def on_life(self, what: str, host: Host) -> None:
-        if what == "crash" and hasattr(host.node, "fleet"):
+        if what == "crash" and capable(host.node, TracksWorkers) is not None:
             self._states = {key: state for key, state in self._states.items() if key[0] is not host.node}
 
 
-@register
 class MemberOrder(Checker):
     """A worker's row never goes back to an older (incarnation, sequence), but to a life with a lower incarnation once the known one has been silent for the
     timeout: its clock was set back. Nor does the count of its lost reports shrink within a life."""
@@ -49,7 +48,7 @@ class MemberOrder(Checker):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._seen: dict[tuple[Node, str], tuple[tuple[int, int, int], float]] = {}  # (incarnation, sequence, lost), and when that report was heard
+        self._seen: dict[tuple[object, str], tuple[tuple[int, int, int], float]] = {}  # (incarnation, sequence, lost), and when that report was heard
         self._cursor = Cursor()
 
     def handlers(self) -> dict[type, Observer]:
@@ -63,10 +62,10 @@ class MemberOrder(Checker):
     def _on_routed(self, node: Node, event: Any) -> None:
         self._look(node, event.worker_id)
 
-    def _look(self, node: Any, worker_id: str) -> None:
-        fleet = getattr(node, "fleet", None)
-        row = fleet.rows.get(worker_id) if fleet is not None else None
-        if row is None:
+    def _look(self, node: object, worker_id: str) -> None:
+        tracker = capable(node, TracksWorkers)
+        row = tracker.fleet.rows.get(worker_id) if tracker is not None else None
+        if tracker is None or row is None:
             return
         state = row.incarnation, row.sequence, row.lost
         key = (node, worker_id)
@@ -74,20 +73,20 @@ class MemberOrder(Checker):
         if state < before or (state[0] == before[0] and state[2] < before[2]):
             silent_s = row.heard_at - heard_at  # or less: reports may have come since the last look
             other_life = state[0] < before[0] or not self.context.is_host(worker_id)  # of no host: there may have been a third one between the looks
-            enough_s = self._timeout_s(node, worker_id) if other_life else 2.0 * FRESH_WITHIN_S  # for one life: somebody else had used up its numbers
+            enough_s = self._timeout_s(tracker, worker_id) if other_life else 2.0 * FRESH_WITHIN_S  # for one life: somebody else had used up its numbers
             if silent_s < enough_s - ROUNDING_S:
                 self.fail(f"{worker_id} went from (incarnation, sequence, lost) {before} back to {state}, and had been silent for {silent_s:.3f} s at most")
         self._seen[key] = state, row.heard_at
         self.checked += 1
 
-    def _timeout_s(self, node: Any, worker_id: str) -> float:
+    def _timeout_s(self, node: TracksWorkers, worker_id: str) -> float:
         """The least silence after which a life of a worker is over. Workers of the world report at the configured interval; of others nothing is known."""
         config = node.config
         intervals_s = config.suspect_intervals * config.report_interval_s if self.context.is_host(worker_id) else 0.0
         return float(max(config.worker_timeout_s, intervals_s))
 
     def on_life(self, what: str, host: Host) -> None:
-        if what == "crash" and hasattr(host.node, "fleet"):
+        if what == "crash" and capable(host.node, TracksWorkers) is not None:
             self._seen = {key: state for key, state in self._seen.items() if key[0] is not host.node}
 
     def inspect(self) -> None:
@@ -101,7 +100,6 @@ class MemberOrder(Checker):
                 self.fail(f"{row.worker_id} lost {row.lost} reports: some were applied twice")
 
 
-@register
 class InFlight(Checker):
     """What is in flight to a worker is never negative, adds up, stands in the right index, and is nothing at rest."""
 
@@ -111,7 +109,7 @@ class InFlight(Checker):
         super().__init__(context)
         self._cursor = Cursor()
 
-    def _look(self, node: Any, row: Any) -> None:
+    def _look(self, row: Any) -> None:
         ledger = row.ledger
         ledger.settle(row.as_of)
         if not 0 <= ledger.live <= len(ledger.entries):
@@ -128,13 +126,13 @@ class InFlight(Checker):
         self.checked += 1
 
     def inspect(self) -> None:
-        for node, row in self._cursor.rows(self.context):
-            self._look(node, row)
+        for _, row in self._cursor.rows(self.context):
+            self._look(row)
 
     def finish(self, at_rest: bool) -> None:
         world, still = self.context.world, self.context.still_nodes()
         for node, row in every_row(self.context):
-            self._look(node, row)
+            self._look(row)
             host = world.hosts.get(row.worker_id) if world else None
             if not at_rest or row.state != READY or host is None or host.stands_still or node in still:
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from sllm.protocol.capabilities import CarriesRequests, HasEngine, capable
 from sllm.protocol.events import (
     FirstTokenReceived,
     ModelEvicted,
@@ -20,12 +21,11 @@ from sllm.protocol.events import (
     WorkerDrained,
 )
 from sllm.protocol.node import Node
-from sllm.verify.base import ROUNDING_S, Checker, Context, register
+from sllm.verify.base import ROUNDING_S, Checker, Context
 from sllm.virtual.host import Host
 from sllm.virtual.world import Observer
 
 
-@register
 class Conservation(Checker):
     """A request that was sent ends exactly once: completed, failed or rejected; the books balance."""
 
@@ -81,8 +81,9 @@ class Conservation(Checker):
             self.fail(f"sent {self.sent}, ended {ended}, open {len(self.open)}, abandoned {self.abandoned}")
         carried = Counter(self.open.values())
         for node in self.context.nodes():
-            if getattr(node, "in_flight", carried[node]) != carried[node]:
-                self.fail(f"{node.node_id} carries {getattr(node, 'in_flight', 0)} requests, {carried[node]} of its requests are open")
+            carrier = capable(node, CarriesRequests)
+            if carrier is not None and carrier.in_flight != carried[node]:
+                self.fail(f"{node.node_id} carries {carrier.in_flight} requests, {carried[node]} of its requests are open")
 
     def _left(self) -> list[str]:
         """Requests open at clients that can see them through."""
@@ -104,7 +105,6 @@ class Conservation(Checker):
             self.fail(f"at rest {len(left)} requests are open, such as {left[0]}")
 
 
-@register
 class WorkOnce(Checker):
     """A life of a worker takes a request it does not have, serves what it took, and has nothing left at rest."""
 
@@ -166,10 +166,10 @@ class WorkOnce(Checker):
     def _is_emptying(self) -> bool:
         """What was given up still runs somewhere."""
         for host in self.context.world.hosts.values() if self.context.world and self._emptying else ():
-            node: Any = host.node
-            if node in self._emptying and not host.stands_still:
+            server = capable(host.node, HasEngine)
+            if server is not None and host.node in self._emptying and not host.stands_still:
                 now = host.node_time(self.context.now())
-                if node.engine.next_at <= now or node.engine.snapshot(now).running:
+                if server.engine.next_at <= now or server.engine.snapshot(now).running:
                     return True
         self._emptying.clear()
         return False
@@ -183,7 +183,6 @@ class WorkOnce(Checker):
             self.fail(f"at rest {node.node_id} still has {len(taken)} requests, such as {min(taken)}")
 
 
-@register
 class SingleFlight(Checker):
     """A worker never loads a model that it is loading or has."""
 
@@ -220,7 +219,6 @@ class SingleFlight(Checker):
             self._models.pop(host.node, None)
 
 
-@register
 class FirstToken(Checker):
     """A request's time to first token is that of the answer that counts: the first token of the worker that completed it, if the client saw that token come,
     whatever other workers had sent before."""

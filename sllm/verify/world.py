@@ -6,16 +6,16 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from sllm.protocol.capabilities import CarriesRequests, HasEngine, ReportsLoad, TracksWorkers, capable
 from sllm.protocol.events import RequestSent
 from sllm.protocol.node import Node
 from sllm.protocol.recent import Recent
 from sllm.protocol.replay import GUARDED_MAX
-from sllm.verify.base import Checker, Context, Cursor, register
+from sllm.verify.base import Checker, Context, Cursor
 from sllm.virtual.host import Host
 from sllm.virtual.world import Observer
 
 
-@register
 class NetworkBooks(Checker):
     """Datagrams sent + duplicated = delivered + lost + in flight."""
 
@@ -33,7 +33,6 @@ class NetworkBooks(Checker):
             self.fail(f"the books say {world.network.in_flight} datagrams are on their way, there are {world.datagrams_pending()}")
 
 
-@register
 class ReportBooks(Checker):
     """Load reports sent by every life of every worker, and copies = accepted + rejected + lost + on their way; and no coordinator accepts one twice."""
 
@@ -70,22 +69,26 @@ class ReportBooks(Checker):
             books.update(_report_books(node))
         return books
 
-    def _accepted_once(self, node: Any, sent: int) -> None:
-        """Those accepted and those known to have been missed are different reports."""
-        if hasattr(node, "reports_accepted"):
-            missed = sum(row.lost for row in node.fleet.rows.values() if self.context.is_host(row.worker_id))
-            if node.reports_accepted + missed > sent:
-                self.fail(f"{node.node_id} accepted {node.reports_accepted} reports and missed {missed}, but only {sent} were sent")
+    def _accepted_once(self, node: Node, sent: int) -> None:
+        """The reports that were accepted and those known to have been missed are different reports."""
+        tracker = capable(node, TracksWorkers)
+        if tracker is not None:
+            missed = sum(row.lost for row in tracker.fleet.rows.values() if self.context.is_host(row.worker_id))
+            if tracker.reports_accepted + missed > sent:
+                self.fail(f"{node.node_id} accepted {tracker.reports_accepted} reports and missed {missed}, but only {sent} were sent")
 
 
-def _report_books(node: Any) -> dict[str, int]:
-    """Of one life."""
-    if hasattr(node, "reports_accepted"):
-        return {"accepted": node.reports_accepted, "rejected": sum(node.reports_rejected.values())}
-    return {"sent": getattr(node, "reports_sent", 0)}
+def _report_books(node: Node) -> Counter[str]:
+    """The load reports that one life of a node has sent, accepted and rejected."""
+    tracker, reporter = capable(node, TracksWorkers), capable(node, ReportsLoad)
+    books: Counter[str] = Counter()
+    if tracker is not None:
+        books.update(accepted=tracker.reports_accepted, rejected=tracker.reports_rejected.total())
+    if reporter is not None:
+        books["sent"] = reporter.reports_sent
+    return books
 
 
-@register
 class InvalidIgnored(Checker):
     """A datagram with a wrong bit changes nothing but one counter."""
 
@@ -106,11 +109,13 @@ class InvalidIgnored(Checker):
         self.checked += 1
 
     @staticmethod
-    def _state(node: Any) -> tuple[Any, ...]:
-        return node.next_deadline(), len(node.outbox), len(node.events), getattr(node, "reports_accepted", 0), getattr(node, "in_flight", 0)
+    def _state(node: Node) -> tuple[Any, ...]:
+        """What a datagram that is accepted would change."""
+        tracker, carrier = capable(node, TracksWorkers), capable(node, CarriesRequests)
+        accepted = tracker.reports_accepted if tracker is not None else 0
+        return node.next_deadline(), len(node.outbox), len(node.events), accepted, carrier.in_flight if carrier is not None else 0
 
 
-@register
 class BoundedMemory(Checker):
     """No table of a node grows beyond what the fleet and the requests of the last minutes account for."""
 
@@ -152,9 +157,8 @@ class BoundedMemory(Checker):
             return
         limit = self.limit()
         for host in self._cursor.hosts(self.context):
-            for owner in (host.node, getattr(host.node, "fleet", None), getattr(host.node, "engine", None)):
-                if owner is not None:
-                    self._look(host.name, owner, limit)
+            for owner in _owners(host.node):
+                self._look(host.name, owner, limit)
         self.checked += 1
 
     def _look(self, name: str, owner: Any, limit: int) -> None:
@@ -169,7 +173,16 @@ class BoundedMemory(Checker):
                     self.fail(f"{name}: {type(owner).__name__}.{attribute} has {entries} entries, more than the {limit} that can be accounted for")
 
 
+def _owners(node: Node | None) -> list[Any]:
+    """A node and those of its parts that keep tables."""
+    if node is None:
+        return []
+    tracker, server = capable(node, TracksWorkers), capable(node, HasEngine)
+    parts = [tracker.fleet] if tracker is not None else []
+    return [node, *parts, server.engine] if server is not None else [node, *parts]
+
+
 def _attributes(kind: type) -> list[str]:
-    """The slots of a class and its bases; empty if it keeps its attributes in a dictionary."""
+    """The slots of a class and its bases; empty if an object of the class keeps its attributes in a dictionary."""
     slots = [getattr(base, "__slots__", None) for base in kind.__mro__[:-1]]
     return [] if None in slots else [name for names in slots for name in names or ()]

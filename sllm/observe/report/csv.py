@@ -55,9 +55,12 @@ class RequestsCsv:
             handler(None, event)
 
     def _on_completed(self, node: object, event: RequestCompleted) -> None:
-        _, request_id, model, worker_id, action, arrival_s, ttft_s, e2e_s, tpot_s, queue_wait_s, load_s, prompt, output, placements, retries, stalled_s = event
-        times = ("%.9g,%.9g,%.9g,%.9g,%.9g,%.9g" % (arrival_s, ttft_s, e2e_s, tpot_s, queue_wait_s, load_s)).split(",")  # noqa: UP031 - quicker than six f-strings
-        self._write((request_id, model, worker_id, action, COMPLETED, *times, prompt, output, placements, retries, "", f"{stalled_s:.9g}"))
+        moments = event.arrival_s, event.ttft_s, event.e2e_s, event.tpot_s, event.queue_wait_s, event.load_s
+        times = ("%.9g,%.9g,%.9g,%.9g,%.9g,%.9g" % moments).split(",")  # noqa: UP031 - quicker than six f-strings
+        self._write((
+            event.request_id, event.model, event.worker_id, event.action, COMPLETED, *times, event.prompt_tokens, event.output_tokens, event.placements,
+            event.retries, "", f"{event.stalled_s:.9g}",
+        ))  # fmt: skip
 
     def _on_failed(self, node: object, event: RequestFailed) -> None:
         self._put_unfinished(event, FAILED, event.reason)

@@ -1,0 +1,55 @@
+"""What some nodes can do and others cannot. Code that handles nodes of any role asks for a capability, and never looks for an attribute by its name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+
+T = TypeVar("T")
+_KNOWN: dict[tuple[type, object], bool] = {}  # which class of nodes has which capability
+
+
+def capable(node: object, capability: Callable[..., T]) -> T | None:
+    """The node as one that has the capability (one of the protocols of this module); None if the node has it not. A class of nodes is looked at once:
+    `isinstance` with a protocol takes microseconds."""
+    key = type(node), capability
+    known = _KNOWN.get(key)
+    if known is None:
+        known = _KNOWN[key] = isinstance(node, cast(type, capability))
+    return cast(T, node) if known else None
+
+
+@runtime_checkable
+class CarriesRequests(Protocol):
+    """A node that sees requests through to their ends, such as a client."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests taken and not yet ended."""
+        ...
+
+
+@runtime_checkable
+class HasEngine(Protocol):
+    """A node that serves requests with an engine (`sllm.engine.base.Engine`), such as a worker."""
+
+    engine: Any
+
+
+@runtime_checkable
+class ReportsLoad(Protocol):
+    """A node that sends load reports, such as a worker."""
+
+    reports_sent: int
+
+
+@runtime_checkable
+class TracksWorkers(Protocol):
+    """A node that hears load reports and keeps a table of workers (`sllm.fleet.table.Fleet`), such as a coordinator."""
+
+    node_id: str
+    config: Any  # its `worker_timeout_s`, `suspect_intervals` and `report_interval_s` say when a worker has been silent for too long
+    fleet: Any
+    reports_accepted: int
+    reports_rejected: Counter[str]  # by reason
