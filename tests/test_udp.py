@@ -34,7 +34,7 @@ class TextCodec(Codec):
     """Enough of a codec for nodes that only count: sender, incarnation and sequence as text."""
 
     def encode(self, envelope: AnyEnvelope) -> bytes:
-        sender_id, incarnation, sequence, wall_s, _ = envelope
+        sender_id, incarnation, sequence, wall_s = envelope.sender_id, envelope.incarnation, envelope.sequence, envelope.wall_s
         return f"{sender_id} {incarnation} {sequence} {wall_s!r}".encode()
 
     def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:

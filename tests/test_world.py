@@ -40,12 +40,12 @@ class Echo(Node):
         self.handlers = {ScheduleRequest: self._on_any, Progress: self._on_ack, LoadReport: self._on_any}
 
     def _on_any(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        sender_id, _, sequence, _, _ = envelope
+        sender_id, sequence = envelope.sender_id, envelope.sequence
         self.heard.append((now, sender_id, sequence))
         self.send(Progress(1.0, sequence), addr, now)
 
     def _on_ack(self, envelope: Envelope[Progress], addr: Address, now: float) -> None:
-        sender_id, _, sequence, _, _ = envelope
+        sender_id, sequence = envelope.sender_id, envelope.sequence
         self.heard.append((now, sender_id, sequence))
         self.events.append(CoordinatorReady(now, sequence))
 
