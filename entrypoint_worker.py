@@ -20,8 +20,10 @@ from sllm.live.bridge import Answer
 from sllm.live.http import Page
 from sllm.live.sockets import local_address
 from sllm.observe.metrics import WorkerMetrics
-from sllm.protocol.events import Event, RequestServed
+from sllm.protocol.bus import EventBus
+from sllm.protocol.events import RequestServed
 from sllm.protocol.messages import COMPLETED, READY, STARTING, Address, InferenceResponse, Message
+from sllm.protocol.node import Node
 from sllm.protocol.seeds import rng_for
 from sllm.run.assemble import build_catalog, build_engine
 from worker import Worker
@@ -84,11 +86,14 @@ class WorkerPart:
         why = {STARTING: "loading the first models", READY: "ready"}.get(self.node.state, "draining")
         return self.node.state == READY, why
 
-    def observe(self, event: Event) -> None:
-        if type(event) is RequestServed:
-            response = self.node.responses.pop(event.request_id, None)
-            if response is not None:
-                self.metrics.observe_response(response.queue_wait_s, response.first_token_s, response.total_s)
+    def subscribe(self, bus: EventBus) -> None:
+        bus.subscribe_all(self.metrics.handlers)
+        bus.subscribe(self._on_served, RequestServed)
+
+    def _on_served(self, node: Node, event: RequestServed) -> None:
+        response = self.node.responses.pop(event.request_id, None)
+        if response is not None:
+            self.metrics.observe_response(response.queue_wait_s, response.first_token_s, response.total_s)
 
     def tick(self) -> None:
         self.node.responses.clear()  # those sent again

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from sllm.protocol.bus import Handler
 from sllm.protocol.events import RequestRouted, WorkerStateChanged
 from sllm.protocol.messages import READY
 from sllm.protocol.node import FRESH_WITHIN_S, Node
 from sllm.verify.base import ROUNDING_S, Checker, Context, Cursor, every_row, register
 from sllm.virtual.host import Host
-from sllm.virtual.world import Observer
 
 
 @register
@@ -22,7 +22,7 @@ class LiveDispatch(Checker):
         super().__init__(context)
         self._states: dict[tuple[Node, str], str] = {}
 
-    def handlers(self) -> dict[type, Observer]:
+    def handlers(self) -> dict[type, Handler]:
         return {WorkerStateChanged: self._on_state, RequestRouted: self._on_routed}
 
     def _on_state(self, node: Node, event: Any) -> None:
@@ -51,7 +51,7 @@ class MemberOrder(Checker):
         self._seen: dict[tuple[Node, str], tuple[tuple[int, int, int], float]] = {}  # (incarnation, sequence, lost), and when that report was heard
         self._cursor = Cursor()
 
-    def handlers(self) -> dict[type, Observer]:
+    def handlers(self) -> dict[type, Handler]:
         return {WorkerStateChanged: self._on_state, RequestRouted: self._on_routed}
 
     def _on_state(self, node: Node, event: Any) -> None:

@@ -6,12 +6,12 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from sllm.protocol.bus import Handler
 from sllm.protocol.events import RequestSent
 from sllm.protocol.node import GUARDED_MAX, Node
 from sllm.protocol.recent import Recent
 from sllm.verify.base import Checker, Context, Cursor, register
 from sllm.virtual.host import Host
-from sllm.virtual.world import Observer
 
 
 @register
@@ -130,7 +130,7 @@ class BoundedMemory(Checker):
         self._history: deque[tuple[float, int]] = deque([(0.0, 0)])
         self._cursor = Cursor()
 
-    def handlers(self) -> dict[type, Observer]:
+    def handlers(self) -> dict[type, Handler]:
         return {RequestSent: self._on_sent}
 
     def _on_sent(self, node: Node, event: Any) -> None:
