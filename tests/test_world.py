@@ -19,6 +19,7 @@ from sllm.deploy.keys import ephemeral_keyring
 from sllm.protocol.events import CoordinatorReady, ExpiryResumed, RequestSent
 from sllm.protocol.messages import Address, Envelope, Enveloped, LoadReport, Progress, ScheduleRequest
 from sllm.protocol.node import Codec, Judge, Node, Rejected
+from sllm.virtual.carrier import LinkCarrier
 from sllm.virtual.datagram import flip_bit
 from sllm.virtual.faults import load_schedule
 from sllm.virtual.feed import AHEAD
@@ -460,6 +461,25 @@ def test_objects_and_bytes_give_the_same_run(codecs: Callable[[], Callable[[], A
     assert as_objects == as_bytes
     assert plain or as_objects[6] > 0, "some were corrupted"
     assert plain or min(as_objects[7][:2]) > 0, "reports were copied and lost"
+
+
+@pytest.mark.parametrize("scenario", ["", "churn", "thundering-herd"])
+@pytest.mark.parametrize("forced", ["hosts", "network", "both"])
+def test_the_short_way_and_the_careful_way_give_the_same_run(forced: str, scenario: str) -> None:
+    """A socket buffer that never fills makes hosts look at everything that might be wrong, a cut between nobody and nobody makes the network do so."""
+
+    def run(*careful: str) -> tuple[Any, ...]:
+        schedule = load_schedule(str(ROOT / f"experiments/scenarios/{scenario}.toml"), 4) if scenario else None
+        fleet = Fleet(4, duration_s=20.0, schedule=schedule).record()
+        for host in fleet.world.hosts.values() if "hosts" in careful else ():
+            host.limit_buffer(1_000_000_000, 1e9)
+        if "network" in careful:
+            fleet.network.cut(["nobody"], ["nobody"])
+        assert all((host.sound is None) == ("hosts" in careful) for host in fleet.world.hosts.values())
+        assert isinstance(fleet.world.carrier, LinkCarrier) == ("network" in careful)
+        return fingerprint(fleet.run())
+
+    assert run() == run(*(("hosts", "network") if forced == "both" else (forced,)))
 
 
 def test_the_hash_seed_makes_no_difference() -> None:
