@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.protocol.messages import LoadReport
 from sllm.protocol.node import Node
-from sllm.virtual.datagram import PackedReport, Spoiled, flip_bit, is_report
+from sllm.virtual.datagram import Packed, Spoiled, flip_bit, is_report
 from sllm.virtual.host import Host
 from sllm.virtual.network import UNROUTABLE
 
@@ -73,18 +73,17 @@ class LinkCarrier(Carrier):
     def _send(self, host: Host, node: Node, target: Host, envelope: Any) -> None:
         """One datagram, in as many copies as the network makes of it."""
         world, source = self._world, host.address
-        what = _packed(node, envelope) if world.wire else envelope
+        packed = Packed(_pack(node, envelope), is_report(envelope)) if world.wire else None
         for at, flip in world.network.carry(host.name, target.name, envelope, world.now):
             if flip >= 0.0:
-                spoiled = Spoiled(target, flip_bit(what, flip) if world.wire else None, is_report(what))
+                spoiled = Spoiled(target, flip_bit(packed.data, flip) if packed is not None else None, is_report(envelope))
                 world.push(at, spoiled, spoiled, source)
             elif world.network.instant_reports and type(envelope[4]) is LoadReport:
-                target.happen(what, source)
+                target.happen(packed or envelope, source)
             else:
-                world.push(at, target, what, source)
+                world.push(at, target, packed or envelope, source)
 
 
-def _packed(node: Node, envelope: Any) -> bytes:
+def _pack(node: Node, envelope: Any) -> bytes:
     assert node.codec is not None, "bytes on the wire need a codec in every node"
-    data = node.codec.encode(envelope)
-    return PackedReport(data) if is_report(envelope) else data
+    return node.codec.encode(envelope)

@@ -11,10 +11,14 @@ if TYPE_CHECKING:
     from sllm.virtual.host import Host
 
 
-class PackedReport(bytes):
-    """A load report as signed bytes: nothing but its sender could say what it is."""
+class Packed:
+    """A datagram as signed bytes, and whether it is a load report: nobody but its sender could tell that from the bytes."""
 
-    __slots__ = ()
+    __slots__ = ("data", "is_report")
+
+    def __init__(self, data: bytes, is_report: bool) -> None:
+        self.data = data
+        self.is_report = is_report
 
 
 class Spoiled(Target):
@@ -34,9 +38,7 @@ class Spoiled(Target):
 
 def is_report(what: Any) -> bool:
     """Whether a datagram is a load report, whatever it travels as."""
-    if isinstance(what, bytes):
-        return type(what) is PackedReport
-    return what.is_report if type(what) is Spoiled else type(what[4]) is LoadReport
+    return bool(what.is_report) if isinstance(what, Packed | Spoiled) else type(what[4]) is LoadReport
 
 
 def flip_bit(data: bytes, where: float) -> bytes:

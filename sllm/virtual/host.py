@@ -139,7 +139,7 @@ class Host(Target):
         world = self.world
         world.network.delivered += 1
         if world.wire:
-            node.receive_datagram(what, source, world.now)
+            node.receive_datagram(what.data, source, world.now)
         else:
             node.receive(what, source, world.now)
         self.settle(node)
@@ -183,7 +183,7 @@ class Host(Target):
             network.lost_reports += what.is_report
             self.world.hear_spoiled(node, partial(_refuse_spoiled, node, what, source, now))
         elif self.world.wire:
-            node.receive_datagram(what, source, now)
+            node.receive_datagram(what.data, source, now)
         else:
             node.receive(what, source, now)
         self.settle(node)
