@@ -29,10 +29,12 @@ from sllm.observe.metrics import ClientMetrics
 from sllm.observe.recorder import Recorder
 from sllm.observe.report.csv import RequestsCsv
 from sllm.observe.statistics import summarize
+from sllm.protocol.bus import EventBus
 from sllm.protocol.errors import UsageError
-from sllm.protocol.events import Event, RequestCompleted, RequestFailed, RequestRejected
+from sllm.protocol.events import RequestCompleted, RequestFailed, RequestRejected
 from sllm.protocol.limits import id_problem
 from sllm.protocol.messages import Address
+from sllm.protocol.node import Node
 from sllm.protocol.seeds import rng_for
 from sllm.run.assemble import build_catalog, build_workload, count_trace_models
 from sllm.workload import Request, Workload
@@ -97,11 +99,11 @@ class ClientPart:
         else:
             self._service.driver.call_at(end_s, self._end_arrivals)
 
-    def _go_on(self, request_id: str) -> None:
+    def _go_on(self, node: Node, event: RequestCompleted | RequestFailed | RequestRejected) -> None:
         """A request has ended: closed-loop load sends its next one."""
         if self._begin_s is None or self._exhausted:
             return
-        request = self._workload.following(request_id, self._service.clock.now - self._begin_s)
+        request = self._workload.following(event.request_id, self._service.clock.now - self._begin_s)
         if request is not None:
             self._service.driver.call_at(self._begin_s + request.arrival_s, partial(self._submit_one, request))
 
@@ -120,12 +122,12 @@ class ClientPart:
             return False, f"the coordinator at {':'.join(map(str, self.node.coordinator))} has not answered yet"
         return True, "sending" if not self._exhausted else "waiting for the last answers"
 
-    def observe(self, event: Event) -> None:
-        self.recorder.observe(event)
+    def subscribe(self, bus: EventBus) -> None:
+        bus.subscribe_all(self.metrics.handlers)
+        bus.subscribe_all(self.recorder.handlers)
         if self._requests_csv is not None:
-            self._requests_csv.observe(event)
-        if isinstance(event, ENDS):
-            self._go_on(event.request_id)
+            bus.subscribe_all(self._requests_csv.handlers)
+        bus.subscribe(self._go_on, *ENDS)
 
     def tick(self) -> None:
         now = self._service.clock.now

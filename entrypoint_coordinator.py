@@ -39,7 +39,7 @@ class CoordinatorPart:
             service.config.policy, lambda: node, lambda: clock.now, lambda step: driver.call_at(clock.now, step), self._kernel_drops, service.started_wall_s
         )  # fmt: skip
         self.metrics = view.metrics
-        self.ready, self.observe, self.tick = view.ready, view.observe, view.tick
+        self.ready, self.subscribe, self.tick = view.ready, view.subscribe, view.tick
         self.collect, self.state, self.page_state = view.collect, view.state, view.page_state
 
     def _kernel_drops(self) -> int:

@@ -20,7 +20,7 @@ from sllm.live.bridge import Answer
 from sllm.live.http import Page
 from sllm.live.sockets import local_address
 from sllm.observe.metrics import WorkerMetrics
-from sllm.protocol.events import Event
+from sllm.protocol.bus import EventBus
 from sllm.protocol.messages import READY, STARTING, Address, EngineSnapshot
 from sllm.protocol.seeds import rng_for
 from sllm.run.assemble import build_catalog, build_engine
@@ -72,8 +72,8 @@ class WorkerPart:
         why = {STARTING: "loading the first models", READY: "ready"}.get(self.node.state, "draining")
         return self.node.state == READY, why
 
-    def observe(self, event: Event) -> None:
-        """The metrics take from an event all that there is to know of it."""
+    def subscribe(self, bus: EventBus) -> None:
+        bus.subscribe_all(self.metrics.handlers)
 
     def tick(self) -> None:
         if self.node.suspects_rival(self._service.clock.now):

@@ -92,7 +92,7 @@ def main() -> int:
     process = multiprocessing.Process(target=play_workers, args=(theirs, arguments.workers, arguments.seconds, keyring), daemon=True)
     process.start()
     tamer = GarbageTamer()  # as the entry point does
-    with UdpDriver(clock, lambda node, event: None) as driver:
+    with UdpDriver(clock) as driver:
         host = driver.add(node, ("127.0.0.1", 0), count_drops=True, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
         driver.every(1.0, lambda: tamer.tick(driver.received))
         ours.recv()

@@ -56,7 +56,7 @@ def coordinate(ready: Connection, keyring: Keyring) -> None:
     with UdpDriver(clock) as driver:
         host = driver.add(node, LOOPBACK, count_drops=True)
         ready.send(host.address)
-        driver.run(until=ready.poll)
+        driver.run_until(ready.poll)
 
 
 def round_trips_us(address: tuple[str, int], questions: list[bytes], check: Callable[[bytes], None]) -> float:

@@ -39,7 +39,7 @@ PATIENT: dict[str, Any] = {  # nothing is turned away, given up or asked after: 
 def completed(run: Simulation) -> list[RequestCompleted]:
     """Conduct a run; every request it completed, in the order of completion. RuntimeError if an invariant broke or a request got lost."""
     done: list[RequestCompleted] = []
-    run.world.observe(lambda node, event: done.append(event), RequestCompleted)  # type: ignore[arg-type]
+    run.world.bus.subscribe(lambda node, event: done.append(event), RequestCompleted)
     results = run.complete()
     if run.violations:
         raise RuntimeError(run.violations[0])

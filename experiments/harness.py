@@ -136,8 +136,8 @@ class Simulation(VirtualRun):
         """Ask for the first model of the catalogue, which fits every worker, in the last moment at which anything comes."""
         host, client = self.world.hosts["client"], self.system.clients[-1]
         for number in range(self._probes):
-            client.submit(Request(0.0, f"{PROBE}{number}", self.system.catalog.names[0], 100, 10), host.read_clock(client, self.world.now))
-        self.world.touch(host)
+            client.submit(Request(0.0, f"{PROBE}{number}", self.system.catalog.names[0], 100, 10), host.read_clock())
+        host.touch()
 
     def complete(self) -> dict[str, Any]:
         """Conduct the run and return its results."""

@@ -207,7 +207,7 @@ def drill(duration_s: float, *, stolen: bool, per_s: float = 300.0, rate_per_s: 
         senders = (*WORKERS, "coordinator", "client") if stolen else STRANGERS
         with flood(fleet, targets, senders, per_s, seed) as (mouth, driver):
             until = time.monotonic() + duration_s
-            driver.run(until=lambda: time.monotonic() > until)
+            driver.run_until(lambda: time.monotonic() > until)
         problems = []
         if stolen:
             ended_at = time.monotonic()

@@ -108,7 +108,7 @@ def measure(run: Run) -> Outcome:
         note(node, event)
 
     if isinstance(run, VirtualRun):
-        run.world.observe(note, RequestCompleted)
+        run.world.bus.subscribe(note, RequestCompleted)
     else:
         run.recorder.handlers[RequestCompleted] = record_and_note
     gc.collect()  # not in the middle of a live run

@@ -64,8 +64,7 @@ def run_scenario(scenario: Scenario) -> tuple[dict[str, Any], str, str]:
         config, wire=scenario.wire, schedule=scenario.schedule, link=scenario.link, reshape=lambda request: ends.note(reshape(request)),
         strangers_per_s=scenario.strangers_per_s, probes=PROBES,
     )  # fmt: skip
-    for kind in Ends.KINDS:
-        run.world.observe(ends.see, kind)
+    run.world.bus.subscribe(ends.see, *Ends.KINDS)
     results = run.complete()
     problem = "\n".join(results["invariants"]["violations"]) or check_books(results) or run.unhealed or ends.check(scenario, bounds)
     return results, problem, fingerprint(results, run.world.now, run.world.network.delivered)

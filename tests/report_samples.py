@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
+from roles import tell
+
 from sllm.engine.base import EngineUsage
 from sllm.observe.recorder import Recorder
 from sllm.observe.results import FleetFigures, Invariants, ReportFigures, RunInfo, WorkerFigures, make_results
@@ -73,7 +75,7 @@ def _unordered(count: int, seed: int, workers: int, duration_s: float, trouble: 
 def recorded(count: int = 2000, seed: int = 1, **options: Any) -> Recorder:
     recorder = Recorder()
     for event in events(count, seed, **options):
-        recorder.observe(event)
+        tell(recorder, event)
     return recorder
 
 

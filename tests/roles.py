@@ -10,6 +10,7 @@ from config import Config
 from coordinator import Coordinator
 from sllm.models.catalogue import Catalog
 from sllm.placement.registry import make_policy
+from sllm.protocol.bus import EventBus
 from sllm.protocol.messages import READY, Address, AnyEnvelope, EngineSnapshot, Envelope, LoadReport, Message, ScheduleRequest
 from sllm.protocol.node import Judge, Node, Rejected
 
@@ -44,6 +45,16 @@ def judged(envelope: AnyEnvelope, judge: Judge | None, now: float) -> AnyEnvelop
     if reason:
         raise Rejected(reason)
     return envelope
+
+
+def tell(hearer: Any, *events: Any) -> None:
+    """Let something hear events as it would hear them from a driver: what it subscribes to, or has handlers for."""
+    bus = EventBus()
+    if hasattr(hearer, "subscribe"):
+        hearer.subscribe(bus)
+    else:
+        bus.subscribe_all(hearer.handlers)
+    bus.publish(None, events)
 
 
 class Talk:

@@ -10,6 +10,7 @@ from simulated import Fleet
 
 from coordinator import Coordinator
 from sllm.observe.metrics import CoordinatorMetrics, RoleMetrics, WorkerMetrics
+from sllm.protocol.bus import EventBus
 from sllm.protocol.events import Event
 from sllm.protocol.node import Node
 from sllm.virtual.host import Host
@@ -29,22 +30,25 @@ class Scrapes:
         self.scraped = 0
         self.series: dict[str, list[str | None]] = {}
         self._metrics: dict[str, RoleMetrics] = {}
+        self._buses: dict[str, EventBus] = {}  # what each process tells its own metrics
         for host in fleet.world.hosts.values():
             self._begin("restart", host)
         fleet.world.lifecycle.append(self._begin)
-        fleet.world.observe(self._observe)
+        fleet.world.bus.subscribe(self._observe)
         fleet.world.every(INTERVAL_S, self._scrape)
 
     def _begin(self, what: str, host: Host) -> None:
         """A new process begins with new counters."""
         if what == "restart" and isinstance(host.node, Coordinator | Worker):
             kind = CoordinatorMetrics if isinstance(host.node, Coordinator) else WorkerMetrics
-            self._metrics[host.name] = kind(1.7e9 + self.fleet.world.now)
+            self._metrics[host.name] = metrics = kind(1.7e9 + self.fleet.world.now)
+            self._buses[host.name] = bus = EventBus()
+            bus.subscribe_all(metrics.handlers)
 
     def _observe(self, node: Node, event: Event) -> None:
-        metrics = self._metrics.get(node.node_id)
-        if metrics is not None:
-            metrics.observe(event)
+        bus = self._buses.get(node.node_id)
+        if bus is not None:
+            bus.publish(node, [event])
 
     def _scrape(self) -> None:
         for name, metrics in self._metrics.items():

@@ -89,7 +89,7 @@ class Fleet:
 
     def record(self) -> Fleet:
         """Keep every event from now on in `trace`."""
-        self.world.observe(lambda node, event: self.trace.append(event))
+        self.world.bus.subscribe(lambda node, event: self.trace.append(event))
         return self
 
     def run(self, within_s: float = 900.0) -> Fleet:

@@ -58,7 +58,7 @@ def test_what_is_under_way_when_the_books_close_is_not_lost(wire: bool) -> None:
 
 def test_what_is_under_way_at_an_interrupt_is_not_lost() -> None:
     run = Simulation(configuration(workers=5, duration_s=1000.0, latency_ms=1000.0))
-    run.world.observe(lambda node, event: run.interrupt() if len(run.recorder.sent_at) == 20 else None, RequestSent)
+    run.world.bus.subscribe(lambda node, event: run.interrupt() if len(run.recorder.sent_at) == 20 else None, RequestSent)
     reports = run.complete()["reports"]
     assert reports["lost"] == balance(reports) == 0
     assert reports["under_way"] >= 5

@@ -113,13 +113,13 @@ def server() -> tuple[World, Host, BusyTime]:
 
 def test_a_worker_that_crashes_half_way_was_busy_until_then() -> None:
     world, host, busy = server()
-    world.call_at(16.0, lambda: world.crash(host))
+    world.call_at(16.0, host.crash)
     world.run(20.0)
     assert busy.busy_s("worker-1") == 6.0
-    world.call_at(30.0, lambda: world.restart(host))
+    world.call_at(30.0, host.restart)
     world.run(32.5)
     assert busy.busy_s("worker-1") == busy.busy_s("worker-1") == 6.0 + 2.5
-    world.call_at(33.0, lambda: world.restart(host))
+    world.call_at(33.0, host.restart)
     world.run(200.0)
     assert busy.busy_s("worker-1") == 6.0 + 3.0 + 100.0, "it crashed when it was told to start again; the next life finished what it had"
 
@@ -127,10 +127,10 @@ def test_a_worker_that_crashes_half_way_was_busy_until_then() -> None:
 @pytest.mark.parametrize("rate", [0.25, 1.0, 3.0])
 def test_time_is_the_worlds_whatever_the_clock_shows(rate: float) -> None:
     world, host, busy = server()
-    world.call_at(12.0, lambda: world.set_clock_rate(host, rate))
+    world.call_at(12.0, lambda: host.set_clock_rate(rate))
     world.run(14.0)
     assert busy.busy_s("worker-1") == pytest.approx(4.0)
-    world.call_at(20.0, lambda: world.set_clock_rate(host, 1.0))
+    world.call_at(20.0, lambda: host.set_clock_rate(1.0))
     world.run(25.0)
     assert busy.busy_s("worker-1") == pytest.approx(15.0)
     world.run(500.0)
@@ -139,11 +139,11 @@ def test_time_is_the_worlds_whatever_the_clock_shows(rate: float) -> None:
 
 def test_one_whose_place_was_taken_is_not_counted_beside_its_successor() -> None:
     world, host, busy = server()
-    world.call_at(15.0, lambda: world.freeze(host))
-    world.call_at(20.0, lambda: world.thaw(world.supplant(host)))
+    world.call_at(15.0, host.freeze)
+    world.call_at(20.0, lambda: host.supplant().thaw())
     world.run(40.0)
     assert busy.busy_s("worker-1") == 30.0
-    world.crash(world.hosts["worker-1~1"])
+    world.hosts["worker-1~1"].crash()
     assert busy.busy_s("worker-1") == 30.0
 
 
@@ -153,12 +153,12 @@ def test_what_a_worker_still_runs_when_it_has_drained_is_over() -> None:
     def drain() -> None:
         assert host.node is not None
         host.node.events.append(WorkerDrained(world.now, "worker-1"))
-        world.touch(host)
+        host.touch()
 
     world.call_at(13.0, drain)
     world.run(20.0)
     assert busy.busy_s("worker-1") == 3.0
-    world.restart(host)
+    host.restart()
     world.run(21.0)
     assert busy.busy_s("worker-1") == 4.0
 
@@ -173,14 +173,14 @@ def test_nobody_is_busy_for_longer_than_there_was_time() -> None:
     node.wake_at = node.engine.next_at
     host.refresh()
     busy.begin()
-    for at, act in ((10.5, world.freeze), (20.0, world.thaw)):
-        world.call_at(at, partial(act, host))
-    world.call_at(10.6, lambda: world.set_clock_rate(host, 5.0))
-    world.call_at(19.0, lambda: world.set_clock_rate(host, 1.0))
+    world.call_at(10.5, host.freeze)
+    world.call_at(20.0, host.thaw)
+    world.call_at(10.6, lambda: host.set_clock_rate(5.0))
+    world.call_at(19.0, lambda: host.set_clock_rate(1.0))
     world.run(19.5)
     assert busy.busy_s("worker-1") == pytest.approx(0.6 + 0.4 / 5.0), "the first of them"
     world.run(21.0)
-    assert node.engine.usage(host.node_time(21.0)).busy_s > 40.0
+    assert node.engine.usage(host.clock.node_time(21.0)).busy_s > 40.0
     assert busy.busy_s("worker-1") == 11.0
 
 
@@ -202,7 +202,7 @@ class Sampled(Simulation):
             node: Any = self.world.hosts[name].node
             if node is None or node.drained:
                 continue
-            seen = node.engine.snapshot(self.world.hosts[name].node_time(self.world.now))
+            seen = node.engine.snapshot(self.world.hosts[name].clock.node_time(self.world.now))
             room_bytes = node.engine.memory_bytes - node.engine._weights_bytes
             found = (seen.running > 0, seen.running, seen.kv_used * room_bytes, node.engine._weights_bytes)
             for place, value in enumerate(found):

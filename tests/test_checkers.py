@@ -16,6 +16,7 @@ from coordinator import Coordinator
 from sllm import verify
 from sllm.fleet.ledger import Ledger
 from sllm.fleet.table import Fleet as Table
+from sllm.protocol.bus import EventBus
 from sllm.protocol.events import RequestCompleted, RequestSent, WorkerStateChanged
 from sllm.protocol.messages import READY, Address, AnyEnvelope, Envelope, InferenceRequest, InferenceResponse, Message, ScheduleError
 from sllm.protocol.node import Judge, Node
@@ -309,9 +310,9 @@ def set_back(kind: type[Coordinator], report_interval_s: float, timeout_s: float
     """A worker's clock is ahead, its next life begins, and the one after that begins with a clock that is behind, in less than the timeout."""
     fleet = Fleet(1, workers=2, rate_per_s=0.1, duration_s=0.0, coordinator_kind=kind, check=("member-order",), report_interval_s=report_interval_s)
     world, host = fleet.world, fleet.world.hosts["worker-1"]
-    world.call_at(3.0, lambda: (world.jump_wall_clock(host, 25.0), world.restart(host)))
-    world.call_at(5.0, lambda: (world.crash(host), world.jump_wall_clock(host, -50.0)))
-    world.call_at(5.0 + 0.7 * timeout_s, lambda: world.restart(host))
+    world.call_at(3.0, lambda: (host.jump_wall_clock(25.0), host.restart()))
+    world.call_at(5.0, lambda: (host.crash(), host.jump_wall_clock(-50.0)))
+    world.call_at(5.0 + 0.7 * timeout_s, host.restart)
     world.run(5.0 + timeout_s + 2.0 * report_interval_s)
     return fleet
 
@@ -334,11 +335,12 @@ def test_a_table_that_only_grows_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_violation_tells_seed_time_and_the_last_events() -> None:
-    checkers = Checkers.live(7, lambda: 12.5)
+    bus = EventBus()
+    Checkers.live(7, bus, lambda: 12.5)
     node = Node("client", 1)
-    checkers.see(node, RequestSent(12.0, "r1", "m"))
+    bus.publish(node, [RequestSent(12.0, "r1", "m")])
     with pytest.raises(InvariantViolation) as caught:
-        checkers.see(node, RequestSent(12.5, "r1", "m"))
+        bus.publish(node, [RequestSent(12.5, "r1", "m")])
     violation = caught.value
     assert (violation.checker, violation.seed, violation.at_s) == ("conservation", 7, 12.5)
     assert violation.recent == (RequestSent(12.0, "r1", "m"), RequestSent(12.5, "r1", "m"))
@@ -346,9 +348,10 @@ def test_a_violation_tells_seed_time_and_the_last_events() -> None:
 
 
 def test_live_checkers_need_no_world() -> None:
-    checkers = Checkers.live(1, lambda: 0.0)
+    bus = EventBus()
+    checkers = Checkers.live(1, bus, lambda: 0.0)
     node = Node("coordinator", 1)
-    checkers.see(node, WorkerStateChanged(0.0, "w", 1, "", READY, "reported"))
+    bus.publish(node, [WorkerStateChanged(0.0, "w", 1, "", READY, "reported")])
     checkers.inspect()
     checkers.finish(at_rest=True)
     assert checkers.at_rest
@@ -360,7 +363,7 @@ def test_a_run_is_not_at_rest_while_what_was_given_up_runs_on_to_the_end_of_its_
     world, host = fleet.world, fleet.world.hosts["client"]
     world.run(2.0)
     fleet.client.submit(Request(0.0, "long", "qwen2.5-7b", 100_000, 1), world.now)
-    world.touch(host)
+    host.touch()
     checkers = fleet.checkers
     assert checkers is not None
     assert checkers.settle(60.0, 1.5) > 10.0
@@ -402,13 +405,13 @@ def test_what_a_frozen_worker_could_not_say_is_on_its_way_and_dies_with_it() -> 
     fleet = Fleet(1, duration_s=5.0, check=("report-books",)).run()
     world, host = fleet.world, fleet.world.hosts["worker-1"]
     worker: Any = host.node
-    world.freeze(host)
+    host.freeze()
     worker.drain(world.now)
-    world.touch(host)
+    host.touch()
     assert world.reports_pending() == len(worker.outbox) == 2, "that it drains, and that it has stopped"
     assert fleet.checkers is not None
     fleet.checkers.finish(at_rest=False)
-    world.crash(host)
+    host.crash()
     assert (world.reports_pending(), world.network.lost_reports) == (0, 2)
     fleet.checkers.finish(at_rest=False)
 
@@ -416,7 +419,7 @@ def test_what_a_frozen_worker_could_not_say_is_on_its_way_and_dies_with_it() -> 
 def test_reports_to_nobody_are_no_violation() -> None:
     """A fleet whose coordinator is not there: on a plain network nobody looks at what cannot be delivered."""
     fleet = Fleet(1, duration_s=0.0, check=("report-books",))
-    del fleet.world._routes["coordinator", 9000]
+    del fleet.world.routes["coordinator", 9000]
     fleet.world.run(5.0)
     assert fleet.checkers is not None
     fleet.checkers.finish(at_rest=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from roles import CATALOG, Talk, configuration, report
+from roles import CATALOG, Talk, configuration, report, tell
 
 import entrypoint_coordinator as entry
 from coordinator import Coordinator
@@ -30,7 +30,7 @@ class Part:
         self.clock.now = now
         self.node.handle_timer(now)
         for event in self.node.events:
-            self.part.observe(event)
+            tell(self.part, event)
         self.node.events.clear()
 
     def state(self) -> dict[str, Any]:

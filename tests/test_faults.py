@@ -152,7 +152,7 @@ class Bench:
     def __init__(self, text: str, seed: int = 1) -> None:
         self.world = world = World(seed, Network())
         self.beats: list[tuple[float, str, bool]] = []
-        world.observe(lambda node, event: self.beats.append((round(world.now, 3), node.node_id, node.incarnation == 1)))
+        world.bus.subscribe(lambda node, event: self.beats.append((round(world.now, 3), node.node_id, node.incarnation == 1)))
         for name, peer in (("coordinator", "worker-1"), ("worker-1", "coordinator"), ("worker-2", "coordinator"), ("worker-3", "coordinator")):
             def make(incarnation: int, now: float, name: str = name, peer: str = peer) -> Node:
                 return Beat(name, incarnation, now, (peer, 1))

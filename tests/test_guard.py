@@ -69,7 +69,8 @@ def seen() -> list[Event]:
 
 @pytest.fixture
 def driver(seen: list[Event]) -> Iterator[UdpDriver]:
-    with UdpDriver(Clock(), lambda node, event: seen.append(event)) as driver:
+    with UdpDriver(Clock()) as driver:
+        driver.bus.subscribe(lambda node, event: seen.append(event))
         yield driver
 
 
@@ -103,7 +104,7 @@ def test_a_message_that_cannot_be_packed_or_sent_costs_no_other(driver: UdpDrive
     ear, mouth = Brittle("ear"), Brittle("mouth")
     address = driver.add(ear).address
     host = driver.add(mouth)
-    host.routes["nowhere", 1] = ("::1%a\0b", 1)  # sendto raises TypeError, and in other cases UnicodeError or OverflowError
+    host.routes.known["nowhere", 1] = ("::1%a\0b", 1)  # sendto raises TypeError, and in other cases UnicodeError or OverflowError
     mouth.send(Progress(1.0, 13), address, 0.0)
     mouth.send(Progress(1.0, 1), ("nowhere", 1), 0.0)
     mouth.send(Progress(1.0, 2), address, 0.0)
@@ -135,7 +136,8 @@ def raiser(error: Exception) -> Any:
 
 @pytest.mark.parametrize("survive", [False, True])
 def test_observers_and_calls_end_only_a_loop_that_is_not_to_survive(survive: bool) -> None:
-    with UdpDriver(Clock(), raiser(ZeroDivisionError()), survive=survive) as driver:
+    with UdpDriver(Clock(), survive=survive) as driver:
+        driver.bus.subscribe(raiser(ZeroDivisionError()))
         node = Brittle()
         host = driver.add(node)
         driver.call_at(0.0, lambda: 1 // 0)
@@ -151,7 +153,8 @@ def test_observers_and_calls_end_only_a_loop_that_is_not_to_survive(survive: boo
 
 
 def test_what_the_user_must_mend_still_ends_the_loop() -> None:
-    with UdpDriver(Clock(), raiser(UsageError("mend me")), survive=True) as driver:
+    with UdpDriver(Clock(), survive=True) as driver:
+        driver.bus.subscribe(raiser(UsageError("mend me")))
         node = Brittle()
         host = driver.add(node)
         node.events.append(CoordinatorReady(0.0, 1))

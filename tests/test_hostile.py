@@ -22,6 +22,7 @@ from experiments.harness import silent
 from sllm.engine import LlmEngine, QueueEngine
 from sllm.placement.registry import make_policy, policies
 from sllm.protocol import limits
+from sllm.protocol.bus import EventBus
 from sllm.protocol.events import Event, RequestCompleted
 from sllm.protocol.messages import MESSAGES, Envelope, Message
 from sllm.protocol.node import Node
@@ -183,7 +184,7 @@ def test_a_fleet_in_virtual_time_outlives_a_flood(seed: int, stolen: list[str], 
     host = world.hosts["client"]
     for request in honest:
         fleet.client.submit(request, world.now)
-    world.touch(host)
+    host.touch()
     world.run(world.now + 60.0)
     done = {event.request_id for event in fleet.trace if isinstance(event, RequestCompleted)}
     assert {request.request_id for request in honest} <= done
@@ -196,7 +197,8 @@ def test_a_live_fleet_outlives_a_flood() -> None:
     with run.driver:
         run._start_fleet()
         seen: list[Event] = []
-        run.driver.observer = lambda node, event: seen.append(event)  # without the checkers: what strangers say breaks the books
+        run.driver.bus = EventBus()  # without the checkers: what strangers say breaks the books
+        run.driver.bus.subscribe(lambda node, event: seen.append(event))
         targets = [run._coordinator_host.address, run._client_host.address, *(host.address for _, host in run._hosts)]
         known = {**KNOWN, "model": run.system.catalog.names, "port": [port for _, port in targets]}
         senders = [f"stranger-{i}" for i in range(10)] + ["worker-0", "worker-1", "coordinator", "client"]
@@ -206,13 +208,13 @@ def test_a_live_fleet_outlives_a_flood() -> None:
         )  # fmt: skip
         run.driver.add(mouth)
         ends_at = run.now + 30.0 + 2.0 * config.worker_timeout_s
-        run.driver.run(until=lambda: run.now >= ends_at)
+        run.driver.run_until(lambda: run.now >= ends_at)
         assert mouth.said > 100
         for number in range(5):
             run.client.submit(Request(0.0, f"honest-{number}", run.system.catalog.names[number], 100, 20, 1), run.now)
         run._client_host.touch()
         last_s = run.now + 200.0
-        run.driver.run(until=lambda: not run.client.in_flight or run.now >= last_s)
+        run.driver.run_until(lambda: not run.client.in_flight or run.now >= last_s)
     assert not run.driver.internal_errors, [event for event in seen if "trace" in event.FIELDS]
     done = {event.request_id for event in seen if isinstance(event, RequestCompleted)}
     assert {f"honest-{number}" for number in range(5)} <= done

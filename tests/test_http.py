@@ -435,7 +435,7 @@ def test_the_loop_answers_other_threads() -> None:
         asking = [threading.Thread(target=lambda: got.append(bridge.ask(work, 10.0))) for _ in range(5)]
         for thread in asking:
             thread.start()
-        driver.run(until=lambda: len(got) == 5)
+        driver.run_until(lambda: len(got) == 5)
         for thread in asking:
             thread.join()
         assert got == ["later"] * 5
@@ -462,7 +462,7 @@ def test_what_fails_in_the_loop_fails_where_it_was_asked() -> None:
 
         thread = threading.Thread(target=ask_it)
         thread.start()
-        driver.run(until=lambda: bool(failed))
+        driver.run_until(lambda: bool(failed))
         thread.join()
         bridge.close()
 

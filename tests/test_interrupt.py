@@ -61,7 +61,7 @@ def interrupt_after(run: VirtualRun, requests: int) -> None:
         if len(run.recorder.sent_at) == requests:
             run.interrupt()
 
-    run.world.observe(count, RequestSent)
+    run.world.bus.subscribe(count, RequestSent)
 
 
 def test_nothing_comes_after_an_interrupt_and_the_figures_are_those_up_to_it() -> None:
@@ -83,7 +83,7 @@ def test_requests_in_flight_count_for_the_goal_as_far_as_it_is_known() -> None:
     """A run cut off says what the whole run says of the requests that it shares with it, and nothing of those whose time was not over."""
     whole = virtual(rate_per_s=20.0, duration_s=60.0)
     firsts: dict[str, float] = {}
-    whole.world.observe(lambda node, event: firsts.setdefault(event.request_id, event.ttft_s), RequestCompleted)  # type: ignore[attr-defined]
+    whole.world.bus.subscribe(lambda node, event: firsts.setdefault(event.request_id, event.ttft_s), RequestCompleted)  # type: ignore[attr-defined]
     conducted(whole)
     run = virtual(rate_per_s=20.0, duration_s=60.0)
     interrupt_after(run, 600)
@@ -126,7 +126,7 @@ def test_an_interrupt_cuts_through_a_burst_of_one_instant(tmp_path: Path) -> Non
 
 def test_an_interrupt_during_the_start_leaves_an_empty_run() -> None:
     run = virtual(rate_per_s=20.0)
-    run.world.observe(lambda node, event: run.interrupt() if event.new == READY else None, WorkerStateChanged)  # type: ignore[attr-defined]
+    run.world.bus.subscribe(lambda node, event: run.interrupt() if event.new == READY else None, WorkerStateChanged)  # type: ignore[attr-defined]
     results = conducted(run)
     assert results["requests"]["sent"] == 0
     assert (results["run"]["interrupted"], results["run"]["duration_s"]) == (True, 0.0)

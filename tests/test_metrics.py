@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from roles import tell
 
 from sllm.engine.base import EngineSnapshot
 from sllm.observe import metrics
@@ -80,10 +81,10 @@ def make_all() -> list[RoleMetrics]:
 def busy_coordinator() -> CoordinatorMetrics:
     made = CoordinatorMetrics(1.7e9)
     for action in ACTIONS:
-        made.observe(events.RequestRouted(0.0, "r", "m", "w", action, 0.5, 1.2e-5))
+        tell(made, events.RequestRouted(0.0, "r", "m", "w", action, 0.5, 1.2e-5))
     for code in ERROR_CODES:
-        made.observe(events.RequestRefused(0.0, "r", "m", code))
-    made.observe(events.WorkerStateChanged(0.0, "w", 1, "", "READY", "reported"))
+        tell(made, events.RequestRefused(0.0, "r", "m", code))
+    tell(made, events.WorkerStateChanged(0.0, "w", 1, "", "READY", "reported"))
     node = SimpleNamespace(rejected=Tally(tag=3), reports_accepted=10, reports_rejected=Tally(replayed=2), degraded="")
     made.collect(node)
     made.collect_driver(
@@ -116,11 +117,11 @@ def test_a_state_that_empties_goes_back_to_zero() -> None:
 
 def test_the_worker_tells_what_happened() -> None:
     made = WorkerMetrics(1.7e9)
-    made.observe(events.RequestAdmitted(0.0, "w", "r", "m"))
-    made.observe(events.ModelLoaded(0.0, "w", "m", "disk", 1.5))
-    made.observe(events.ModelEvicted(0.0, "w", "m"))
-    made.observe(events.CoordinatorSilent(0.0, "w", 10.0))
-    made.observe(events.RequestServed(2.0, "w", "r", "m", 20, 0.2, 0.3, 2.0))
+    tell(made, events.RequestAdmitted(0.0, "w", "r", "m"))
+    tell(made, events.ModelLoaded(0.0, "w", "m", "disk", 1.5))
+    tell(made, events.ModelEvicted(0.0, "w", "m"))
+    tell(made, events.CoordinatorSilent(0.0, "w", 10.0))
+    tell(made, events.RequestServed(2.0, "w", "r", "m", 20, 0.2, 0.3, 2.0))
     made.collect(SimpleNamespace(rejected=Tally(), reports_sent=9, refused=2, state="DRAINING"))
     made.collect_engine(EngineSnapshot(8, 1, 2, 1, 0.5, 0.0, 0.25, 5, 0.01, 1.0, 10, ("a", "b"), ("a",), (("c", 1.0),), (), ("d",), False))
     found = read(made.render())
@@ -138,9 +139,9 @@ def test_the_worker_tells_what_happened() -> None:
 
 def test_the_client_tells_what_happened() -> None:
     made = ClientMetrics(1.7e9)
-    made.observe(events.RequestSent(0.0, "r", "m"))
-    made.observe(events.RequestCompleted(3.0, "r", "m", "w", "serve", 0.0, 0.5, 3.0, 0.1, 0.0, 0.0, 10, 20, 1, 0))
-    made.observe(events.RequestFailed(0.0, "r2", "m", 0.0, "gone"))
+    tell(made, events.RequestSent(0.0, "r", "m"))
+    tell(made, events.RequestCompleted(3.0, "r", "m", "w", "serve", 0.0, 0.5, 3.0, 0.1, 0.0, 0.0, 10, 20, 1, 0))
+    tell(made, events.RequestFailed(0.0, "r2", "m", 0.0, "gone"))
     made.collect(SimpleNamespace(rejected=Tally(), in_flight=4))
     found = read(made.render())
     assert found["sllm_client_requests_total"] == {(("outcome", name),): 1.0 for name in ("sent", "completed", "failed")}
@@ -173,7 +174,7 @@ def test_a_worker_that_leaves_in_order_is_not_lost() -> None:
         ("READY", "DRAINING", "reported"), ("DRAINING", "DEAD", "reported"),
     ]  # fmt: skip
     for old, new, reason in moves:
-        made.observe(events.WorkerStateChanged(0.0, "w", 1, old, new, reason))
+        tell(made, events.WorkerStateChanged(0.0, "w", 1, old, new, reason))
     found = read(made.render())
     assert (found["sllm_workers_lost_total"], found["sllm_workers_returned_total"]) == ({(): 1.0}, {(): 1.0})
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from roles import tell
 
 from config import Config
 from coordinator import Coordinator
@@ -62,9 +63,9 @@ class Shown:
         for second in range(60 if workers else 0):
             for i in range(20 + second % 7):
                 action = COLD_START if i % 11 == second % 5 else SERVE
-                self.part.observe(RequestRouted(0.0, f"r{i}", names[i % 3], "worker-1", action, 0.05 + 0.01 * (i + second % 9), 1e-5))
+                tell(self.part, RequestRouted(0.0, f"r{i}", names[i % 3], "worker-1", action, 0.05 + 0.01 * (i + second % 9), 1e-5))
             if second % 10 == 3:
-                self.part.observe(RequestRefused(0.0, "r", "m", SATURATED))
+                tell(self.part, RequestRefused(0.0, "r", "m", SATURATED))
             self.part.tick()
 
     def state(self, **query: str) -> dict:
@@ -245,7 +246,7 @@ def test_history_counts_by_the_second() -> None:
     assert history.as_columns() == {name: [] for name in fleetview.Second._fields}
     for second in range(fleetview.HISTORY_S + 5):
         for i in range(second % 3):
-            history.observe(RequestRouted(0.0, "r", "m", "w", ACTIONS[i], float(i), 0.0))
+            tell(history, RequestRouted(0.0, "r", "m", "w", ACTIONS[i], float(i), 0.0))
         history.tick()
     columns = history.as_columns()
     assert len(columns["routed"]) == fleetview.HISTORY_S

@@ -2,6 +2,7 @@ import csv
 
 import pytest
 from report_samples import events
+from roles import tell
 
 from sllm.observe.report.csv import COLUMNS, RequestsCsv
 from sllm.observe.report.files import OutputFile
@@ -19,7 +20,7 @@ def test_rows_hold_what_the_events_said(tmp_path):
     path = tmp_path / "requests.csv"
     with RequestsCsv(str(path)) as out:
         for event in told:
-            out.observe(event)
+            tell(out, event)
         assert not path.exists()
     assert [item.name for item in tmp_path.iterdir()] == ["requests.csv"]
     rows = read(path)
@@ -46,14 +47,14 @@ def test_rows_hold_what_the_events_said(tmp_path):
 def test_awkward_names_survive(tmp_path):
     path = tmp_path / "requests.csv"
     with RequestsCsv(str(path)) as out:
-        out.observe(RequestFailed(1.0, 'a,"b"\nc', "modèle", 0.5, "line\nbreak"))
+        tell(out, RequestFailed(1.0, 'a,"b"\nc', "modèle", 0.5, "line\nbreak"))
     [row] = read(path)
     assert (row["request_id"], row["model"], row["reason"]) == ('a,"b"\nc', "modèle", "line\nbreak")
 
 
 def interrupted(path):
     with RequestsCsv(str(path)) as out:
-        out.observe(RequestRejected(1.0, "r0", "m", 0.5, "SATURATED"))
+        tell(out, RequestRejected(1.0, "r0", "m", 0.5, "SATURATED"))
         raise KeyboardInterrupt
 
 
@@ -90,7 +91,7 @@ def test_an_old_file_stays_until_the_new_one_is_complete(tmp_path):
 
 def test_a_device_is_written_directly():
     with RequestsCsv("/dev/null") as out:
-        out.observe(RequestRejected(1.0, "r0", "m", 0.5, "SATURATED"))
+        tell(out, RequestRejected(1.0, "r0", "m", 0.5, "SATURATED"))
 
 
 def test_a_full_disk_is_one_clear_line():

@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 from report_samples import events, recorded, results_of
+from roles import tell
 
 from sllm.observe import series
 from sllm.observe.recorder import Recorder
@@ -76,7 +77,7 @@ def test_everything_shown_is_escaped_and_there():
 def test_member_states_are_plotted_when_something_happened():
     recorder = recorded(200)
     assert "Workers by state" not in page_of(recorder)[0]
-    recorder.observe(WorkerStateChanged(30.0, "worker-1", 1, "READY", "SUSPECT", "silent"))
+    tell(recorder, WorkerStateChanged(30.0, "worker-1", 1, "READY", "SUSPECT", "silent"))
     assert "Workers by state" in page_of(recorder)[0]
 
 
@@ -112,7 +113,7 @@ def test_series_agree_with_the_columns():
 def test_ttft_over_time_is_by_arrival():
     recorder = Recorder()
     for event in events(1000, trouble=False):
-        recorder.observe(event)
+        tell(recorder, event)
     bins = series.make_bins(recorder)
     [median, tail] = series.ttft_percentiles(recorder, bins, (50, 99))
     assert len(median) == len(tail)

@@ -49,10 +49,10 @@ def test_the_coordinator_does_not_wait_for_names_that_peers_made_up(driver: UdpD
     ask = resolver.follow("central-coordinator", found.append)
     ask()
     names.go_on.set()
-    driver.run(until=lambda: bool(found))
+    driver.run_until(lambda: bool(found))
     assert found == ["10.0.0.5"]
     assert names.asked.index("central-coordinator") == 1, "right after the one that was under way"
-    driver.run(until=lambda: len(answers) == 1000)
+    driver.run_until(lambda: len(answers) == 1000)
     assert set(answers.values()) == {None}
     resolver.close()
 
@@ -72,7 +72,7 @@ def test_a_thread_that_cannot_be_started_is_a_name_without_an_address(driver: Ud
     assert answers == [None]
     monkeypatch.setattr(threading.Thread, "start", real)
     resolver.resolve("central-coordinator", answers.append)
-    driver.run(until=lambda: len(answers) == 2)
+    driver.run_until(lambda: len(answers) == 2)
     assert answers == [None, "10.0.0.5"]
     resolver.close()
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import REPORTS, RUN, events, fleet_of, recorded, results_of
+from roles import tell
 
 from sllm.engine.base import EngineUsage
 from sllm.observe.recorder import Recorder
@@ -92,7 +93,7 @@ def test_figures_follow_from_the_events():
     told = events(3000, seed=7)
     recorder = Recorder()
     for event in told:
-        recorder.observe(event)
+        tell(recorder, event)
     results = results_of(recorder)
     kinds = Counter(type(event) for event in told)
     done = [event for event in told if isinstance(event, RequestCompleted)]
@@ -168,7 +169,7 @@ def test_a_hit_finds_its_model_on_the_gpu():
         RequestAdmitted(6.0, "w", "r4", "m"),  # hit
         ModelEvicted(7.0, "w", "m"),
     ):
-        recorder.observe(event)
+        tell(recorder, event)
     results = results_of(recorder)
     assert results["fleet"]["model_hit_rate"] == 0.6
     assert recorder.loads == 2
@@ -179,7 +180,7 @@ def test_without_a_coordinator_actions_are_those_of_completed_requests():
     recorder = Recorder()
     for event in events(300):
         if type(event) in (RequestSent, RequestCompleted):
-            recorder.observe(event)
+            tell(recorder, event)
     results = results_of(recorder)
     assert sum(results["actions"].values()) == results["requests"]["completed"] > 0
     assert results["fleet"]["model_hit_rate"] == rounded(1 - results["actions"]["cold_start"] / results["requests"]["completed"])
@@ -208,7 +209,7 @@ def test_the_timeline_of_states_is_bounded_and_ends_right():
 def test_a_coordinator_that_restarts_does_not_count_workers_twice():
     recorder = Recorder()
     for event in (WorkerStateChanged(1.0, "w", 1, "", "READY", ""), WorkerStateChanged(9.0, "w", 1, "", "READY", "")):
-        recorder.observe(event)
+        tell(recorder, event)
     assert recorder.fleet.counts == {"READY": 1}
 
 
@@ -308,11 +309,11 @@ def test_the_warm_up_is_counted_and_in_no_statistics():
     told = events(2000, seed=5)
     recorder, later = Recorder(), Recorder()
     for event in told:
-        recorder.observe(event)
+        tell(recorder, event)
     late = {event.request_id for event in told if isinstance(event, RequestSent) and event.at >= 20.0}
     for event in told:
         if getattr(event, "request_id", None) in late:
-            later.observe(event)
+            tell(later, event)
     results = make_results(recorder, RUN, fleet_of(10.0, measured_s=40.0, warmup_s=20.0), REPORTS)
     only = make_results(later, RUN, fleet_of(10.0, measured_s=40.0, began_s=20.0), REPORTS)
     assert results["run"]["warmup_s"] == 20.0

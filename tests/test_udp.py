@@ -18,7 +18,7 @@ from roles import CATALOG, configuration, judged
 from coordinator import Coordinator
 from sllm.deploy.keys import ephemeral_keyring
 from sllm.engine import LlmEngine
-from sllm.live import sockets, udp
+from sllm.live import receiving, sockets, udp
 from sllm.live.clock import STEP_MAX_S, Clock
 from sllm.live.udp import UdpDriver
 from sllm.placement.registry import make_policy
@@ -147,9 +147,9 @@ def test_a_socket_that_is_not_read_empty_holds_its_timers_back_for_a_while(monke
     with UdpDriver(clock) as driver:
         node = Echo("n", clock, first=("127.0.0.1", 9), at=5.0)
         host = driver.add(node, receive_buffer_bytes=1 << 20)
-        host.batch = udp.BATCH
+        host.inlet.batch = receiving.BATCH
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flood:
-            for _ in range(3 * udp.BATCH):
+            for _ in range(3 * receiving.BATCH):
                 flood.sendto(b"x", host.address)
         system.at += 60
         driver.step(0)
@@ -158,7 +158,7 @@ def test_a_socket_that_is_not_read_empty_holds_its_timers_back_for_a_while(monke
         monkeypatch.setattr(udp, "CATCH_UP_WALL_S", 0.0)  # ... but not for ever
         driver.step(0)
         assert len(node.timers) == 1
-        turn(driver, lambda: node.rejected["malformed"] == 3 * udp.BATCH)
+        turn(driver, lambda: node.rejected["malformed"] == 3 * receiving.BATCH)
 
 
 def test_batches_grow_with_the_load_and_shrink_again(driver: UdpDriver, clock: Clock) -> None:
@@ -168,11 +168,11 @@ def test_batches_grow_with_the_load_and_shrink_again(driver: UdpDriver, clock: C
         for _ in range(200):
             flood.sendto(b"x", host.address)
         turn(driver, lambda: node.rejected["malformed"] >= 150)
-        assert host.batch == udp.BATCH
+        assert host.inlet.batch == receiving.BATCH
         turn(driver, lambda: node.rejected["malformed"] == 200)
         flood.sendto(b"x", host.address)
         turn(driver, lambda: node.rejected["malformed"] == 201)
-        assert host.batch == 1
+        assert host.inlet.batch == 1
 
 
 def test_kernel_drops_are_counted(driver: UdpDriver, clock: Clock) -> None:
@@ -263,7 +263,8 @@ def test_an_icmp_error_does_not_disturb_the_socket(driver: UdpDriver, clock: Clo
 
 def test_events_reach_the_observer(clock: Clock) -> None:
     seen: list[tuple[str, Event]] = []
-    with UdpDriver(clock, lambda node, event: seen.append((node.node_id, event))) as driver:
+    with UdpDriver(clock) as driver:
+        driver.bus.subscribe(lambda node, event: seen.append((node.node_id, event)))
         node = Echo("n", clock)
         host = driver.add(node)
         node.events.append(CoordinatorReady(0.0, 1))
@@ -302,7 +303,8 @@ def test_the_uplink_has_its_own_port_and_can_be_renewed(driver: UdpDriver, clock
 
 
 def test_what_is_said_with_the_news_that_renews_the_uplink_leaves_through_the_new_one(clock: Clock) -> None:
-    with UdpDriver(clock, lambda node, event: host.renew_uplink()) as driver:
+    with UdpDriver(clock) as driver:
+        driver.bus.subscribe(lambda node, event: host.renew_uplink())
         coordinator, node = Echo("c", clock), Echo("n", clock)
         node.coordinator = driver.add(coordinator).address
         host = driver.add(node, uplink=True)
@@ -344,11 +346,8 @@ def test_a_worker_whose_flow_leads_nowhere_is_back_within_the_time_an_acknowledg
     config, clock, codec = configuration(), Clock(20.0), FrameCodec(ephemeral_keyring())
     gaps: list[float] = []
 
-    def observe(node: Node, event: Event) -> None:
-        if isinstance(event, CoordinatorOverdue):
-            host.renew_uplink()
-
-    with UdpDriver(clock, observe) as driver:
+    with UdpDriver(clock) as driver:
+        driver.bus.subscribe(lambda node, event: host.renew_uplink(), CoordinatorOverdue)
         moved = Moved(config, CATALOG, make_policy("startup_time"), Random(1), 1, codec=codec, wall_offset_s=clock.wall_offset_s)
         at = driver.add(moved).address
         engine = LlmEngine(CATALOG, CATALOG.get_hardware(config.hardware))
@@ -439,7 +438,7 @@ def test_run_ends_when_told(driver: UdpDriver) -> None:
     driver.call_at(0.001, driver.stop)
     driver.run()
     rounds: list[int] = []
-    driver.run(until=lambda: len(rounds) >= 3 or rounds.append(1) is not None)
+    driver.run_until(lambda: len(rounds) >= 3 or rounds.append(1) is not None)
     assert len(rounds) == 3
 
 

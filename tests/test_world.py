@@ -19,11 +19,13 @@ from sllm.deploy.keys import ephemeral_keyring
 from sllm.protocol.events import CoordinatorReady, ExpiryResumed, RequestSent
 from sllm.protocol.messages import Address, AnyEnvelope, Envelope, LoadReport, Progress, ScheduleRequest
 from sllm.protocol.node import Codec, Judge, Node, Rejected
+from sllm.virtual.carrier import LinkCarrier
+from sllm.virtual.datagram import flip_bit
 from sllm.virtual.faults import load_schedule
 from sllm.virtual.feed import AHEAD
-from sllm.virtual.host import flip_bit
+from sllm.virtual.host import SPINS_MAX
 from sllm.virtual.network import Latency, Link, Network
-from sllm.virtual.world import SPINS_MAX, World
+from sllm.virtual.world import World
 from sllm.wire.frame import FrameCodec
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +137,7 @@ def test_a_deadline_that_moves_earlier_wakes_earlier_and_one_that_moves_later_do
 
     def move(due: float) -> None:
         ticker.wake_at = due
-        world.touch(host)
+        host.touch()
 
     world.call_at(0.1, lambda: move(0.4))
     world.call_at(0.5, lambda: move(7.0))
@@ -194,7 +196,7 @@ def test_reports_arrive_at_once_under_perfect_knowledge() -> None:
     def report() -> None:
         sender.send(REPORT, ("echo", 1), world.now)
         sender.send(ASK, ("echo", 1), world.now)
-        world.touch(host)
+        host.touch()
         assert echo.heard == [(1.0, "sender", 1)], "before anything else happens"
 
     world.call_at(1.0, report)
@@ -206,13 +208,14 @@ def test_reports_arrive_at_once_under_perfect_knowledge() -> None:
 def test_observers_hear_what_they_asked_for_in_order() -> None:
     everything: list[object] = []
     ready: list[object] = []
-    world, _, _ = pair(observer=lambda node, event: everything.append((node.node_id, event)))
-    world.observe(lambda node, event: ready.append(event), CoordinatorReady)
-    world.observe(lambda node, event: ready.append(None), ExpiryResumed)
+    world, _, _ = pair()
+    world.bus.subscribe(lambda node, event: everything.append((node.node_id, event)))
+    world.bus.subscribe(lambda node, event: ready.append(event), CoordinatorReady)
+    world.bus.subscribe(lambda node, event: ready.append(None), ExpiryResumed)
     world.run(2.5)
     assert len(everything) == len(ready) == 2
     assert everything[0] == ("ticker", ready[0])
-    assert list(world.recent) == ready
+    assert list(world.bus.recent) == ready
 
 
 def test_feed_takes_arrivals_as_time_goes_by() -> None:
@@ -229,12 +232,12 @@ def test_feed_takes_arrivals_as_time_goes_by() -> None:
     world.run(1.2)
     assert got == [(0, 0.0), (1, 0.5), (2, 1.0)]
     assert len(taken) == AHEAD, "some in advance, never all"
-    world.freeze(world.hosts["ticker"])
+    world.hosts["ticker"].freeze()
     world.run(1.7)
     assert len(got) == 3
-    world.thaw(world.hosts["ticker"])
+    world.hosts["ticker"].thaw()
     assert got[3] == (3, 1.7), "late, as it would be for a process that stood still"
-    world.crash(world.hosts["ticker"])
+    world.hosts["ticker"].crash()
     world.run(2.2)
     assert len(got) == 4
     assert world.unsubmitted == 1
@@ -243,11 +246,11 @@ def test_feed_takes_arrivals_as_time_goes_by() -> None:
 def test_a_host_that_crashes_as_it_thaws_loses_the_rest_of_what_waited_and_the_books_balance() -> None:
     world, _, echo = pair()
     host = world.hosts["echo"]
-    world.freeze(host)
+    host.freeze()
     world.run(4.5)
-    world.observe(lambda node, event: world.crash(host), CoordinatorReady)
+    world.bus.subscribe(lambda node, event: host.crash(), CoordinatorReady)
     echo.handlers[ScheduleRequest] = lambda envelope, addr, now: echo.events.append(CoordinatorReady(now, 0))
-    world.thaw(host)
+    host.thaw()
     assert host.node is None
     assert world.network.lost == {"down": 3}
     assert world.network.in_flight == world.datagrams_pending() == 0
@@ -270,8 +273,8 @@ def test_a_crashed_host_loses_what_is_on_its_way_and_a_new_life_has_a_higher_inc
     host = world.hosts["echo"]
     told: list[str] = []
     world.lifecycle.append(lambda what, which: told.append(f"{what} {which.name} {which.node is not None}"))
-    world.call_at(1.1, lambda: world.crash(host))
-    world.call_at(2.5, lambda: world.restart(host))
+    world.call_at(1.1, host.crash)
+    world.call_at(2.5, host.restart)
     world.run(4.0)
     assert echo.heard == []
     assert world.network.lost == {"down": 2}
@@ -285,13 +288,13 @@ def test_a_host_without_a_factory_cannot_restart() -> None:
     world = World(1, Network())
     host = world.add(Echo(), ("echo", 1))
     with pytest.raises(ValueError, match="echo cannot restart"):
-        world.restart(host)
+        host.restart()
 
 
 def test_two_restarts_at_one_moment_still_have_growing_incarnations() -> None:
     world, _, _ = pair()
     host = world.hosts["echo"]
-    lives = [world.restart(host).incarnation for _ in range(3)]
+    lives = [host.restart().incarnation for _ in range(3)]
     assert lives == sorted(set(lives))
 
 
@@ -299,12 +302,12 @@ def test_a_clock_set_back_between_lives_gives_the_later_one_a_lower_incarnation(
     world, _, _ = pair()
     host = world.hosts["echo"]
     lives: list[int] = []
-    world.call_at(10.0, lambda: world.jump_wall_clock(host, 20.0))
-    world.call_at(11.0, lambda: lives.append(world.restart(host).incarnation))
-    world.call_at(12.0, lambda: world.jump_wall_clock(host, -20.0))
-    world.call_at(13.0, lambda: lives.append(world.restart(host).incarnation))
-    world.call_at(14.0, lambda: world.jump_wall_clock(host, -1000.0))
-    world.call_at(15.0, lambda: lives.extend(world.restart(host).incarnation for _ in range(2)))
+    world.call_at(10.0, lambda: host.jump_wall_clock(20.0))
+    world.call_at(11.0, lambda: lives.append(host.restart().incarnation))
+    world.call_at(12.0, lambda: host.jump_wall_clock(-20.0))
+    world.call_at(13.0, lambda: lives.append(host.restart().incarnation))
+    world.call_at(14.0, lambda: host.jump_wall_clock(-1000.0))
+    world.call_at(15.0, lambda: lives.extend(host.restart().incarnation for _ in range(2)))
     world.run(16.0)
     assert [round(life / 1e9, 3) for life in lives] == [31.0, 13.0, 0.0, 0.0]
     assert len(set(lives)) == 4, "no two lives have the same"
@@ -312,10 +315,10 @@ def test_a_clock_set_back_between_lives_gives_the_later_one_a_lower_incarnation(
 
 def test_a_frozen_host_hears_late_and_its_timers_wait() -> None:
     world, ticker, echo = pair()
-    world.call_at(0.5, lambda: world.freeze(world.hosts["echo"]))
-    world.call_at(3.5, lambda: world.thaw(world.hosts["echo"]))
-    world.call_at(3.6, lambda: world.freeze(world.hosts["ticker"]))
-    world.call_at(6.2, lambda: world.thaw(world.hosts["ticker"]))
+    world.call_at(0.5, lambda: world.hosts["echo"].freeze())
+    world.call_at(3.5, lambda: world.hosts["echo"].thaw())
+    world.call_at(3.6, lambda: world.hosts["ticker"].freeze())
+    world.call_at(6.2, lambda: world.hosts["ticker"].thaw())
     world.run(3.4)
     assert echo.heard == []
     assert world.network.in_flight == world.datagrams_pending() == 3
@@ -328,10 +331,10 @@ def test_a_zombie_goes_on_beside_its_replacement_with_its_old_incarnation() -> N
     world, ticker, echo = pair()
     host = world.hosts["ticker"]
     ghosts: list[Any] = []
-    world.call_at(1.5, lambda: world.freeze(host))
-    world.call_at(2.5, lambda: ghosts.append(world.supplant(host)))
-    world.call_at(4.2, lambda: world.thaw(ghosts[0]))
-    world.call_at(6.7, lambda: world.crash(ghosts[0]))
+    world.call_at(1.5, host.freeze)
+    world.call_at(2.5, lambda: ghosts.append(host.supplant()))
+    world.call_at(4.2, lambda: ghosts[0].thaw())
+    world.call_at(6.7, lambda: ghosts[0].crash())
     world.run(9.0)
     assert isinstance(host.node, Ticker)
     assert host.node is not ticker
@@ -344,12 +347,12 @@ def test_a_zombie_goes_on_beside_its_replacement_with_its_old_incarnation() -> N
 
 def test_a_wall_clock_that_jumps_takes_the_next_lives_with_it() -> None:
     world, _, echo = pair()
-    world.jump_wall_clock(world.hosts["ticker"], 100.0)
-    world.call_at(2.5, lambda: world.restart(world.hosts["ticker"]))
+    world.hosts["ticker"].jump_wall_clock(100.0)
+    world.call_at(2.5, lambda: world.hosts["ticker"].restart())
     world.run(4.0)
     assert echo.heard == []
     assert echo.rejected["stale_time"] == 3
-    world.jump_wall_clock(world.hosts["ticker"], -100.0)
+    world.hosts["ticker"].jump_wall_clock(-100.0)
     world.run(5.0)
     assert len(echo.heard) == 1
 
@@ -357,8 +360,8 @@ def test_a_wall_clock_that_jumps_takes_the_next_lives_with_it() -> None:
 def test_a_slow_clock_stretches_timers_and_a_steady_wall_clock_stays_true() -> None:
     for steady, late in ((True, 0), (False, 1)):
         world, ticker, echo = pair()
-        world.call_at(0.5, lambda world=world, steady=steady: world.set_clock_rate(world.hosts["ticker"], 0.01, wall_steady=steady))
-        world.call_at(80.5, lambda world=world: world.set_clock_rate(world.hosts["ticker"], 1.0))
+        world.call_at(0.5, lambda world=world, steady=steady: world.hosts["ticker"].set_clock_rate(0.01, wall_steady=steady))
+        world.call_at(80.5, lambda world=world: world.hosts["ticker"].set_clock_rate(1.0))
         world.run(81.0)
         assert ticker.woken == [pytest.approx(1.0)], "half a second of its own time was fifty of the world's"
         assert echo.rejected["stale_time"] == late
@@ -367,13 +370,13 @@ def test_a_slow_clock_stretches_timers_and_a_steady_wall_clock_stays_true() -> N
 def test_a_full_socket_buffer_loses_what_does_not_fit() -> None:
     world = World(1, Network())
     sender, echo = Echo("sender"), Echo()
-    world.limit_buffer(world.add(echo, ("echo", 1)), 5, 10.0)
+    world.add(echo, ("echo", 1)).limit_buffer(5, 10.0)
     host = world.add(sender, ("sender", 1))
 
     def burst() -> None:
         for _ in range(20):
             sender.send(ASK, ("echo", 1), world.now)
-        world.touch(host)
+        host.touch()
 
     world.call_at(1.0, burst)
     world.call_at(1.2, burst)
@@ -458,6 +461,25 @@ def test_objects_and_bytes_give_the_same_run(codecs: Callable[[], Callable[[], A
     assert as_objects == as_bytes
     assert plain or as_objects[6] > 0, "some were corrupted"
     assert plain or min(as_objects[7][:2]) > 0, "reports were copied and lost"
+
+
+@pytest.mark.parametrize("scenario", ["", "churn", "thundering-herd"])
+@pytest.mark.parametrize("forced", ["hosts", "network", "both"])
+def test_the_short_way_and_the_careful_way_give_the_same_run(forced: str, scenario: str) -> None:
+    """A socket buffer that never fills makes hosts look at everything that might be wrong, a cut between nobody and nobody makes the network do so."""
+
+    def run(*careful: str) -> tuple[Any, ...]:
+        schedule = load_schedule(str(ROOT / f"experiments/scenarios/{scenario}.toml"), 4) if scenario else None
+        fleet = Fleet(4, duration_s=20.0, schedule=schedule).record()
+        for host in fleet.world.hosts.values() if "hosts" in careful else ():
+            host.limit_buffer(1_000_000_000, 1e9)
+        if "network" in careful:
+            fleet.network.cut(["nobody"], ["nobody"])
+        assert all((host.sound is None) == ("hosts" in careful) for host in fleet.world.hosts.values())
+        assert isinstance(fleet.world.carrier, LinkCarrier) == ("network" in careful)
+        return fingerprint(fleet.run())
+
+    assert run() == run(*(("hosts", "network") if forced == "both" else (forced,)))
 
 
 def test_the_hash_seed_makes_no_difference() -> None:

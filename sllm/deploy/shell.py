@@ -23,15 +23,18 @@ from sllm.deploy.launch import variables_of
 from sllm.live.bridge import Answer, Bridge
 from sllm.live.clock import Clock
 from sllm.live.garbage import GarbageTamer
+from sllm.live.host import UdpHost
 from sllm.live.http import HttpServer, Page, Site
 from sllm.live.resolve import Resolver
 from sllm.live.sockets import literal_address
-from sllm.live.udp import UdpDriver, UdpHost
+from sllm.live.udp import UdpDriver
 from sllm.observe import logs
 from sllm.observe.causes import RefusalLog, SilenceLog
 from sllm.observe.metrics import RoleMetrics
+from sllm.protocol.bus import EventBus
+from sllm.protocol.capabilities import AsksCoordinator
 from sllm.protocol.errors import UsageError
-from sllm.protocol.events import CoordinatorOverdue, CoordinatorSilent, Event
+from sllm.protocol.events import CoordinatorOverdue, CoordinatorSilent
 from sllm.protocol.messages import Address
 from sllm.protocol.node import Node
 from sllm.wire.frame import FrameCodec
@@ -60,7 +63,10 @@ class Part(Protocol):
         """Ready to do its work, and if not why not. Also called in HTTP threads: it may only read attributes that hold immutable values."""
         ...
 
-    def observe(self, event: Event) -> None: ...
+    def subscribe(self, bus: EventBus) -> None:
+        """Ask for the events that it and its metrics want to hear."""
+        ...
+
     def tick(self) -> None:
         """Once a second."""
         ...
@@ -119,22 +125,26 @@ class Service:
         self._old_wakeup = signal.set_wakeup_fd(self._signal_in.fileno(), warn_on_full_buffer=False)
         self._old_handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         self.log = logs.setup(config.log_level, config.log_format)
-        self.events = logs.EventLog(self.log)
         wrong = misspelt(environ, RUN_VARIABLES)
         if wrong:
             self.log.warning("%s", describe_misspelt(wrong), extra={"event": "UnknownVariables"})
         self.started_wall_s = time.time()
         self.incarnation = time.time_ns()
         self.clock = Clock()
-        self.driver = UdpDriver(self.clock, self._observe, survive=role != "client")  # a load generator that cannot go on must end
+        self.driver = UdpDriver(self.clock, survive=role != "client")  # a load generator that cannot go on must end
         self.driver.add_reader(self._signal_out.fileno(), self._on_wakeup)
         self.resolver = Resolver(self.driver)
         self.bridge = Bridge(self.driver)
         self._silences = SilenceLog(self.log, config.coordinator_host)
         self._refusals = RefusalLog(self.log, self.clock.now)
+        bus = self.driver.bus
+        bus.subscribe(logs.EventLog(self.log, {CoordinatorSilent}))
+        bus.subscribe(self._on_silence, CoordinatorSilent)
+        bus.subscribe(lambda node, event: self.renew_way(), CoordinatorOverdue, CoordinatorSilent)
         self.http: HttpServer | None = None
         self.host: UdpHost | None = None
         self.part: Part | None = None
+        self._asks: AsksCoordinator | None = None  # the part's node, if it is one that asks the coordinator
         self.tamer: GarbageTamer | None = None
         self._stopping_why = ""
         self._ask_again: Callable[[], None] | None = None
@@ -154,7 +164,9 @@ class Service:
             host = self.driver.add(placeholder, (bind_host, 0), setting=setting, **options)
             self.log.info("UDP port %d is taken; listening on %d instead", port, host.address[1])
         self.part = part = make(host.address)
-        host.node = part.node
+        part.subscribe(self.driver.bus)
+        host.adopt(part.node)
+        self._asks = part.node if isinstance(part.node, AsksCoordinator) else None
         part.node.on_refused = self._refusals
         self.host = host
         self._serve_http()
@@ -186,8 +198,8 @@ class Service:
     def _follow_coordinator(self) -> None:
         """Keep the node's idea of the coordinator's address true, if its node has one and it is a name."""
         name, port = self.config.get_coordinator_address()
-        node: Any = self.part.node if self.part else None
-        if not hasattr(node, "coordinator"):
+        node = self._asks
+        if node is None:
             return
 
         def found(address: str) -> None:
@@ -203,8 +215,8 @@ class Service:
     @property
     def resolved(self) -> bool:
         """The coordinator's name has an address."""
-        coordinator = getattr(self.part.node, "coordinator", None) if self.part else None
-        return coordinator is None or any(literal_address(coordinator[0], family) for family in (socket.AF_INET, socket.AF_INET6))
+        node = self._asks
+        return node is None or any(literal_address(node.coordinator[0], family) for family in (socket.AF_INET, socket.AF_INET6))
 
     def _say_hello(self, host: UdpHost) -> None:
         values, defaults = self.config.describe(), resolve_defaults(Config(), self.environ).describe()
@@ -224,7 +236,7 @@ class Service:
         """Until the part is finished, or a signal asked for the end and it has come to one."""
         part = self.part
         assert part is not None
-        self.driver.run(until=part.finished)
+        self.driver.run_until(part.finished)
 
     def request_stop(self, why: str) -> None:
         """Readiness goes false, the part begins to end."""
@@ -263,17 +275,8 @@ class Service:
 
     # --- in the loop ------------------------------------------------------------------------------------------------------------------
 
-    def _observe(self, node: Any, event: Event) -> None:
-        part = self.part
-        if part is not None:
-            part.metrics.observe(event)
-            part.observe(event)
-        if type(event) is CoordinatorSilent:
-            self._silences.tell(event, node.coordinator, node.acknowledged)
-        else:
-            self.events(node, event)
-        if type(event) in (CoordinatorOverdue, CoordinatorSilent):
-            self.renew_way()
+    def _on_silence(self, node: AsksCoordinator, event: CoordinatorSilent) -> None:
+        self._silences.tell(event, node.coordinator, node.acknowledged)
 
     def renew_way(self) -> None:
         """Look the coordinator's name up again, and use another socket towards it. Whatever balances datagrams or translates their addresses decides anew."""

@@ -53,7 +53,7 @@ class Resolver:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._thread: threading.Thread | None = None
-        driver.resolver = self
+        driver.resolve_with(self)
         driver.add_reader(self._wake_out.fileno(), self._deliver)
 
     def resolve(self, name: str, answer: Answer, rank: int = LATER) -> None:

@@ -27,7 +27,7 @@ class BusyTime:
         self._seen: dict[Node, EngineUsage] = {}  # what the engine of each life said then, by its own clock
         self._drained: set[Node] = set()
         world.lifecycle.append(self._on_life)
-        world.observe(self._on_drained, WorkerDrained)
+        world.bus.subscribe(self._on_drained, WorkerDrained)
 
     def begin(self) -> None:
         """Count from now on."""
@@ -51,9 +51,9 @@ class BusyTime:
         if node is None or server is None or node in self._drained:
             return
         now = self._world.now
-        own = server.engine.usage(host.node_time(now))
+        own = server.engine.usage(host.clock.node_time(now))
         seen = self._seen.get(node, NOTHING_USED)
-        used = self._used.get(name, NOTHING_USED).plus(own - seen, 1.0 / host.clock_rate)
+        used = self._used.get(name, NOTHING_USED).plus(own - seen, 1.0 / host.clock.rate)
         if used.busy_s > now - self._began_s:
             used = used.replace(busy_s=now - self._began_s)
         self._used[name] = used

@@ -9,7 +9,8 @@ from sllm.fleet.table import STATES
 from sllm.live.bridge import Answer
 from sllm.observe.fleetview import FleetPicture, History, Photographer, cells_of, page_of, summary_of
 from sllm.observe.metrics import CoordinatorMetrics
-from sllm.protocol.events import CoordinatorReady, Event
+from sllm.protocol.bus import EventBus
+from sllm.protocol.events import CoordinatorReady
 
 
 class CoordinatorView:
@@ -44,10 +45,14 @@ class CoordinatorView:
             return True, "ready, no worker has reported yet"
         return True, f"ready, degraded: {node.degraded}" if node.degraded else "ready"
 
-    def observe(self, event: Event) -> None:
-        self._history.observe(event)
-        if type(event) is CoordinatorReady:
-            self._ready_at = event.at
+    def subscribe(self, bus: EventBus) -> None:
+        """Hear what the page and the metrics are made of."""
+        bus.subscribe_all(self.metrics.handlers)
+        bus.subscribe_all(self._history.handlers)
+        bus.subscribe(self._on_ready, CoordinatorReady)
+
+    def _on_ready(self, node: object, event: CoordinatorReady) -> None:
+        self._ready_at = event.at
 
     def tick(self) -> None:
         """Once a second."""

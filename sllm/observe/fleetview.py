@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sllm.live.http import BadQuery
 from sllm.protocol import events
-from sllm.protocol.events import Event
+from sllm.protocol.bus import Handler
 
 STEP_ROWS = 400  # workers looked at in one go: about a millisecond ...
 STEP_NAMES = 10_000  # ... and so many of the models that they name, or those of one more worker: likewise
@@ -170,23 +170,24 @@ class History:
         self.routed: Counter[str] = Counter()  # by action, since the start
         self.refused: Counter[str] = Counter()  # by code
         self.by_model: Counter[str] = Counter()  # requests routed; the catalogue bounds it
+        self.handlers: dict[type, Handler] = {events.RequestRouted: self._on_routed, events.RequestRefused: self._on_refused}
         self._new()
 
     def _new(self) -> None:
         self._routed = self._cold = self._refused = 0
         self._etas: list[float] = []
 
-    def observe(self, event: Event) -> None:
-        if type(event) is events.RequestRouted:
-            self._routed += 1
-            self._cold += event.action != "serve"
-            self.routed[event.action] += 1
-            self.by_model[event.model] += 1
-            if len(self._etas) < SAMPLES_MAX:
-                self._etas.append(event.eta_s)
-        elif type(event) is events.RequestRefused:
-            self._refused += 1
-            self.refused[event.code] += 1
+    def _on_routed(self, node: object, event: events.RequestRouted) -> None:
+        self._routed += 1
+        self._cold += event.action != "serve"
+        self.routed[event.action] += 1
+        self.by_model[event.model] += 1
+        if len(self._etas) < SAMPLES_MAX:
+            self._etas.append(event.eta_s)
+
+    def _on_refused(self, node: object, event: events.RequestRefused) -> None:
+        self._refused += 1
+        self.refused[event.code] += 1
 
     def tick(self) -> None:
         etas = sorted(self._etas)

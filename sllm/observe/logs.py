@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, TextIO
 
@@ -127,13 +127,16 @@ class Limit(logging.Filter):
 
 
 class EventLog:
-    """An observer for the driver that logs what it is told."""
+    """Hears all events and logs them, but for those that somebody else tells."""
 
-    def __init__(self, log: logging.Logger | None = None) -> None:
+    def __init__(self, log: logging.Logger | None = None, told_elsewhere: Collection[type] = ()) -> None:
         self._logger = log or logging.getLogger(LOGGER)
+        self._told_elsewhere = told_elsewhere
 
     def __call__(self, node: Node, event: Event) -> None:
         kind = type(event)
+        if kind in self._told_elsewhere:
+            return
         line = LINES.get(kind)
         if self._logger.isEnabledFor(line.level if line else logging.INFO):
             level, message, fields = describe(event)

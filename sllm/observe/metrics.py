@@ -9,14 +9,14 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sllm import __version__
 from sllm.fleet.table import DEAD
 from sllm.observe.causes import REFUSALS
 from sllm.protocol import events
-from sllm.protocol.events import Event
+from sllm.protocol.bus import Handler
 from sllm.protocol.messages import ERROR_CODES
 
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -210,12 +210,7 @@ class RoleMetrics:
         self.buffer = add.gauge("sllm_receive_buffer_bytes", "Effective size of the main socket's receive buffer.")
         self.log_drops = add.counter("sllm_log_lines_dropped_total", "Log lines thrown away because nobody read them in time.")
         self.up = add.gauge("sllm_ready", "1 while the process says it is ready.")
-        self.on: dict[type, Callable[[Any], None]] = {}
-
-    def observe(self, event: Event) -> None:
-        handler = self.on.get(type(event))
-        if handler is not None:
-            handler(event)
+        self.handlers: dict[type, Handler] = {}
 
     def collect(self, node: Any) -> None:
         """Take over the node's own counters. Overridden by each role's metrics."""
@@ -255,20 +250,20 @@ class CoordinatorMetrics(RoleMetrics):
         self.waiting = add.gauge("sllm_fleet_waiting_requests", "Requests the workers said are waiting.")
         self.pending = add.gauge("sllm_fleet_pending_requests", "Requests sent to workers that no report has confirmed yet.")
         self.degraded = add.gauge("sllm_degraded", "1 while expiry of silent workers is held.")
-        self.on = {
+        self.handlers = {
             events.RequestRouted: self._on_routed,
-            events.RequestRefused: lambda event: self.refused.add(1, event.code),
+            events.RequestRefused: lambda node, event: self.refused.add(1, event.code),
             events.WorkerStateChanged: self._on_state_changed,
         }
 
-    def _on_state_changed(self, event: events.WorkerStateChanged) -> None:
+    def _on_state_changed(self, node: object, event: events.WorkerStateChanged) -> None:
         self.transitions.add(1, event.new)
         if event.new == DEAD and event.reason != "reported":  # one that reports its own end has left in order
             self.lost.add()
         elif event.old == DEAD:
             self.returned.add()
 
-    def _on_routed(self, event: events.RequestRouted) -> None:
+    def _on_routed(self, node: object, event: events.RequestRouted) -> None:
         self.routed.add(1, event.action)
         self.placement.observe(event.decision_s)
         self.eta.observe(event.eta_s)
@@ -311,22 +306,22 @@ class WorkerMetrics(RoleMetrics):
         self.reports = add.counter("sllm_worker_reports_sent_total", "Load reports sent.")
         self.silences = add.counter("sllm_worker_coordinator_silences_total", "Times the coordinator was silent for too long.")
         self.draining = add.gauge("sllm_worker_draining", "1 while the worker takes nothing new.")
-        self.on = {
-            events.RequestAdmitted: lambda event: self.requests.add(1, "admitted"),
+        self.handlers = {
+            events.RequestAdmitted: lambda node, event: self.requests.add(1, "admitted"),
             events.RequestServed: self._on_served,
             events.ModelLoaded: self._on_loaded,
-            events.ModelEvicted: lambda event: self.evictions.add(),
-            events.CoordinatorSilent: lambda event: self.silences.add(),
+            events.ModelEvicted: lambda node, event: self.evictions.add(),
+            events.CoordinatorSilent: lambda node, event: self.silences.add(),
         }
 
-    def _on_served(self, event: events.RequestServed) -> None:
+    def _on_served(self, node: object, event: events.RequestServed) -> None:
         self.requests.add(1, "completed")
         self.tokens.add(event.output_tokens)
         self.queue_wait.observe(event.queue_wait_s)
         self.ttft.observe(event.first_token_s)
         self.duration.observe(event.total_s)
 
-    def _on_loaded(self, event: events.ModelLoaded) -> None:
+    def _on_loaded(self, node: object, event: events.ModelLoaded) -> None:
         self.loads.add(1, event.tier_from)
         self.load_time.observe(event.load_s, event.tier_from)
 
@@ -357,15 +352,15 @@ class ClientMetrics(RoleMetrics):
         self.ttft = add.histogram("sllm_client_first_token_seconds", "Time to first token.", LATENCY_BUCKETS_S)
         self.e2e = add.histogram("sllm_client_request_seconds", "Time to last token.", LATENCY_BUCKETS_S)
         self.in_flight = add.gauge("sllm_client_in_flight_requests", "Requests not yet over.")
-        self.on = {
-            events.RequestSent: lambda event: self.requests.add(1, "sent"),
-            events.RequestFailed: lambda event: self.requests.add(1, "failed"),
-            events.RequestRejected: lambda event: self.requests.add(1, "rejected"),
-            events.RequestRetried: lambda event: self.retries.add(),
+        self.handlers = {
+            events.RequestSent: lambda node, event: self.requests.add(1, "sent"),
+            events.RequestFailed: lambda node, event: self.requests.add(1, "failed"),
+            events.RequestRejected: lambda node, event: self.requests.add(1, "rejected"),
+            events.RequestRetried: lambda node, event: self.retries.add(),
             events.RequestCompleted: self._on_completed,
         }
 
-    def _on_completed(self, event: events.RequestCompleted) -> None:
+    def _on_completed(self, node: object, event: events.RequestCompleted) -> None:
         self.requests.add(1, "completed")
         self.actions.add(1, event.action)
         self.ttft.observe(event.ttft_s)

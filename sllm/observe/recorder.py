@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sllm.observe.statistics import percentile, ratio
 from sllm.observe.timeline import StateTimeline
+from sllm.protocol.bus import Handler
 from sllm.protocol.events import (
     DuplicateResponse,
-    Event,
     ModelLoaded,
     ModelLoadStarted,
     RequestAdmitted,
@@ -98,7 +97,7 @@ class Recorder:
         self._missed = 0  # of those admitted: the model was not on the GPU
         self._last_admitted: RequestAdmitted | None = None
         self._loading: set[tuple[str, str]] = set()  # (worker, model)
-        self.handlers: dict[type, Callable[[object, Any], None]] = {
+        self.handlers: dict[type, Handler] = {
             RequestSent: self._on_sent,
             RequestCompleted: self._on_completed,
             RequestFailed: self._on_failed,
@@ -111,12 +110,6 @@ class Recorder:
             ModelLoaded: self._on_loaded,
             WorkerStateChanged: self._on_state_changed,
         }
-
-    def observe(self, event: Event) -> None:
-        """Hear an event of any type; those that do not matter here cost a look-up."""
-        handler = self.handlers.get(type(event))
-        if handler is not None:
-            handler(None, event)
 
     # --- events ---------------------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
+from sllm.protocol.messages import Address
+
 T = TypeVar("T")
 _KNOWN: dict[tuple[type, object], bool] = {}  # which class of nodes has which capability
 
@@ -28,6 +30,28 @@ class CarriesRequests(Protocol):
     def in_flight(self) -> int:
         """Requests taken and not yet ended."""
         ...
+
+
+@runtime_checkable
+class Drainable(Protocol):
+    """A node that can be told to finish what it does, and to take nothing new."""
+
+    def drain(self, now: float) -> None: ...
+
+
+@runtime_checkable
+class HasCoordinator(Protocol):
+    """A node that talks to one coordinator, whose address may change."""
+
+    coordinator: Address
+
+
+@runtime_checkable
+class AsksCoordinator(HasCoordinator, Protocol):
+    """A node that waits for answers of its coordinator, and knows whether there has been one."""
+
+    @property
+    def acknowledged(self) -> bool: ...
 
 
 @runtime_checkable

@@ -9,12 +9,12 @@ from typing import TextIO
 
 from config import Config
 from sllm.live.clock import Clock
+from sllm.live.host import UdpHost
 from sllm.live.sockets import ensure_descriptors
-from sllm.live.udp import UdpDriver, UdpHost
+from sllm.live.udp import UdpDriver
 from sllm.observe.report.outputs import Outputs
 from sllm.protocol.errors import UsageError
 from sllm.protocol.events import (
-    Event,
     InternalErrorCaught,
     RequestCompleted,
     RequestFailed,
@@ -48,42 +48,35 @@ class LiveRun(Run):
         super().__init__(config, options, progress_to, outputs)
         ensure_descriptors(config.workers + DESCRIPTORS_BESIDES)
         self.clock = Clock(config.speedup)
-        self.driver = UdpDriver(self.clock, self._observe)
-        self._checkers = Checkers.live(config.seed, lambda: self.clock.now)
+        self._driver = UdpDriver(self.clock)
+        bus = self._driver.bus
+        self._checkers = Checkers.live(config.seed, bus, lambda: self.clock.now)
+        bus.subscribe_all(self.recorder.handlers)
+        if self.requests_csv is not None:
+            bus.subscribe_all(self.requests_csv.handlers)
+        bus.subscribe(self._go_on, *ENDS)
+        bus.subscribe(self._on_internal_error, InternalErrorCaught)
         self._upcoming = self.arrivals()
         self._exhausted = False
         self._hosts: list[tuple[Worker, UdpHost]] = []
 
     @property
-    def now(self) -> float:
-        return self.clock.now
+    def driver(self) -> UdpDriver:
+        return self._driver
 
     @property
     def clock_lag(self) -> float:
         return self.clock.lag
 
-    def call_at(self, at: float, callback: Callable[[], None]) -> None:
-        self.driver.call_at(at, callback)
-
     def checkers(self) -> Checkers:
         return self._checkers
 
-    def _observe(self, node: Node, event: Event) -> None:
-        if type(event) is InternalErrorCaught:
-            self.violations.append(f"internal error in {event.node_id}, {event.what} was dropped: {event.problem}\n{event.trace}")
-            return
-        self._checkers.see(node, event)
-        self.recorder.observe(event)
-        if self.watch is not None:
-            self.watch.observe(event)
-        if self.requests_csv is not None:
-            self.requests_csv.observe(event)
-        if isinstance(event, ENDS):
-            self._go_on(event.request_id)
+    def _on_internal_error(self, node: Node, event: InternalErrorCaught) -> None:
+        self.violations.append(f"internal error in {event.node_id}, {event.what} was dropped: {event.problem}\n{event.trace}")
 
-    def _go_on(self, request_id: str) -> None:
+    def _go_on(self, node: Node, event: RequestCompleted | RequestFailed | RequestRejected) -> None:
         """A request has ended: closed-loop load sends its next one."""
-        following = self.following(request_id)
+        following = self.following(event.request_id)
         if following is not None:
             self.driver.call_at(following[0], partial(self._submit_one, following[1]))
 
@@ -134,7 +127,7 @@ class LiveRun(Run):
         self.client = system.make_client(incarnation, self.now, offset_s)
         self._client_host = driver.add(self.client, LOOPBACK, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
         driver.every(PROGRESS_WALL_S * self.clock.speedup, self._show_progress)
-        self._serve_page(driver, lambda: host.kernel_drops, lambda step: driver.call_at(self.now, step), driver.every)
+        self._serve_page(driver, lambda: host.kernel_drops, lambda step: driver.call_at(self.now, step))
         began = time.perf_counter()
         limit_s = START_WALL_S + START_REPORTS * self.config.report_interval_s / self.clock.speedup
         self._run_until(lambda: system.started or time.perf_counter() - began > limit_s)
@@ -174,7 +167,7 @@ class LiveRun(Run):
             self._submit_due()
 
     def _run_until(self, done: Callable[[], bool]) -> None:
-        self.driver.run(until=lambda: self.interrupted or done())
+        self.driver.run_until(lambda: self.interrupted or done())
         self._check_interrupted()
 
     def _send_home(self) -> None:
@@ -191,4 +184,4 @@ class LiveRun(Run):
             books = self.system.report_figures()
             return books.sent == books.accepted + sum(books.rejected.values()) or time.perf_counter() > until
 
-        self.driver.run(until=heard)
+        self.driver.run_until(heard)

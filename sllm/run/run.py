@@ -24,6 +24,7 @@ from sllm.observe.results import Begun, FleetFigures, Invariants, ReportFigures,
 from sllm.observe.series import BINS_MIN
 from sllm.observe.timeline import LOOKS_MAX, Look, UsageTimeline
 from sllm.placement.registry import broken_policies
+from sllm.protocol.driver import Driver
 from sllm.protocol.errors import UsageError
 from sllm.run.assemble import check_models_fit, profile_names
 from sllm.run.command_line import Options, settings_of
@@ -88,8 +89,13 @@ class Run(ABC):
 
     @property
     @abstractmethod
+    def driver(self) -> Driver[Any]:
+        """What runs the nodes."""
+
+    @property
     def now(self) -> float:
         """The run's clock."""
+        return self.driver.now
 
     @abstractmethod
     def conduct(self) -> None:
@@ -107,10 +113,6 @@ class Run(ABC):
     def usage(self) -> list[EngineUsage]:
         """What each worker had in use until now."""
         return self.system.usage(self.now)
-
-    @abstractmethod
-    def call_at(self, at: float, callback: Callable[[], None]) -> None:
-        """Call at that time of the run's clock."""
 
     def report_figures(self) -> ReportFigures:
         """The books of the reports."""
@@ -147,9 +149,9 @@ class Run(ABC):
         self._measure()
         self.timeline.begin(self._look(), self._first_step_s())
         self._looking = True
-        self.call_at(self.timeline.next_at, self._look_again)
+        self.driver.call_at(self.timeline.next_at, self._look_again)
         if self.config.warmup_s:
-            self.call_at(self.began_s + self.config.warmup_s, self._measure)
+            self.driver.call_at(self.began_s + self.config.warmup_s, self._measure)
 
     def _first_step_s(self) -> float:
         """Between looks at what is in use. In a large fleet they are rare beside reports, for both cost something for each worker."""
@@ -169,7 +171,7 @@ class Run(ABC):
     def _look_again(self) -> None:
         if self._looking:
             self.timeline.add(self._look())
-            self.call_at(self.timeline.next_at, self._look_again)
+            self.driver.call_at(self.timeline.next_at, self._look_again)
 
     def stop_looking(self) -> None:
         """Nothing that is to be seen in use happens any more."""
@@ -203,7 +205,7 @@ class Run(ABC):
         self.workload.close()
         self.progress.close()
 
-    def _serve_page(self, loop: Loop, kernel_drops: Callable[[], int], later: Callable[[Callable[[], None]], Any], every: Callable[[float, Any], Any]) -> None:
+    def _serve_page(self, loop: Loop, kernel_drops: Callable[[], int], later: Callable[[Callable[[], None]], Any]) -> None:
         """Serve the fleet's page if it was asked for, or if somebody watches a terminal, and say where."""
         options = self.options
         if not options.page and (options.no_page or options.quiet or not self.progress.is_live):
@@ -211,7 +213,8 @@ class Run(ABC):
         coordinators = self.system.coordinators
         view = CoordinatorView(self.config.policy, lambda: coordinators[-1], lambda: self.now, later, kernel_drops, time.time())
         self.watch = Watch(loop, view, lambda: coordinators[-1], lambda: self.now)
-        every(1.0, view.tick)
+        view.subscribe(self.driver.bus)
+        self.driver.every(1.0, view.tick)
         self.progress.note(f"the fleet's page, while the run lasts: {self.watch.url}")
 
     def snapshot(self) -> Snapshot:

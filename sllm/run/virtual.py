@@ -15,16 +15,7 @@ from sllm.observe.report.outputs import Outputs
 from sllm.observe.report.plots import Mark
 from sllm.observe.results import ReportFigures
 from sllm.protocol.errors import UsageError
-from sllm.protocol.events import (
-    CoordinatorReady,
-    Event,
-    RequestCompleted,
-    RequestFailed,
-    RequestRefused,
-    RequestRejected,
-    RequestRouted,
-    WorkerStateChanged,
-)
+from sllm.protocol.events import RequestCompleted, RequestFailed, RequestRejected
 from sllm.protocol.node import Node
 from sllm.run.command_line import Options
 from sllm.run.run import Run
@@ -55,11 +46,9 @@ class VirtualRun(Run):
         super().__init__(config, options, progress_to, outputs)
         link = Link(Latency("constant", config.latency_ms / 1000.0), loss=config.loss)
         self.world = World(config.seed, Network(link, instant_reports=config.report_interval_s == 0.0), wire=options.wire)
-        for kind, handler in self.recorder.handlers.items():
-            self.world.observe(handler, kind)
+        self.world.bus.subscribe_all(self.recorder.handlers)
         if self.requests_csv is not None:
-            for kind, handler in self.requests_csv.handlers.items():
-                self.world.observe(handler, kind)
+            self.world.bus.subscribe_all(self.requests_csv.handlers)
         self._checkers = Checkers.watch(self.world, inspect_every_s=INSPECT_S)
         self._busy = BusyTime(self.world)
         self._pacer = Pacer(config.pace) if config.pace else None
@@ -68,8 +57,8 @@ class VirtualRun(Run):
         self._exhausted = False
 
     @property
-    def now(self) -> float:
-        return self.world.now
+    def driver(self) -> World:
+        return self.world
 
     def interrupt(self) -> None:
         self.world.interrupt()
@@ -84,9 +73,6 @@ class VirtualRun(Run):
 
     def usage(self) -> list[EngineUsage]:
         return [self._busy.usage(name) for name in self.system.workers]
-
-    def call_at(self, at: float, callback: Callable[[], None]) -> None:
-        self.world.call_at(at, callback)
 
     def report_figures(self) -> ReportFigures:
         network = self.world.network
@@ -135,11 +121,7 @@ class VirtualRun(Run):
         pacer, world = self._pacer, self.world
         if pacer is None:
             return
-        self._serve_page(pacer, lambda: 0, lambda step: step(), world.every)
-        if self.watch is not None:
-            observe = self.watch.observe
-            for kind in (RequestRouted, RequestRefused, WorkerStateChanged, CoordinatorReady):
-                world.observe(lambda node, event: observe(event), kind)
+        self._serve_page(pacer, lambda: 0, lambda step: step())
 
         def hold() -> None:
             pacer.hold(world.now, lambda: self.interrupted)
@@ -152,13 +134,12 @@ class VirtualRun(Run):
         world, end_s = self.world, self.began_s + self.workload.spec.until_s
         world.feed(client_host, self.arrivals(), submit)
 
-        def go_on(node: Node, event: Event) -> None:
-            assert isinstance(event, ENDS)
+        def go_on(node: Node, event: RequestCompleted | RequestFailed | RequestRejected) -> None:
             following = self.following(event.request_id)
             if following is not None:
                 world.feed(client_host, [following], submit)
 
-        world.observe(go_on, *ENDS)
+        world.bus.subscribe(go_on, *ENDS)
         world.call_at(end_s, self._stop_at_last_arrival)
 
     def _inject(self) -> float:
@@ -215,8 +196,8 @@ class VirtualRun(Run):
         for name in self.system.workers:
             host = self.world.hosts[name]
             if isinstance(host.node, Worker):
-                host.node.drain(host.read_clock(host.node, self.world.now))
-                self.world.touch(host)
+                host.node.drain(host.read_clock())
+                host.touch()
         self.world.run(self.world.now + (self.config.report_interval_s or 1.0))
 
     def _last_fault_s(self, faults_end_s: float) -> float:

@@ -15,7 +15,6 @@ from sllm.live.bridge import Answer, Bridge, Loop
 from sllm.live.http import HttpServer, Site
 from sllm.observe.coordinatorview import CoordinatorView
 from sllm.observe.page import fleet_page
-from sllm.protocol.events import Event
 from sllm.protocol.messages import Address
 
 LOOPBACK: Address = ("127.0.0.1", 0)
@@ -42,10 +41,6 @@ class Watch:
     @property
     def url(self) -> str:
         return self._http.url + "/"
-
-    def observe(self, event: Event) -> None:
-        self.view.observe(event)
-        self.view.metrics.observe(event)
 
     def _metrics(self) -> str:
         def work(answer: Answer) -> None:

@@ -10,18 +10,16 @@ A new checker is a subclass of Checker with a name, in any file of this folder, 
 from __future__ import annotations
 
 import inspect
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cache
 from types import ModuleType
 
 from sllm import verify
 from sllm.inputs.folder import read_folder
-from sllm.protocol.events import Event
-from sllm.protocol.node import Node
+from sllm.protocol.bus import EventBus
 from sllm.verify.base import Checker, Context, InvariantViolation
 from sllm.virtual.host import Host
-from sllm.virtual.world import Observer, World
+from sllm.virtual.world import World
 
 __all__ = ["Checkers", "InvariantViolation", "list_checkers"]
 
@@ -49,33 +47,27 @@ class Checkers:
         self.context = context
         known = list_checkers()
         self.all = [known[name](context) for name in (known if names is None else names)]
-        self._handlers: dict[type, list[Observer]] = {}
-        for checker in self.all:
-            for kind, handler in checker.handlers().items():
-                self._handlers.setdefault(kind, []).append(handler)
 
     @classmethod
     def watch(cls, world: World, names: Iterable[str] | None = None, inspect_every_s: float = 1.0) -> Checkers:
         """Watch a world. Call it before hosts are added, so that no event is missed."""
-        context = Context(world.seed, lambda: world.now, world.recent, world)
-        checkers = cls(context, names)
-        for kind, handlers in checkers._handlers.items():
-            for handler in handlers:
-                world.observe(handler, kind)
+        checkers = cls(Context(world.seed, lambda: world.now, world.bus.recent, world), names)
+        checkers.subscribe(world.bus)
         world.lifecycle.append(checkers.on_life)
         world.every(inspect_every_s, checkers.inspect)
         return checkers
 
     @classmethod
-    def live(cls, seed: int, now: Callable[[], float], recent: int = 60) -> Checkers:
-        """Checkers of a live run: give them every event with see()."""
-        return cls(Context(seed, now, deque(maxlen=recent)))
+    def live(cls, seed: int, bus: EventBus, now: Callable[[], float]) -> Checkers:
+        """Watch the events of a live run."""
+        checkers = cls(Context(seed, now, bus.recent))
+        checkers.subscribe(bus)
+        return checkers
 
-    def see(self, node: Node, event: Event) -> None:
-        """An event of a live run."""
-        self.context.recent.append(event)
-        for handler in self._handlers.get(type(event), ()):
-            handler(node, event)
+    def subscribe(self, bus: EventBus) -> None:
+        """Hear what each checker wants to hear."""
+        for checker in self.all:
+            bus.subscribe_all(checker.handlers())
 
     def on_life(self, what: str, host: Host) -> None:
         for checker in self.all:
@@ -111,13 +103,14 @@ class Checkers:
         took."""
         world = self.context.world
         assert world is not None
-        slowest = min((host.clock_rate for host in world.hosts.values() if host.clock_rate < 1.0 and not host.stands_still), default=1.0)
+        slowest = min((host.clock.rate for host in world.hosts.values() if host.clock.rate < 1.0 and not host.stands_still), default=1.0)
         within_s, grace_s = within_s / slowest, grace_s / slowest
         began = since = world.now
         finished = self._finished
         while not self.at_rest:
             if world.now >= since + within_s:  # the sum that time runs to below: a difference may round to less, for ever
-                raise InvariantViolation("liveness", f"not at rest, and nothing has come to an end for {within_s:.12g} s", world.seed, world.now, world.recent)
+                problem = f"not at rest, and nothing has come to an end for {within_s:.12g} s"
+                raise InvariantViolation("liveness", problem, world.seed, world.now, world.bus.recent)
             world.run(min(world.now + step_s, since + within_s))
             if self._finished != finished:
                 finished, since = self._finished, world.now

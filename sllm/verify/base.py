@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
+from sllm.protocol.bus import Handler
 from sllm.protocol.capabilities import TracksWorkers, capable
 from sllm.protocol.events import Event, RequestRouted
 from sllm.protocol.node import Node
 from sllm.virtual.host import Host
-from sllm.virtual.world import Observer, World
+from sllm.virtual.world import World
 
 ROWS_PER_LOOK = 4  # rows of a fleet table looked at each time; the next look goes on where this one stopped
 HOSTS_PER_LOOK = 16
@@ -70,7 +71,7 @@ class Checker:
         self.context = context
         self.checked = 0  # how often the thing was looked at
 
-    def handlers(self) -> dict[type, Observer]:
+    def handlers(self) -> dict[type, Handler]:
         """The method for each kind of event that the checker wants to see."""
         return {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sllm.protocol.bus import Handler
 from sllm.protocol.capabilities import TracksWorkers, capable
 from sllm.protocol.events import RequestRouted, WorkerStateChanged
 from sllm.protocol.messages import READY
@@ -11,7 +12,6 @@ from sllm.protocol.node import Node
 from sllm.protocol.replay import FRESH_WITHIN_S
 from sllm.verify.base import ROUNDING_S, Checker, Context, Cursor, every_row
 from sllm.virtual.host import Host
-from sllm.virtual.world import Observer
 
 
 class LiveDispatch(Checker):
@@ -23,7 +23,7 @@ class LiveDispatch(Checker):
         super().__init__(context)
         self._states: dict[tuple[Node, str], str] = {}
 
-    def handlers(self) -> dict[type, Observer]:
+    def handlers(self) -> dict[type, Handler]:
         return {WorkerStateChanged: self._on_state, RequestRouted: self._on_routed}
 
     def _on_state(self, node: Node, event: Any) -> None:
@@ -51,7 +51,7 @@ class MemberOrder(Checker):
         self._seen: dict[tuple[object, str], tuple[tuple[int, int, int], float]] = {}  # (incarnation, sequence, lost), and when that report was heard
         self._cursor = Cursor()
 
-    def handlers(self) -> dict[type, Observer]:
+    def handlers(self) -> dict[type, Handler]:
         return {WorkerStateChanged: self._on_state, RequestRouted: self._on_routed}
 
     def _on_state(self, node: Node, event: Any) -> None:

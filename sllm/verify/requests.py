@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from sllm.protocol.bus import Handler
 from sllm.protocol.capabilities import CarriesRequests, HasEngine, capable
 from sllm.protocol.events import (
     FirstTokenReceived,
@@ -23,7 +24,6 @@ from sllm.protocol.events import (
 from sllm.protocol.node import Node
 from sllm.verify.base import ROUNDING_S, Checker, Context
 from sllm.virtual.host import Host
-from sllm.virtual.world import Observer
 
 
 class Conservation(Checker):
@@ -38,7 +38,7 @@ class Conservation(Checker):
         self.ended = {RequestCompleted: 0, RequestFailed: 0, RequestRejected: 0}
         self.abandoned = 0  # of clients that crashed
 
-    def handlers(self) -> dict[type, Observer]:
+    def handlers(self) -> dict[type, Handler]:
         return {
             RequestSent: self._on_sent, RequestCompleted: self._on_completed, RequestFailed: self._on_end, RequestRejected: self._on_end,
             FirstTokenReceived: self._on_first_token,
@@ -115,7 +115,7 @@ class WorkOnce(Checker):
         self.open: dict[Node, set[str]] = {}
         self._emptying: set[Node] = set()  # workers that gave a request up: it runs on to the end of its round
 
-    def handlers(self) -> dict[type, Observer]:
+    def handlers(self) -> dict[type, Handler]:
         return {
             RequestAdmitted: self._on_admitted, RequestServed: self._on_served, RequestCancelled: self._on_cancelled, WorkerDrained: self._on_drained,
         }  # fmt: skip
@@ -168,7 +168,7 @@ class WorkOnce(Checker):
         for host in self.context.world.hosts.values() if self.context.world and self._emptying else ():
             server = capable(host.node, HasEngine)
             if server is not None and host.node in self._emptying and not host.stands_still:
-                now = host.node_time(self.context.now())
+                now = host.clock.node_time(self.context.now())
                 if server.engine.next_at <= now or server.engine.snapshot(now).running:
                     return True
         self._emptying.clear()
@@ -192,7 +192,7 @@ class SingleFlight(Checker):
         super().__init__(context)
         self._models: dict[Node, dict[str, str]] = {}
 
-    def handlers(self) -> dict[type, Observer]:
+    def handlers(self) -> dict[type, Handler]:
         return {ModelLoadStarted: self._on_started, ModelLoaded: self._on_loaded, ModelEvicted: self._on_evicted}
 
     def _on_started(self, node: Node, event: Any) -> None:
@@ -229,7 +229,7 @@ class FirstToken(Checker):
         super().__init__(context)
         self._seen: dict[tuple[Node, str], dict[str, float]] = {}  # by client and request: when the first token of each worker came, from the arrival on
 
-    def handlers(self) -> dict[type, Observer]:
+    def handlers(self) -> dict[type, Handler]:
         return {FirstTokenReceived: self._on_first_token, RequestCompleted: self._on_completed, RequestFailed: self._on_end, RequestRejected: self._on_end}
 
     def _on_first_token(self, node: Node, event: Any) -> None:

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from sllm.protocol.bus import Handler
 from sllm.protocol.capabilities import CarriesRequests, HasEngine, ReportsLoad, TracksWorkers, capable
 from sllm.protocol.events import RequestSent
 from sllm.protocol.node import Node
@@ -13,7 +14,6 @@ from sllm.protocol.recent import Recent
 from sllm.protocol.replay import GUARDED_MAX
 from sllm.verify.base import Checker, Context, Cursor
 from sllm.virtual.host import Host
-from sllm.virtual.world import Observer
 
 
 class NetworkBooks(Checker):
@@ -136,7 +136,7 @@ class BoundedMemory(Checker):
         self._history: deque[tuple[float, int]] = deque([(0.0, 0)])
         self._cursor = Cursor()
 
-    def handlers(self) -> dict[type, Observer]:
+    def handlers(self) -> dict[type, Handler]:
         return {RequestSent: self._on_sent}
 
     def _on_sent(self, node: Node, event: Any) -> None:

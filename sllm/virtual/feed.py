@@ -4,37 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sllm.virtual.target import Target
+
+if TYPE_CHECKING:
+    from sllm.virtual.host import Host
 
 T = TypeVar("T")
 
 AHEAD = 64  # arrivals taken in advance: reading a trace some rows at a time is quicker than one by one in between
 
 
-class Feed:
-    """What comes to one host, in order of time. Taken some at a time, never all."""
+class Feed(Target):
+    """What comes to one host, in order of time. Taken some at a time, never all; one entry of the world's heap stands for the next that comes."""
 
-    __slots__ = ("_ahead", "_arrivals", "_ended", "_submit", "item")
+    __slots__ = ("_ahead", "_arrivals", "_ended", "_host", "_item", "submit")
 
-    def __init__(self, arrivals: Iterable[tuple[float, T]], submit: Callable[[T, float], object], ended: Callable[[], object] | None = None) -> None:
-        self.item: Any = None  # the one that comes next
+    def __init__(
+        self, host: Host, arrivals: Iterable[tuple[float, T]], submit: Callable[[T, float], object], ended: Callable[[], object] | None = None
+    ) -> None:
+        self.submit: Callable[[Any, float], object] = submit
+        self._host = host
+        self._item: Any = None  # the one that comes next
         self._arrivals = iter(arrivals)
-        self._submit: Callable[[Any, float], object] = submit
         self._ended = ended
         self._ahead: list[tuple[float, Any]] = []  # those after it, the nearest last
 
-    def turn(self) -> float | None:
-        """Make the following arrival the next one; returns its time. None: there is none, and ended() has been called."""
+    def happen(self, what: Any, source: Any) -> None:
+        """The next one comes."""
+        host, item = self._host, self._item
+        node = host.sound
+        if node is None:
+            host.take(self, item)
+            self.await_next()
+            return
+        self.submit(item, host.world.now)
+        self.await_next()
+        host.settle(node)
+
+    def await_next(self) -> None:
+        """Put the following arrival into the world's heap; if there is none, call ended()."""
         if not self._ahead:
             self._ahead = list(islice(self._arrivals, AHEAD))
             if not self._ahead:
                 if self._ended is not None:
                     self._ended()
-                return None
+                return
             self._ahead.reverse()
-        at, self.item = self._ahead.pop()
-        return at
-
-    def submit(self, item: Any, now: float) -> None:
-        """It has come."""
-        self._submit(item, now)
+        at, self._item = self._ahead.pop()
+        world = self._host.world
+        world.push(max(at, world.now), self)

@@ -1,106 +1,354 @@
-"""A simulated machine: what runs on it, what its clocks show, and what is wrong with it."""
+"""A simulated machine: what runs on it, what comes to it, and what befalls it.
+
+What comes to a machine in good health goes straight to its node. As soon as anything about the machine is out of the ordinary (it is down, frozen, has a
+clock of its own or a small socket buffer), `Host.sound` is None, and whatever comes takes the careful way: `arrive`, `take` and `wake` look at everything
+that may be wrong. Both ways do the same to a machine in good health.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import partial
+from heapq import heappush
+from typing import TYPE_CHECKING, Any
 
 from sllm.protocol.messages import Address
 from sllm.protocol.node import Node
+from sllm.virtual.datagram import Spoiled, is_report
+from sllm.virtual.feed import Feed
+from sllm.virtual.hostclock import HostClock
+from sllm.virtual.network import DOWN, OVERFLOW
+from sllm.virtual.target import Target
+
+if TYPE_CHECKING:
+    from sllm.virtual.world import World
 
 INF = float("inf")
-STILL_RATE = 0.01  # of a host's clock: one that is slower stands still, as far as anybody waits for it
+SPINS_MAX = 100_000  # wake-ups of one host at one moment; more is a deadline that handle_timer does not move
+TICK_S = 1e-9  # least distance of two wake-ups of a host whose clock runs at a rate of its own: conversions round
 
 MakeNode = Callable[[int, float], Node]
 """(incarnation, now) -> a new life of the node."""
 
 
-class Host:
-    """A machine with an address, and the node that runs on it, if any."""
+class SocketBuffer:
+    """A socket buffer that holds `datagrams`, taken out at a steady rate; what does not fit is lost."""
+
+    __slots__ = ("_drained_per_s", "_level", "_seen_s", "datagrams")
+
+    def __init__(self, datagrams: int, drained_per_s: float, now: float) -> None:
+        self.datagrams = datagrams
+        self._drained_per_s = drained_per_s
+        self._level = 0.0  # datagrams in it when it was last looked at
+        self._seen_s = now
+
+    def has_room(self, now: float) -> bool:
+        """Put one datagram in; False: the buffer is full."""
+        self._level = max(0.0, self._level - (now - self._seen_s) * self._drained_per_s)
+        self._seen_s = now
+        if self._level + 1.0 > self.datagrams:
+            return False
+        self._level += 1.0
+        return True
+
+
+class Alarm(Target):
+    """Wakes the node of a host at `due`; an entry for any other time is void."""
+
+    __slots__ = ("_host", "due")
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.due = INF
+
+    def happen(self, what: Any, source: Any) -> None:
+        host = self._host
+        now = host.world.now
+        if self.due != now:
+            return
+        self.due = INF
+        node = host.sound
+        if node is None:
+            host.wake()
+            return
+        node.handle_timer(now)
+        host.settle(node)
+
+
+class Host(Target):
+    """A machine with an address, and the node that runs on it, if any. Made by `World.add`."""
 
     __slots__ = (
-        "address", "buffer_level", "buffer_max", "buffer_per_s", "buffer_seen_s", "clock_base_s", "clock_rate", "events", "frozen", "handle_timer",
-        "hear", "held", "incarnation", "life", "live", "make_node", "name", "node", "node_base_s", "outbox", "spin_at", "spins", "wake",
-        "wall_jump_s", "wall_lag_s", "wall_steady", "wire",
+        "_spin_at",
+        "_spins",
+        "address",
+        "alarm",
+        "buffer",
+        "clock",
+        "events",
+        "frozen",
+        "held",
+        "incarnation",
+        "life",
+        "make_node",
+        "name",
+        "node",
+        "outbox",
+        "sound",
+        "world",
     )  # fmt: skip
 
-    def __init__(self, address: Address, node: Node | None, make_node: MakeNode | None = None, *, wire: bool = False) -> None:
+    def __init__(self, world: World, address: Address, node: Node | None, make_node: MakeNode | None = None) -> None:
+        self.world = world
         self.address = address
         self.name = address[0]
         self.node = node  # None: down
+        self.sound = node  # the node while nothing is wrong with this host; else None
         self.make_node = make_node
-        self.wire = wire  # its node hears bytes
         self.incarnation = node.incarnation if node is not None else 0
         self.life = 1  # how many nodes ran here so far
-        self.wake = INF  # when its wake-up is due; others in the heap are void
-        self.spin_at = -1.0
-        self.spins = 0
+        self.alarm = Alarm(self)
+        self.clock = HostClock()
+        self.buffer: SocketBuffer | None = None  # None: large enough
         self.frozen = False
-        self.held: list[tuple[Any, Any]] = []  # what arrived while frozen
-        self.wall_jump_s = 0.0  # by how much its wall clock was set wrong
-        self.clock_rate = 1.0  # seconds its own clock runs in a second
-        self.clock_base_s = 0.0  # at this time of the world ...
-        self.node_base_s = 0.0  # ... its own clock showed this
-        self.wall_steady = False  # the wall clock keeps true time although the monotonic one does not
-        self.wall_lag_s = 0.0  # what has been added to it for that
-        self.buffer_max = 0  # datagrams its socket buffer holds; 0: enough
-        self.buffer_per_s = 0.0  # datagrams it takes out of the buffer in a second
-        self.buffer_level = 0.0
-        self.buffer_seen_s = 0.0
+        self.held: list[tuple[Any, Any]] = []  # what came while frozen: (datagram, address) or (item, feed)
+        self._spin_at = -1.0
+        self._spins = 0
         self.refresh()
-
-    @property
-    def has_own_clock(self) -> bool:
-        return self.clock_rate != 1.0 or self.clock_base_s != self.node_base_s
 
     @property
     def stands_still(self) -> bool:
         """What is open here comes to no end while this lasts."""
-        return self.frozen or self.clock_rate < STILL_RATE
+        return self.frozen or self.clock.stands_still
 
-    def node_time(self, now: float) -> float:
-        """The host's own monotonic clock at world time `now`."""
-        return self.node_base_s + (now - self.clock_base_s) * self.clock_rate if self.has_own_clock else now
-
-    def world_time(self, node_s: float) -> float:
-        return self.clock_base_s + (node_s - self.node_base_s) / self.clock_rate if self.has_own_clock else node_s
-
-    def read_clock(self, node: Node, now: float) -> float:
-        """The host's own time, with the node's wall clock put right if it is to keep true time."""
-        node_now = self.node_time(now)
-        if self.wall_steady:
-            node.wall_offset_s += now - node_now - self.wall_lag_s
-            self.wall_lag_s = now - node_now
-        return node_now
-
-    def refresh(self) -> None:
-        """Say whether this host may take the short way: `live` is its node then. The loop drives nodes of several classes; what it needs of them it finds
-        faster here, where the interpreter meets one class only."""
-        node = self.node
-        self.live = None if self.frozen or self.buffer_max or self.has_own_clock else node
-        if node is not None:
-            self.hear = node.receive_datagram if self.wire else node.receive
-            self.handle_timer = node.handle_timer
-            self.outbox = node.outbox
-            self.events = node.events
-
-    def has_room(self, now: float) -> bool:
-        """Put one datagram into the socket buffer, which drains at a steady rate; False: it is full."""
-        self.buffer_level = max(0.0, self.buffer_level - (now - self.buffer_seen_s) * self.buffer_per_s)
-        self.buffer_seen_s = now
-        if self.buffer_level + 1.0 > self.buffer_max:
-            return False
-        self.buffer_level += 1.0
-        return True
+    def read_clock(self) -> float:
+        """What the machine's monotonic clock shows now: the time to hand to its node."""
+        return self.clock.read(self.node, self.world.now)
 
     def __repr__(self) -> str:
         return f"Host({self.name!r}, life {self.life}{', frozen' if self.frozen else ''}{', down' if self.node is None else ''})"
 
+    # --- what comes -------------------------------------------------------------------------------------------------------------------
 
-def flip_bit(data: bytes, where: float) -> bytes:
-    """`data` with one bit wrong. `where` on 0..1 chooses it in the second half: body and tag, so that the tag is what gives it away."""
-    first = len(data) // 2
-    bit = min(int(where * (len(data) - first) * 8), (len(data) - first) * 8 - 1)
-    changed = bytearray(data)
-    changed[first + bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
+    def happen(self, what: Any, source: Any) -> None:
+        """A datagram comes."""
+        node = self.sound
+        if node is None:
+            self.arrive(what, source)
+            return
+        world = self.world
+        world.network.delivered += 1
+        if world.wire:
+            node.receive_datagram(what.data, source, world.now)
+        else:
+            node.receive(what, source, world.now)
+        self.settle(node)
+
+    def arrive(self, what: Any, source: Address) -> None:
+        """A datagram comes to a host of which anything may be wrong."""
+        network = self.world.network
+        if self.node is None:
+            network.lose(DOWN, is_report(what))
+        elif self.frozen:
+            if self.buffer is not None and len(self.held) >= self.buffer.datagrams:
+                network.lose(OVERFLOW, is_report(what))
+            else:
+                self.held.append((what, source))
+        elif self.buffer is not None and not self.buffer.has_room(self.world.now):
+            network.lose(OVERFLOW, is_report(what))
+        else:
+            self._hear(self.node, what, source)
+
+    def take(self, feed: Feed, item: Any) -> None:
+        """Something comes from outside to a host of which anything may be wrong."""
+        if self.node is None:
+            self.world.unsubmitted += 1
+        elif self.frozen:
+            self.held.append((item, feed))
+        else:
+            feed.submit(item, self.read_clock())
+            self.settle(self.node)
+
+    def wake(self) -> None:
+        """Its alarm goes off on a host of which anything may be wrong."""
+        if self.node is not None and not self.frozen:
+            self.node.handle_timer(self.read_clock())
+            self.settle(self.node)
+
+    def _hear(self, node: Node, what: Any, source: Address) -> None:
+        network = self.world.network
+        network.delivered += 1
+        now = self.read_clock()
+        if type(what) is Spoiled:
+            network.lost_reports += what.is_report
+            self.world.hear_spoiled(node, partial(_refuse_spoiled, node, what, source, now))
+        elif self.world.wire:
+            node.receive_datagram(what.data, source, now)
+        else:
+            node.receive(what, source, now)
+        self.settle(node)
+
+    # --- what the node wants ------------------------------------------------------------------------------------------------------------
+
+    def touch(self) -> None:
+        """Take what the node wants to send or tell, and when it wants to wake, after something other than the world talked to it."""
+        if self.node is not None and not self.frozen:
+            self.settle(self.node)
+
+    def settle(self, node: Node) -> None:
+        """Send and tell what the node wants sent and told, and set the alarm to when it wants to wake."""
+        if self.outbox:
+            self.world.carrier.transmit(self, node)
+        events = self.events
+        if events:
+            self.world.bus.publish(node, events)
+            events.clear()
+        wake_at = node.wake_at
+        if self.sound is None:
+            wake_at = self._by_world_clock(wake_at)
+        alarm = self.alarm
+        if wake_at < alarm.due:
+            world = self.world
+            if wake_at <= world.now:
+                wake_at = self._at_once()
+            alarm.due = wake_at
+            heappush(world.heap, (wake_at, world.order(), alarm, None, None))
+
+    def _by_world_clock(self, wake_at: float) -> float:
+        return wake_at if self.clock.is_true else max(self.clock.world_time(wake_at), self.world.now + TICK_S)
+
+    def _at_once(self) -> float:
+        """The node wants to wake now, or would have wanted to before. RuntimeError for one that never wants anything else."""
+        now = self.world.now
+        self._spins = self._spins + 1 if self._spin_at == now else 1
+        self._spin_at = now
+        if self._spins > SPINS_MAX:
+            raise RuntimeError(f"{self.name} asks to be woken at {now} again and again: handle_timer does not move wake_at")
+        return now
+
+    # --- what befalls it --------------------------------------------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        """The process dies: its node is gone, what reaches the host from now on is lost, and nothing is said to anyone."""
+        self._tell("crash")
+        self._lose(self.held)
+        if self.node is not None:  # what a frozen node could not send dies with it
+            self.world.network.lost_reports += sum(is_report(envelope) for envelope, _ in self.node.outbox)
+        self.held.clear()
+        self.node = None
+        self.frozen = False
+        self.alarm.due = INF
+        self.refresh()
+
+    def _lose(self, held: Iterable[tuple[Any, Any]]) -> None:
+        """What waited for the host is lost with it."""
+        for what, source in held:
+            if isinstance(source, Feed):
+                self.world.unsubmitted += 1
+            else:
+                self.world.network.lose(DOWN, is_report(what))
+
+    def restart(self) -> Node:
+        """A new life at the same address. Its incarnation is what the host's wall clock shows, so it is lower than the last one if that clock was set back
+        meanwhile; no two lives have the same. Datagrams still on their way reach it, as on a real network."""
+        if self.make_node is None:
+            raise ValueError(f"{self.name} cannot restart: it was added without make_node")
+        if self.node is not None:
+            self.crash()
+        clock, world = self.clock, self.world
+        now = clock.node_time(world.now)
+        self.life += 1
+        if clock.wall_steady:
+            clock.wall_lag_s = world.now - now
+        self.incarnation = max(0, round((now + clock.wall_offset_s) * 1e9)) + self.life
+        node = self.make_node(self.incarnation, now)
+        node.wall_offset_s += clock.wall_offset_s
+        self.node = node
+        self.refresh()
+        self._tell("restart")
+        self.settle(node)
+        return node
+
+    def freeze(self) -> None:
+        """The process stands still: what arrives waits in its socket, its timers do not run."""
+        if self.node is None or self.frozen:
+            return
+        self.frozen = True
+        self.refresh()
+        self._tell("freeze")
+
+    def thaw(self) -> None:
+        """It goes on: what waited is handled now, late, then its timers."""
+        if not self.frozen:
+            return
+        self.frozen = False
+        self.refresh()
+        self._tell("thaw")
+        held, self.held = iter(self.held), []
+        for what, source in held:
+            if self.node is None:  # an observer let it crash
+                self._lose(((what, source), *held))
+                break
+            if isinstance(source, Feed):
+                self.take(source, what)
+            else:
+                self._hear(self.node, what, source)
+        if self.node is not None:
+            self.alarm.due = INF
+            self.settle(self.node)
+
+    def supplant(self) -> Host:
+        """Start the host's next life while the old one still exists: returns a new host, at an address of its own, on which the old node stays
+        (frozen, if it was) and may come back as a zombie with its old incarnation."""
+        if self.node is None:
+            raise ValueError(f"{self.name} is down: there is no node to come back")
+        ghost = Host(self.world, (f"{self.name}~{self.life}", self.address[1]), self.node)
+        ghost.frozen, ghost.held, self.held = self.frozen, self.held, []
+        ghost.clock = self.clock.copy()
+        ghost.refresh()
+        self.world.admit(ghost)
+        self.node.relocate(ghost.address)
+        self.node, self.frozen, self.alarm.due = None, False, INF
+        ghost._tell("zombie")
+        self.restart()
+        ghost.touch()
+        return ghost
+
+    def jump_wall_clock(self, by_s: float) -> None:
+        """Set the wall clock wrong by `by_s` more, in this life and the next ones. The monotonic clock is not moved."""
+        self.clock.wall_jump_s += by_s
+        if self.node is not None:
+            self.node.set_wall_clock(self.node.wall_offset_s + by_s, self.clock.node_time(self.world.now))
+
+    def set_clock_rate(self, rate: float, *, wall_steady: bool = False) -> None:
+        """From now on the monotonic clock runs `rate` seconds in a second of the world, and the wall clock with it unless it is steady."""
+        if rate <= 0.0:
+            raise ValueError(f"clock rate {rate}: must be above 0")
+        self._tell("clock")
+        self.clock.set_rate(rate, self.world.now, self.read_clock(), wall_steady=wall_steady)
+        self.refresh()
+        self.alarm.due = INF
+        self.touch()
+
+    def limit_buffer(self, datagrams: int, drained_per_s: float) -> None:
+        """Let the socket buffer hold so many datagrams, taken out at that rate; 0 datagrams: no limit."""
+        self.buffer = SocketBuffer(datagrams, drained_per_s, self.world.now) if datagrams else None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Say whether this host may take the short way; to be called after a change of anything that this depends on."""
+        node = self.node
+        if node is not None:
+            self.outbox, self.events = node.outbox, node.events
+        self.sound = node if self.buffer is None and self.clock.is_true and not self.frozen else None
+
+    def _tell(self, what: str) -> None:
+        for listener in self.world.lifecycle:
+            listener(what, self)
+
+
+def _refuse_spoiled(node: Node, spoiled: Spoiled, source: Address, now: float) -> None:
+    if spoiled.data is None:
+        node.rejected["tag"] += 1
+    else:
+        node.receive_datagram(spoiled.data, source, now)

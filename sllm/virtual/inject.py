@@ -12,6 +12,7 @@ from functools import partial
 from math import ceil, inf
 from typing import Any
 
+from sllm.protocol.capabilities import Drainable
 from sllm.protocol.errors import UsageError
 from sllm.protocol.seeds import rng_for
 from sllm.virtual.faults import Fault, Schedule
@@ -80,7 +81,7 @@ class Injector:
             restarts = fault.kind in ("zombie", "drain") or (fault.kind == "crash" and fault.for_s is not None)
             if restarts and host.make_node is None:
                 raise UsageError(f"{fault.where}: {fault.kind}: {host.name} cannot restart in this run")
-            if fault.kind == "drain" and not hasattr(host.node, "drain"):
+            if fault.kind == "drain" and not isinstance(host.node, Drainable):
                 raise UsageError(f"{fault.where}: drain: {host.name} is nothing that drains")
 
     # --- hosts ------------------------------------------------------------------------------------------------------------------------
@@ -157,20 +158,20 @@ class Injector:
     def _crash(self, fault: Fault, host: Host) -> bool:
         if host.node is None:
             return False
-        self.world.crash(host)
+        host.crash()
         self._after(fault.for_s, partial(self._restart_if_down, host), f"restart {host.name}")
         return True
 
     def _restart_if_down(self, host: Host) -> None:
         if host.node is None:
-            self.world.restart(host)
+            host.restart()
 
     def _freeze(self, fault: Fault, host: Host) -> bool:
         if host.node is None or host.frozen:
             return False
-        self.world.freeze(host)
+        host.freeze()
         life = host.life
-        self._after(fault.for_s, lambda: self.world.thaw(host) if host.life == life else None, f"thaw {host.name}")
+        self._after(fault.for_s, lambda: host.thaw() if host.life == life else None, f"thaw {host.name}")
         return True
 
     def _zombie(self, fault: Fault, host: Host) -> bool:
@@ -178,32 +179,31 @@ class Injector:
         if host.node is None or host.frozen:
             return False
         world, life = self.world, host.life
-        world.freeze(host)
+        host.freeze()
         restart_after = fault.options["restart_after"]
 
         def replace() -> None:
             if host.node is None or host.life != life:
                 return  # something else ended that life
-            ghost = world.supplant(host)
+            ghost = host.supplant()
             assert fault.for_s is not None
             back_s = fault.for_s - (world.now - began)
-            self._after(max(0.0, back_s), lambda: world.thaw(ghost), f"zombie {ghost.name} comes back")
+            self._after(max(0.0, back_s), ghost.thaw, f"zombie {ghost.name} comes back")
             linger = fault.options["linger"]
             if linger is not None:
-                self._after(max(0.0, back_s) + linger, lambda: world.crash(ghost), f"zombie {ghost.name} ends")
+                self._after(max(0.0, back_s) + linger, ghost.crash, f"zombie {ghost.name} ends")
 
         began = world.now
         self._after(fault.for_s / 2.0 if restart_after is None else restart_after, replace, f"replace {host.name}")
         return True
 
     def _drain(self, fault: Fault, host: Host) -> bool:
-        if host.node is None or host.frozen:
+        if host.frozen or not isinstance(host.node, Drainable):
             return False
-        node: Any = host.node
-        node.drain(host.read_clock(node, self.world.now))
-        self.world.touch(host)
+        host.node.drain(host.read_clock())
+        host.touch()
         life = host.life
-        self._after(fault.for_s, lambda: self.world.restart(host) if host.life == life else None, f"restart {host.name}")
+        self._after(fault.for_s, lambda: host.restart() if host.life == life else None, f"restart {host.name}")
         return True
 
     def _slow(self, fault: Fault, host: Host) -> bool:
@@ -217,26 +217,26 @@ class Injector:
         if host.name in self._off_rate:
             return False
         self._off_rate.add(host.name)
-        self.world.set_clock_rate(host, rate, wall_steady=wall_steady)
+        host.set_clock_rate(rate, wall_steady=wall_steady)
 
         def back() -> None:
             self._off_rate.discard(host.name)
-            self.world.set_clock_rate(host, 1.0, wall_steady=wall_steady)
+            host.set_clock_rate(1.0, wall_steady=wall_steady)
 
         self._after(fault.for_s, back, f"end of {fault.kind} {host.name}")
         return True
 
     def _clock_jump(self, fault: Fault, host: Host) -> bool:
         by_s = fault.options["by"]
-        self.world.jump_wall_clock(host, by_s)
-        self._after(fault.for_s, lambda: self.world.jump_wall_clock(host, -by_s), f"clock of {host.name} set right")
+        host.jump_wall_clock(by_s)
+        self._after(fault.for_s, lambda: host.jump_wall_clock(-by_s), f"clock of {host.name} set right")
         return True
 
     def _overflow(self, fault: Fault, host: Host) -> bool:
-        if host.buffer_max:
+        if host.buffer is not None:
             return False
-        self.world.limit_buffer(host, fault.options["buffer"], fault.options["drain_per_s"])
-        self._after(fault.for_s, lambda: self.world.limit_buffer(host, 0, 0.0), f"end of overflow {host.name}")
+        host.limit_buffer(fault.options["buffer"], fault.options["drain_per_s"])
+        self._after(fault.for_s, lambda: host.limit_buffer(0, 0.0), f"end of overflow {host.name}")
         return True
 
 

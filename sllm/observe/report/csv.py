@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 from sllm.observe.report.files import OutputFile
-from sllm.protocol.events import Event, RequestCompleted, RequestFailed, RequestRejected
+from sllm.protocol.bus import Handler
+from sllm.protocol.events import RequestCompleted, RequestFailed, RequestRejected
 
 COLUMNS = (
     "request_id", "model", "worker_id", "action", "outcome", "arrival_s", "ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "load_s",
@@ -42,17 +42,11 @@ class RequestsCsv:
         self._file = OutputFile(flag, path)
         self._write = csv.writer(self._file.stream, lineterminator="\n").writerow
         self._write(COLUMNS)
-        self.handlers: dict[type, Callable[[object, Any], None]] = {
+        self.handlers: dict[type, Handler] = {
             RequestCompleted: self._on_completed,
             RequestFailed: self._on_failed,
             RequestRejected: self._on_rejected,
         }
-
-    def observe(self, event: Event) -> None:
-        """Hear an event of any type."""
-        handler = self.handlers.get(type(event))
-        if handler is not None:
-            handler(None, event)
 
     def _on_completed(self, node: object, event: RequestCompleted) -> None:
         moments = event.arrival_s, event.ttft_s, event.e2e_s, event.tpot_s, event.queue_wait_s, event.load_s

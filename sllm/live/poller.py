@@ -1,0 +1,27 @@
+"""What waits for sockets: epoll where there is one, else poll."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from typing import Protocol
+
+READ, WRITE = 1, 4  # EPOLLIN and EPOLLOUT; the same numbers as POLLIN and POLLOUT
+READY_MAX = 4096  # descriptors told at once
+
+
+class Poller(Protocol):
+    """What `select.epoll` and `select.poll` have in common."""
+
+    def register(self, fd: int, mask: int) -> None: ...
+    def modify(self, fd: int, mask: int) -> None: ...
+    def unregister(self, fd: int) -> None: ...
+
+
+def make_poller() -> tuple[Poller, Callable[[float], list[tuple[int, int]]]]:
+    """A poller, and what waits at most so many seconds and returns (descriptor, mask) of what is ready."""
+    if hasattr(select, "epoll"):
+        epoll = select.epoll()
+        return epoll, lambda timeout_s: epoll.poll(timeout_s, READY_MAX)
+    poll = select.poll()
+    return poll, lambda timeout_s: poll.poll(-(-timeout_s * 1000 // 1))

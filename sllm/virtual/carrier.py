@@ -1,0 +1,89 @@
+"""How datagrams get from host to host: the short way of a network on which nothing can happen to them, and the way of any other.
+
+A world has one carrier at a time, and another one as soon as its network changes. Both give the same run on a plain network.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from sllm.protocol.messages import LoadReport
+from sllm.protocol.node import Node
+from sllm.virtual.datagram import Packed, Spoiled, flip_bit, is_report
+from sllm.virtual.host import Host
+from sllm.virtual.network import UNROUTABLE
+
+if TYPE_CHECKING:
+    from sllm.virtual.world import Entry, World
+
+
+class Carrier:
+    """Sends what nodes have in their outboxes."""
+
+    __slots__ = ("_world",)
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def transmit(self, host: Host, node: Node) -> None:
+        """Take what the node of a host wants to send out of its outbox, and see to it that it arrives."""
+        raise NotImplementedError
+
+
+class PlainCarrier(Carrier):
+    """One constant latency, and nothing that could happen on the way. Datagrams are in order by themselves then: they need no heap, a queue will do."""
+
+    __slots__ = ("_lane", "_latency_s")
+
+    def __init__(self, world: World, latency_s: float, lane: deque[Entry]) -> None:
+        super().__init__(world)
+        self._latency_s = latency_s
+        self._lane = lane
+
+    def transmit(self, host: Host, node: Node) -> None:
+        world, outbox = self._world, host.outbox
+        at = world.now + self._latency_s
+        world.network.sent += len(outbox)
+        for envelope, address in outbox:
+            target = world.routes.get(address)
+            if target is not None:
+                self._lane.append((at, world.order(), target, envelope, host.address))
+            else:
+                world.network.lose(UNROUTABLE, is_report(envelope))
+        outbox.clear()
+
+
+class LinkCarrier(Carrier):
+    """Each datagram as the network decides, and as bytes if the world has them."""
+
+    __slots__ = ()
+
+    def transmit(self, host: Host, node: Node) -> None:
+        outbox = node.outbox[:]
+        node.outbox.clear()
+        for envelope, address in outbox:
+            target = self._world.routes.get(address)
+            if target is not None:
+                self._send(host, node, target, envelope)
+            else:
+                self._world.network.sent += 1
+                self._world.network.lose(UNROUTABLE, is_report(envelope))
+
+    def _send(self, host: Host, node: Node, target: Host, envelope: Any) -> None:
+        """One datagram, in as many copies as the network makes of it."""
+        world, source = self._world, host.address
+        packed = Packed(_pack(node, envelope), is_report(envelope)) if world.wire else None
+        for at, flip in world.network.carry(host.name, target.name, envelope, world.now):
+            if flip >= 0.0:
+                spoiled = Spoiled(target, flip_bit(packed.data, flip) if packed is not None else None, is_report(envelope))
+                world.push(at, spoiled, spoiled, source)
+            elif world.network.instant_reports and type(envelope[4]) is LoadReport:
+                target.happen(packed or envelope, source)
+            else:
+                world.push(at, target, packed or envelope, source)
+
+
+def _pack(node: Node, envelope: Any) -> bytes:
+    assert node.codec is not None, "bytes on the wire need a codec in every node"
+    return node.codec.encode(envelope)
