@@ -305,7 +305,7 @@ class Listener(Node):
         self.handlers = {FirstToken: self.note, InferenceResponse: self.note}
 
     def note(self, envelope: Any, addr: Any, now: float) -> None:
-        self.answers.append(envelope[4])
+        self.answers.append(envelope.message)
 
 
 def test_such_an_engine_live_behind_a_descriptor_that_the_loop_watches() -> None:

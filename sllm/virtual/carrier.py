@@ -78,7 +78,7 @@ class LinkCarrier(Carrier):
             if flip >= 0.0:
                 spoiled = Spoiled(target, flip_bit(packed.data, flip) if packed is not None else None, is_report(envelope))
                 world.push(at, spoiled, spoiled, source)
-            elif world.network.instant_reports and type(envelope[4]) is LoadReport:
+            elif world.network.instant_reports and type(envelope.message) is LoadReport:
                 target.happen(packed or envelope, source)
             else:
                 world.push(at, target, packed or envelope, source)
