@@ -387,12 +387,13 @@ def test_a_new_checker_is_one_file_and_a_broken_file_is_an_error(tmp_path: Path,
     monkeypatch.setattr(verify, "__path__", [*verify.__path__, str(tmp_path)])
     monkeypatch.setattr("sllm.verify.all.list_checkers", list_checkers.__wrapped__)  # without what it remembers
     (tmp_path / "sober.py").write_text(NEW_CHECKER)
-    checkers = Checkers.live(1, lambda: 0.0)
+    bus = EventBus()
+    Checkers.live(1, bus, lambda: 0.0)
     with pytest.raises(InvariantViolation, match=r"'soberness' broken .* a request without a model"):
-        checkers.see(Node("client", 1), RequestSent(0.0, "r1", ""))
+        bus.publish(Node("client", 1), [RequestSent(0.0, "r1", "")])
     (tmp_path / "halfway.py").write_text("class Half(\n")
     with pytest.raises(ImportError, match=r"sllm/verify/halfway\.py, line 1: SyntaxError"):
-        Checkers.live(1, lambda: 0.0)
+        Checkers.live(1, EventBus(), lambda: 0.0)
 
 
 def test_an_unknown_checker_is_an_error() -> None:

@@ -32,7 +32,7 @@ from sllm.observe import logs
 from sllm.observe.causes import RefusalLog, SilenceLog
 from sllm.observe.metrics import RoleMetrics
 from sllm.protocol.bus import EventBus
-from sllm.protocol.capabilities import AsksCoordinator
+from sllm.protocol.capabilities import AsksCoordinator, capable
 from sllm.protocol.errors import UsageError
 from sllm.protocol.events import CoordinatorOverdue, CoordinatorSilent
 from sllm.protocol.messages import Address
@@ -166,7 +166,7 @@ class Service:
         self.part = part = make(host.address)
         part.subscribe(self.driver.bus)
         host.adopt(part.node)
-        self._asks = part.node if isinstance(part.node, AsksCoordinator) else None
+        self._asks = capable(part.node, AsksCoordinator)
         part.node.on_refused = self._refusals
         self.host = host
         self._serve_http()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sllm.live.receiving import Inlet
 from sllm.live.routes import Routes
 from sllm.live.sending import Backlog
-from sllm.protocol.capabilities import HasCoordinator
+from sllm.protocol.capabilities import HasCoordinator, capable
 from sllm.protocol.messages import Address
 from sllm.protocol.node import Node
 
@@ -44,7 +44,7 @@ class UdpHost:
     def adopt(self, node: Node) -> None:
         """Drive this node from now on. A node that must know its address before it can be made takes the place of another, with which the host was added."""
         self.node = node
-        self.uplinked = node if isinstance(node, HasCoordinator) else None  # asked once: the answer costs a look at every attribute of the protocol
+        self.uplinked = capable(node, HasCoordinator)
 
     @property
     def kernel_drops(self) -> int:

@@ -12,7 +12,7 @@ from functools import partial
 from math import ceil, inf
 from typing import Any
 
-from sllm.protocol.capabilities import Drainable
+from sllm.protocol.capabilities import Drainable, capable
 from sllm.protocol.errors import UsageError
 from sllm.protocol.seeds import rng_for
 from sllm.virtual.faults import Fault, Schedule
@@ -81,7 +81,7 @@ class Injector:
             restarts = fault.kind in ("zombie", "drain") or (fault.kind == "crash" and fault.for_s is not None)
             if restarts and host.make_node is None:
                 raise UsageError(f"{fault.where}: {fault.kind}: {host.name} cannot restart in this run")
-            if fault.kind == "drain" and not isinstance(host.node, Drainable):
+            if fault.kind == "drain" and capable(host.node, Drainable) is None:
                 raise UsageError(f"{fault.where}: drain: {host.name} is nothing that drains")
 
     # --- hosts ------------------------------------------------------------------------------------------------------------------------
@@ -198,9 +198,10 @@ class Injector:
         return True
 
     def _drain(self, fault: Fault, host: Host) -> bool:
-        if host.frozen or not isinstance(host.node, Drainable):
+        node = capable(host.node, Drainable)
+        if host.frozen or node is None:
             return False
-        host.node.drain(host.read_clock())
+        node.drain(host.read_clock())
         host.touch()
         life = host.life
         self._after(fault.for_s, lambda: host.restart() if host.life == life else None, f"restart {host.name}")
