@@ -13,7 +13,7 @@ import pytest
 from roles import CATALOG, MODEL, Talk, configuration
 
 from sllm.deploy.keys import ephemeral_keyring
-from sllm.engine import ENGINES, EngineSnapshot, EngineUsage, Evicted, Finished, FirstTokenOut, Loaded, Notification, Started
+from sllm.engine import ENGINES, EngineUsage, Evicted, Finished, FirstTokenOut, Loaded, Notification, Started
 from sllm.engine.base import nobody_to_wake
 from sllm.live.clock import Clock
 from sllm.live.udp import UdpDriver
@@ -26,6 +26,7 @@ from sllm.protocol.messages import (
     STARTING,
     CancelRequest,
     Dispatch,
+    EngineSnapshot,
     FirstToken,
     InferenceRequest,
     InferenceResponse,
@@ -33,7 +34,7 @@ from sllm.protocol.messages import (
 )
 from sllm.protocol.node import Node
 from sllm.run.assemble import build_engine
-from sllm.wire.frame import PickleCodec
+from sllm.wire.frame import FrameCodec
 from worker import Worker
 
 OTHER = CATALOG.names[1]
@@ -91,7 +92,7 @@ class HandDriven:
         gpu, loading = tuple(sorted(self.gpu)), tuple((model, 1.0) for model in self.loading)
         return EngineSnapshot(
             slots=self.slots, running=len(self.running), waiting=self.waiting, blocked=0, wait_s=0.0, load_queue_s=0.0, kv_used=0.0, kv_bytes=0, round_s=0.0,
-            left_s=0.0, gpu_free_bytes=0, gpu=gpu, busy_models=(), loading=loading, host=(), disk=(), disk_complete=True,
+            left_s=0.0, gpu_free_bytes=0, gpu_models=gpu, busy_models=(), loading=loading, host_models=(), disk_models=(), disk_complete=True,
         )  # fmt: skip
 
     def usage(self, now: float) -> EngineUsage:
@@ -314,7 +315,7 @@ def test_such_an_engine_live_behind_a_descriptor_that_the_loop_watches() -> None
     engine = HandDriven()
     ours, theirs = socket.socketpair()
     with UdpDriver(clock) as driver, ours, theirs:
-        options: dict[str, Any] = {"codec": PickleCodec(keyring), "wall_offset_s": clock.wall_offset_s}
+        options: dict[str, Any] = {"codec": FrameCodec(keyring), "wall_offset_s": clock.wall_offset_s}
         client = Listener(**options)
         client_host = driver.add(client)
         node = Worker(configuration(report_interval_s=60.0), CATALOG, engine, ("127.0.0.1", 9), Random(1), 1, node_id="w", **options)
