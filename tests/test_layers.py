@@ -153,7 +153,7 @@ def test_numbers_that_people_read_are_written_out() -> None:
 
 
 def test_only_the_wire_unpickles() -> None:
-    assert [name for name, tree in RUNTIME.items() if {"pickle", "marshal", "shelve"} & imports(tree)] == ["sllm.wire.frame"]
+    assert [name for name, tree in RUNTIME.items() if {"pickle", "marshal", "shelve"} & imports(tree)] == ["sllm.wire.codecs.pickle"]
 
 
 def test_only_commands_read_the_environment() -> None:

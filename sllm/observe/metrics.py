@@ -17,7 +17,7 @@ from sllm.fleet.table import DEAD
 from sllm.observe.causes import REFUSALS
 from sllm.protocol import events
 from sllm.protocol.bus import Handler
-from sllm.protocol.messages import ERROR_CODES
+from sllm.protocol.messages import ERROR_CODES, EngineSnapshot
 
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 DECISION_BUCKETS_S = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3, 2.5e-2, 0.1)
@@ -331,13 +331,15 @@ class WorkerMetrics(RoleMetrics):
         self.requests.set(node.refused, "refused")
         self.draining.set(0 if node.state in ("STARTING", "READY") else 1)
 
-    def collect_engine(self, snapshot: Any) -> None:
-        """Load as the engine sees it: `sllm.engine.base.EngineSnapshot`."""
+    def collect_engine(self, snapshot: EngineSnapshot) -> None:
+        """Load as the engine sees it."""
         self.running.set(snapshot.running)
         self.waiting.set(snapshot.waiting)
         self.kv_used.set(snapshot.kv_used)
-        for tier, names in (("gpu", snapshot.gpu), ("loading", snapshot.loading), ("host", snapshot.host), ("disk", snapshot.disk)):
-            self.models.set(len(names), tier)
+        self.models.set(len(snapshot.gpu_models), "gpu")
+        self.models.set(len(snapshot.loading), "loading")
+        self.models.set(len(snapshot.host_models), "host")
+        self.models.set(len(snapshot.disk_models), "disk")
 
 
 class ClientMetrics(RoleMetrics):
