@@ -41,9 +41,9 @@ def test_lost_is_what_was_lost_whatever_lost_it(scenario: str) -> None:
     run = virtual(scenario, link={"loss": 0.05, "duplicate": 0.1, "corrupt": 0.05, "reorder": 0.2, "reorder_extra_s": 1.0})
     reports = run.complete()["reports"]
     assert balance(reports) == 0
-    assert (reports["lost"], reports["under_way"]) == (run.world.network.lost_reports, run.world.reports_pending())
+    assert (reports["lost"], reports["under_way"]) == (run.world.network.lost_by_kind[LoadReport], run.world.pending_of(LoadReport))
     assert reports["lost"] > 0
-    assert run.world.network.duplicated_reports > 0
+    assert run.world.network.duplicated_by_kind[LoadReport] > 0
 
 
 @pytest.mark.parametrize("wire", [False, True])
@@ -52,7 +52,7 @@ def test_what_is_under_way_when_the_books_close_is_not_lost(wire: bool) -> None:
     results = run.complete()
     assert validate_results(results) == []
     assert results["reports"]["lost"] == balance(results["reports"]) == 0
-    assert results["reports"]["under_way"] == run.world.reports_pending() > 0
+    assert results["reports"]["under_way"] == run.world.pending_of(LoadReport) > 0
     assert f"{results['reports']['under_way']:,} under way" in render_table(results)
 
 

@@ -18,7 +18,7 @@ from sllm.fleet.ledger import Ledger
 from sllm.fleet.table import Fleet as Table
 from sllm.protocol.bus import EventBus
 from sllm.protocol.events import RequestCompleted, RequestSent, WorkerStateChanged
-from sllm.protocol.messages import READY, Address, AnyEnvelope, Envelope, InferenceRequest, InferenceResponse, Message, ScheduleError
+from sllm.protocol.messages import READY, Address, AnyEnvelope, Envelope, InferenceRequest, InferenceResponse, LoadReport, Message, ReportAck, ScheduleError
 from sllm.protocol.node import Judge, Node
 from sllm.verify.all import Checkers, InvariantViolation, list_checkers
 from sllm.verify.world import BoundedMemory
@@ -174,17 +174,17 @@ class LosesSilently(Network):
 
 class CountsCopiesTwice(Network):
     def carry(self, source: str, target: str, envelope: AnyEnvelope, now: float) -> Any:
-        before = self.duplicated_reports
+        before = self.duplicated_by_kind[LoadReport]
         copies = super().carry(source, target, envelope, now)
-        self.duplicated_reports += self.duplicated_reports - before
+        self.duplicated_by_kind[LoadReport] += self.duplicated_by_kind[LoadReport] - before
         return copies
 
 
 class ForgetsLosses(Network):
     """A report that a link dropped is not in its books."""
 
-    def lose(self, cause: str, is_report: bool) -> None:
-        super().lose(cause, is_report and cause != RANDOM)
+    def lose(self, cause: str, kind: type[Message]) -> None:
+        super().lose(cause, ReportAck if cause == RANDOM else kind)
 
 
 def leak_cost(patch: pytest.MonkeyPatch) -> None:
@@ -409,11 +409,11 @@ def test_what_a_frozen_worker_could_not_say_is_on_its_way_and_dies_with_it() -> 
     host.freeze()
     worker.drain(world.now)
     host.touch()
-    assert world.reports_pending() == len(worker.outbox) == 2, "that it drains, and that it has stopped"
+    assert world.pending_of(LoadReport) == len(worker.outbox) == 2, "that it drains, and that it has stopped"
     assert fleet.checkers is not None
     fleet.checkers.finish(at_rest=False)
     host.crash()
-    assert (world.reports_pending(), world.network.lost_reports) == (0, 2)
+    assert (world.pending_of(LoadReport), world.network.lost_by_kind[LoadReport]) == (0, 2)
     fleet.checkers.finish(at_rest=False)
 
 

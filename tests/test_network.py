@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from roles import report
 
-from sllm.protocol.messages import Envelope, ReportAck, ScheduleRequest
+from sllm.protocol.messages import Envelope, LoadReport, ReportAck, ScheduleRequest
 from sllm.virtual.network import CUT, QUEUE, RANDOM, Latency, Link, Network, estimated_bytes
 
 ENVELOPE = Envelope("a", 1, 1, 0.0, ReportAck(1, 1))
@@ -82,16 +82,16 @@ def test_loss_duplication_reordering_and_corruption_come_as_often_as_they_say() 
 def test_load_reports_are_counted_beside_the_rest() -> None:
     net = network(loss=0.5, duplicate=0.5)
     copies = [copy for _ in range(N) for copy in net.carry("w", "c", Envelope("w", 1, 1, 0.0, report()), 1.0)]
-    assert net.lost_reports == net.lost[RANDOM] == net.lost.total()
-    assert net.duplicated_reports == net.duplicated == len(copies) - (N - net.lost_reports) > 0
+    assert net.lost_by_kind[LoadReport] == net.lost[RANDOM] == net.lost.total()
+    assert net.duplicated_by_kind[LoadReport] == net.duplicated == len(copies) - (N - net.lost_by_kind[LoadReport]) > 0
     arrivals(net)
     net.cut(None, None)
     arrivals(net, 1)
-    assert net.lost_reports < net.lost.total(), "an acknowledgement is none"
-    assert net.duplicated_reports < net.duplicated
-    before = net.lost_reports
+    assert net.lost_by_kind[LoadReport] < net.lost.total(), "an acknowledgement is none"
+    assert net.duplicated_by_kind[LoadReport] < net.duplicated
+    before = net.lost_by_kind[LoadReport]
     assert list(net.carry("w", "c", Envelope("w", 1, 2, 0.0, report()), 1.0)) == []
-    assert net.lost_reports == before + 1
+    assert net.lost_by_kind[LoadReport] == before + 1
 
 
 def test_a_cut_is_one_way_and_ends() -> None:

@@ -188,7 +188,7 @@ def test_two_hosts_cannot_share_a_name() -> None:
 
 
 def test_reports_arrive_at_once_under_perfect_knowledge() -> None:
-    world = World(1, Network(Link(Latency("constant", 0.5), loss=1.0), instant_reports=True))
+    world = World(1, Network(Link(Latency("constant", 0.5), loss=1.0), instant=(LoadReport,)))
     sender, echo = Echo("sender"), Echo()
     world.add(echo, ("echo", 1))
     host = world.add(sender, ("sender", 1))
@@ -423,7 +423,7 @@ def bad_network() -> Network:
 def fingerprint(fleet: Fleet) -> tuple[Any, ...]:
     network = fleet.network
     nodes = {name: dict(host.node.rejected) if host.node else None for name, host in fleet.world.hosts.items()}
-    reports = network.duplicated_reports, network.lost_reports, fleet.world.reports_pending()
+    reports = network.duplicated_by_kind[LoadReport], network.lost_by_kind[LoadReport], fleet.world.pending_of(LoadReport)
     return fleet.trace, nodes, network.sent, network.delivered, dict(network.lost), network.duplicated, network.corrupted, reports, fleet.world.now
 
 

@@ -16,6 +16,7 @@ from sllm.observe.report.plots import Mark
 from sllm.observe.results import ReportFigures
 from sllm.protocol.errors import UsageError
 from sllm.protocol.events import RequestCompleted, RequestFailed, RequestRejected
+from sllm.protocol.messages import LoadReport
 from sllm.protocol.node import Node
 from sllm.run.command_line import Options
 from sllm.run.run import Run
@@ -45,7 +46,7 @@ class VirtualRun(Run):
     def __init__(self, config: Config, options: Options, progress_to: TextIO | None = None, outputs: Outputs | None = None) -> None:
         super().__init__(config, options, progress_to, outputs)
         link = Link(Latency("constant", config.latency_ms / 1000.0), loss=config.loss)
-        self.world = World(config.seed, Network(link, instant_reports=config.report_interval_s == 0.0), wire=options.wire)
+        self.world = World(config.seed, Network(link, instant=() if config.report_interval_s else (LoadReport,)), wire=options.wire)
         self.world.bus.subscribe_all(self.recorder.handlers)
         if self.requests_csv is not None:
             self.world.bus.subscribe_all(self.requests_csv.handlers)
@@ -76,7 +77,7 @@ class VirtualRun(Run):
 
     def report_figures(self) -> ReportFigures:
         network = self.world.network
-        return self.system.report_figures(network.duplicated_reports, network.lost_reports, self.world.reports_pending())
+        return self.system.report_figures(network.duplicated_by_kind[LoadReport], network.lost_by_kind[LoadReport], self.world.pending_of(LoadReport))
 
     def marks(self) -> list[Mark]:
         faults = self._schedule.faults if self._schedule is not None else ()

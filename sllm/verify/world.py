@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from sllm.protocol.bus import Handler
 from sllm.protocol.capabilities import CarriesRequests, HasEngine, ReportsLoad, TracksWorkers, capable
 from sllm.protocol.events import RequestSent
+from sllm.protocol.messages import LoadReport
 from sllm.protocol.node import Node
 from sllm.protocol.recent import Recent
 from sllm.protocol.replay import GUARDED_MAX
@@ -54,11 +55,11 @@ class ReportBooks(Checker):
         books, network = self._books(), world.network
         for node in self.context.nodes():
             self._accepted_once(node, books["sent"])
-        pending = world.reports_pending()
-        if books["sent"] + network.duplicated_reports != books["accepted"] + books["rejected"] + network.lost_reports + pending:
+        copied, lost, pending = network.duplicated_by_kind[LoadReport], network.lost_by_kind[LoadReport], world.pending_of(LoadReport)
+        if books["sent"] + copied != books["accepted"] + books["rejected"] + lost + pending:
             self.fail(
-                f"{books['sent']} reports were sent and {network.duplicated_reports} copied, but {books['accepted']} accepted, {books['rejected']} rejected, "
-                f"{network.lost_reports} lost, and {pending} are on their way"
+                f"{books['sent']} reports were sent and {copied} copied, but {books['accepted']} accepted, {books['rejected']} rejected, "
+                f"{lost} lost, and {pending} are on their way"
             )
         self.checked += books["sent"]
 

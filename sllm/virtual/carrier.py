@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from sllm.protocol.messages import LoadReport
 from sllm.protocol.node import Node
-from sllm.virtual.datagram import Packed, Spoiled, flip_bit, is_report
+from sllm.virtual.datagram import Packed, Spoiled, flip_bit, kind_of
 from sllm.virtual.host import Host
 from sllm.virtual.network import UNROUTABLE
 
@@ -50,7 +49,7 @@ class PlainCarrier(Carrier):
             if target is not None:
                 self._lane.append((at, world.order(), target, envelope, host.address))
             else:
-                world.network.lose(UNROUTABLE, is_report(envelope))
+                world.network.lose(UNROUTABLE, kind_of(envelope))
         outbox.clear()
 
 
@@ -68,17 +67,17 @@ class LinkCarrier(Carrier):
                 self._send(host, node, target, envelope)
             else:
                 self._world.network.sent += 1
-                self._world.network.lose(UNROUTABLE, is_report(envelope))
+                self._world.network.lose(UNROUTABLE, kind_of(envelope))
 
     def _send(self, host: Host, node: Node, target: Host, envelope: Any) -> None:
         """One datagram, in as many copies as the network makes of it."""
         world, source = self._world, host.address
-        packed = Packed(_pack(node, envelope), is_report(envelope)) if world.wire else None
+        packed = Packed(_pack(node, envelope), kind_of(envelope)) if world.wire else None
         for at, flip in world.network.carry(host.name, target.name, envelope, world.now):
             if flip >= 0.0:
-                spoiled = Spoiled(target, flip_bit(packed.data, flip) if packed is not None else None, is_report(envelope))
+                spoiled = Spoiled(target, flip_bit(packed.data, flip) if packed is not None else None, kind_of(envelope))
                 world.push(at, spoiled, spoiled, source)
-            elif world.network.instant_reports and type(envelope.message) is LoadReport:
+            elif type(envelope.message) in world.network.instant:
                 target.happen(packed or envelope, source)
             else:
                 world.push(at, target, packed or envelope, source)

@@ -1,10 +1,11 @@
-"""What a datagram is while a world carries it: an envelope, its bytes, or either with a wrong bit. The books of load reports must know each for one."""
+"""What a datagram is while a world carries it: an envelope, its bytes, or either with a wrong bit. The books of each kind of message must know it in all of
+these forms."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sllm.protocol.messages import LoadReport
+from sllm.protocol.messages import Message
 from sllm.virtual.target import Target
 
 if TYPE_CHECKING:
@@ -12,33 +13,34 @@ if TYPE_CHECKING:
 
 
 class Packed:
-    """A datagram as signed bytes, and whether it is a load report: nobody but its sender could tell that from the bytes."""
+    """A datagram as signed bytes, and the kind of its message: nobody but its sender could tell that from the bytes."""
 
-    __slots__ = ("data", "is_report")
+    __slots__ = ("data", "kind")
 
-    def __init__(self, data: bytes, is_report: bool) -> None:
+    def __init__(self, data: bytes, kind: type[Message]) -> None:
         self.data = data
-        self.is_report = is_report
+        self.kind = kind
 
 
 class Spoiled(Target):
     """A datagram with a wrong bit on its way to a host. `data` is None while envelopes travel as objects: then it is refused as its bytes would be."""
 
-    __slots__ = ("data", "host", "is_report")
+    __slots__ = ("data", "host", "kind")
 
-    def __init__(self, host: Host, data: bytes | None, is_report: bool) -> None:
+    def __init__(self, host: Host, data: bytes | None, kind: type[Message]) -> None:
         self.host = host
         self.data = data
-        self.is_report = is_report
+        self.kind = kind
 
     def happen(self, what: Any, source: Any) -> None:
         """It arrives. Whatever is wrong with the datagram, the host may be in good health; it is heard the careful way all the same."""
         self.host.arrive(self, source)
 
 
-def is_report(what: Any) -> bool:
-    """Whether a datagram is a load report, whatever it travels as."""
-    return bool(what.is_report) if isinstance(what, Packed | Spoiled) else type(what.message) is LoadReport
+def kind_of(what: Any) -> type[Message]:
+    """The kind of message in a datagram, whatever form the datagram travels in."""
+    kind: type[Message] = what.kind if isinstance(what, Packed | Spoiled) else type(what.message)
+    return kind
 
 
 def flip_bit(data: bytes, where: float) -> bytes:

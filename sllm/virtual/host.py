@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.protocol.messages import Address
 from sllm.protocol.node import Node
-from sllm.virtual.datagram import Spoiled, is_report
+from sllm.virtual.datagram import Spoiled, kind_of
 from sllm.virtual.feed import Feed
 from sllm.virtual.hostclock import HostClock
 from sllm.virtual.network import DOWN, OVERFLOW
@@ -148,14 +148,14 @@ class Host(Target):
         """A datagram comes to a host of which anything may be wrong."""
         network = self.world.network
         if self.node is None:
-            network.lose(DOWN, is_report(what))
+            network.lose(DOWN, kind_of(what))
         elif self.frozen:
             if self.buffer is not None and len(self.held) >= self.buffer.datagrams:
-                network.lose(OVERFLOW, is_report(what))
+                network.lose(OVERFLOW, kind_of(what))
             else:
                 self.held.append((what, source))
         elif self.buffer is not None and not self.buffer.has_room(self.world.now):
-            network.lose(OVERFLOW, is_report(what))
+            network.lose(OVERFLOW, kind_of(what))
         else:
             self._hear(self.node, what, source)
 
@@ -180,7 +180,7 @@ class Host(Target):
         network.delivered += 1
         now = self.read_clock()
         if type(what) is Spoiled:
-            network.lost_reports += what.is_report
+            network.lost_by_kind[what.kind] += 1
             self.world.hear_spoiled(node, partial(_refuse_spoiled, node, what, source, now))
         elif self.world.wire:
             node.receive_datagram(what.data, source, now)
@@ -233,7 +233,7 @@ class Host(Target):
         self._tell("crash")
         self._lose(self.held)
         if self.node is not None:  # what a frozen node could not send dies with it
-            self.world.network.lost_reports += sum(is_report(envelope) for envelope, _ in self.node.outbox)
+            self.world.network.lost_by_kind.update(kind_of(envelope) for envelope, _ in self.node.outbox)
         self.held.clear()
         self.node = None
         self.frozen = False
@@ -246,7 +246,7 @@ class Host(Target):
             if isinstance(source, Feed):
                 self.world.unsubmitted += 1
             else:
-                self.world.network.lose(DOWN, is_report(what))
+                self.world.network.lose(DOWN, kind_of(what))
 
     def restart(self) -> Node:
         """A new life at the same address. Its incarnation is what the host's wall clock shows, so it is lower than the last one if that clock was set back

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
-from sllm.protocol.messages import AnyEnvelope, LoadReport
+from sllm.protocol.messages import AnyEnvelope, Message
 from sllm.protocol.record import Record
 
 # Causes of loss.
@@ -102,18 +102,18 @@ Copy = tuple[float, float]
 class Network:
     """Every link's quality, what is wrong with some of them now, and the books. Host names identify the ends."""
 
-    def __init__(self, link: Link | None = None, *, instant_reports: bool = False) -> None:
-        """`instant_reports`: load reports take no time and are never lost, for perfect knowledge."""
+    def __init__(self, link: Link | None = None, *, instant: Collection[type[Message]] = ()) -> None:
+        """`instant`: messages of these kinds take no time and are never lost, such as load reports, for perfect knowledge."""
         self.link = link if link is not None else Link(Latency("constant", 0.0002))
-        self.instant_reports = instant_reports
+        self.instant = frozenset(instant)
         self.rng = random.Random(0)  # the world binds its own stream
         self.sent = 0
         self.delivered = 0
         self.duplicated = 0
-        self.duplicated_reports = 0  # of those, load reports
+        self.duplicated_by_kind: Counter[type[Message]] = Counter()
         self.corrupted = 0
         self.lost: Counter[str] = Counter()
-        self.lost_reports = 0  # of those, load reports; and those that came with a wrong bit: nobody can tell what they were
+        self.lost_by_kind: Counter[type[Message]] = Counter()  # those that came with a wrong bit too: their receivers cannot tell what they were
         self._rules: list[Rule] = []
         self._resolved: dict[tuple[str, str], Link | None] = {}
         self._busy_until: dict[tuple[str, str], float] = {}
@@ -127,7 +127,7 @@ class Network:
     @property
     def plain_latency_s(self) -> float | None:
         """One constant latency for every datagram and nothing else that could happen to it; None if it is not so simple."""
-        return self.link.latency.a if self.link.is_plain and not self._rules and not self.instant_reports else None
+        return self.link.latency.a if self.link.is_plain and not self._rules and not self.instant else None
 
     # --- change -----------------------------------------------------------------------------------------------------------------------
 
@@ -182,34 +182,34 @@ class Network:
     def carry(self, source: str, target: str, envelope: AnyEnvelope, now: float) -> Iterable[Copy]:
         """Count one datagram as sent and say when its copies arrive: none if it is lost, two if it is duplicated."""
         self.sent += 1
-        is_report = type(envelope.message) is LoadReport
-        if self.instant_reports and is_report:
+        kind = type(envelope.message)
+        if kind in self.instant:
             return ((now, -1.0),)
         link = self.link_between(source, target)
         if link is None:
-            self.lose(CUT, is_report)
+            self.lose(CUT, kind)
             return ()
         rng = self.rng
         if link.loss and rng.random() < link.loss:
-            self.lose(RANDOM, is_report)
+            self.lose(RANDOM, kind)
             return ()
         leaves = now
         if link.bandwidth_bytes_per_s:
             leaves = self._through_queue(source, target, envelope, now, link)
             if leaves < 0.0:
-                self.lose(QUEUE, is_report)
+                self.lose(QUEUE, kind)
                 return ()
         first = self._arrival(link, leaves)
         if link.duplicate and rng.random() < link.duplicate:
             self.duplicated += 1
-            self.duplicated_reports += is_report
+            self.duplicated_by_kind[kind] += 1
             return first, self._arrival(link, leaves)
         return (first,)
 
-    def lose(self, cause: str, is_report: bool) -> None:
+    def lose(self, cause: str, kind: type[Message]) -> None:
         """Count one datagram as lost."""
         self.lost[cause] += 1
-        self.lost_reports += is_report
+        self.lost_by_kind[kind] += 1
 
     def _arrival(self, link: Link, leaves: float) -> Copy:
         rng = self.rng

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 from sllm.protocol.bus import EventBus
 from sllm.protocol.driver import Call, Repeated
-from sllm.protocol.messages import Address
+from sllm.protocol.messages import Address, Message
 from sllm.protocol.node import Node
 from sllm.protocol.seeds import rng_for
 from sllm.virtual.carrier import Carrier, LinkCarrier, PlainCarrier
-from sllm.virtual.datagram import is_report
+from sllm.virtual.datagram import kind_of
 from sllm.virtual.feed import Feed
 from sllm.virtual.host import INF, Host, MakeNode
 from sllm.virtual.network import Network
@@ -157,10 +157,10 @@ class World:
         """Datagrams in the heap, the lane and in frozen hosts, counted one by one: to be held against the network's books."""
         return sum(1 for _ in self._pending())
 
-    def reports_pending(self) -> int:
-        """Load reports among those, and those that a frozen host could not send yet."""
+    def pending_of(self, kind: type[Message]) -> int:
+        """Messages of one kind among those, and those that a frozen host could not send yet."""
         unsent = (envelope for host in self.hosts.values() if host.node is not None for envelope, _ in host.node.outbox)
-        return sum(map(is_report, chain(self._pending(), unsent)))
+        return sum(kind_of(what) is kind for what in chain(self._pending(), unsent))
 
     def _pending(self) -> Iterator[Any]:
         """Datagrams on their way: nothing else in an entry has a `what`."""
