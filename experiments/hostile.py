@@ -38,7 +38,7 @@ from sllm.deploy.keys import create_key_file, load_keyring
 from sllm.live.clock import Clock
 from sllm.live.udp import UdpDriver
 from sllm.observe.report.standard import run_script
-from sllm.protocol.messages import Address
+from sllm.protocol.messages import Address, LoadReport, Message
 from sllm.run.assemble import build_catalog
 from sllm.virtual.hostile import Babbler, Mouth
 from sllm.wire.frame import FrameCodec
@@ -178,6 +178,15 @@ class Fleet:
                     yield f"{process.name}: {line['message']}\n{line['trace']}"
 
 
+class Hurried(Babbler):
+    """Babbles, and says in every load report that the next one comes in a second. A life that states a long interval stands for three such intervals after
+    its last report, up to three minutes: whoever steals an id has the name that long (docs/wire.md), and a drill need not wait for it."""
+
+    def message(self, kind: type[Message] | None = None) -> Message:
+        message = super().message(kind)
+        return message.replace(interval_s=1.0) if isinstance(message, LoadReport) else message
+
+
 @contextmanager
 def flood(fleet: Fleet, targets: list[Address], senders: Sequence[str], per_s: float, seed: int) -> Iterator[tuple[Mouth, UdpDriver]]:
     """A mouth on a driver of its own; whoever uses it turns the driver."""
@@ -189,7 +198,7 @@ def flood(fleet: Fleet, targets: list[Address], senders: Sequence[str], per_s: f
         "request_id": [f"r{i}" for i in range(100)],
     }  # fmt: skip
     mouth = Mouth(
-        Babbler(Random(seed), known), targets, senders, per_s=per_s, codec=FrameCodec(load_keyring(config)), wall_offset_s=clock.wall_offset_s
+        Hurried(Random(seed), known), targets, senders, per_s=per_s, codec=FrameCodec(load_keyring(config)), wall_offset_s=clock.wall_offset_s
     )  # fmt: skip
     with UdpDriver(clock) as driver:
         driver.add(mouth)

@@ -25,7 +25,7 @@ from sllm.observe.fleetview import FleetPicture, History, Photographer, cells_of
 from sllm.observe.page import fleet_page
 from sllm.placement.registry import make_policy
 from sllm.protocol.events import RequestRefused, RequestRouted
-from sllm.protocol.messages import ACTIONS, COLD_START, DRAINING, READY, SATURATED, SERVE, STARTING, Envelope, LoadReport
+from sllm.protocol.messages import ACTIONS, COLD_START, DRAINING, READY, SATURATED, SERVE, STARTING, EngineSnapshot, Envelope, LoadReport
 from sllm.protocol.seeds import rng_for
 from sllm.run.assemble import build_catalog
 
@@ -35,11 +35,12 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 def report(names: tuple[str, ...], index: int, state: str = READY) -> LoadReport:
     running, waiting = index * 7 % 80, max(0, index * 7 % 80 - 64)
-    return LoadReport(
-        state, "", 8000, "h100-80g", 1000, 64, running, waiting, waiting, 0.1 * (index % 13), 0.0, (index * 7 % 80) / 80, 1 << 30, 0.01, 1.0, 1 << 30,
+    engine = EngineSnapshot(
+        64, running, waiting, waiting, 0.1 * (index % 13), 0.0, (index * 7 % 80) / 80, 1 << 30, 0.01, 1.0, 1 << 30,
         (names[index % len(names)], names[(index + 1) % len(names)]), (), ((names[(index + 2) % len(names)], 1.0),) if index % 9 == 0 else (),
-        (names[(index + 3) % len(names)],), (), True, 0, 0, (), 1.0,
+        (names[(index + 3) % len(names)],), (), True,
     )  # fmt: skip
+    return LoadReport(state, "", 8000, "h100-80g", 1000, engine, 0, 0, (), 1.0)
 
 
 class Shown:

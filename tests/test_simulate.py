@@ -26,7 +26,7 @@ from sllm.placement.registry import policies
 from sllm.protocol.events import RequestCompleted
 from sllm.protocol.limits import TOKENS_MAX
 from sllm.protocol.messages import READY, Address, AnyEnvelope, ScheduleError
-from sllm.protocol.node import Node
+from sllm.protocol.replay import ReplayWindow
 from sllm.run.assemble import build_catalog
 from sllm.virtual.faults import Fault, Schedule
 from sllm.virtual.network import Network
@@ -262,7 +262,7 @@ def never_forget_a_life(patch: pytest.MonkeyPatch) -> None:
 
 def guard_for_ever(patch: pytest.MonkeyPatch) -> None:
     """Who has once spoken with a clock that was ahead is not heard until that time has come."""
-    patch.setattr(Node, "_is_over", lambda self, known, incarnation, sequence, now: False)
+    patch.setattr(ReplayWindow, "is_over", lambda self, incarnation, sequence, now, life_timeout_s: False)
 
 
 def hold_for_ever(patch: pytest.MonkeyPatch) -> None:
