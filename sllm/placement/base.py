@@ -12,7 +12,8 @@ from random import Random
 from typing import ClassVar, Protocol
 
 from sllm.fleet.index import Bag, sample_all
-from sllm.fleet.table import DOUBTFUL, NEWCOMER, PROVEN, Fleet, Kind, Row, band_of
+from sllm.fleet.row import DOUBTFUL, NEWCOMER, PROVEN, Kind, Row, band_of
+from sllm.fleet.table import Fleet
 from sllm.models.model import Hardware, Model
 from sllm.protocol.messages import COLD_START, HIGH, LOW, SERVE
 from sllm.protocol.record import Record
@@ -194,9 +195,9 @@ class Policy(ABC):
 def placed_on(row: Row, query: Query, fleet: FleetView, reason: str) -> Placement:
     """The placement on a worker chosen without regard to cost: SERVE if the model is there or coming, else COLD_START."""
     costs, model, now = fleet.costs, query.model, query.now
-    prefill_s, wait_s = costs.prefill_s(model, row.hardware, query.prompt_tokens), row.wait_s(now)
-    left_s = row.load_left_s(model.name, now)
-    if left_s is not None:
-        return Placement(row, SERVE, max(left_s, wait_s) + prefill_s, prefill_s, 0.0, reason)
+    prefill_s = costs.prefill_s(model, row.hardware, query.prompt_tokens)
+    starts_in_s = row.starts_in_s(model.name, now)
+    if starts_in_s is not None:
+        return Placement(row, SERVE, starts_in_s + prefill_s, prefill_s, 0.0, reason)
     load_s = costs.load_s(model, row.hardware, costs.tier(model, row))
-    return Placement(row, COLD_START, max(row.load_queue_s(now) + load_s, wait_s) + prefill_s, prefill_s, load_s, reason)
+    return Placement(row, COLD_START, row.starts_cold_in_s(load_s, now) + prefill_s, prefill_s, load_s, reason)
