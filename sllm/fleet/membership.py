@@ -135,13 +135,14 @@ class Membership:
         """Apply a report that is newer, by (incarnation, sequence), than the last one applied. Returns the worker's row; None: the report was refused."""
         row = self.fleet.rows.get(worker_id)
         standing = self.classify(row, incarnation, sequence, now)
-        if row is not None and standing in REFUSED:
-            self._refuse(worker_id, standing)
-            if standing == OLD_INCARNATION:
-                self._tell_displaced(row, incarnation, sequence, addr, now)
-            return None
-        if row is not None and standing == RENUMBERED:
-            row.sequence = sequence - 1
+        if standing != NEWER and row is not None:
+            if standing in REFUSED:
+                self._refuse(worker_id, standing)
+                if standing == OLD_INCARNATION:
+                    self._tell_displaced(row, incarnation, sequence, addr, now)
+                return None
+            if standing == RENUMBERED:
+                row.sequence = sequence - 1
         if row is None or report.hardware != row.kind.hardware.name:
             row = self._fit_in(worker_id, row, report, now)
             if row is None:
