@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from config import Config
 from experiments.strangers import ADDRESS, Strangers
-from sllm.fleet.table import SUSPECT
+from sllm.fleet.states import SUSPECT
 from sllm.observe.report.json import to_json
 from sllm.observe.results import ReportFigures, without_wall
 from sllm.protocol.limits import REPORT_INTERVAL_MAX_S

@@ -10,11 +10,11 @@ import pytest
 from simulated import Fleet
 
 from client import Client
-from sllm.protocol.capabilities import CarriesRequests, HasEngine, ReportsLoad, TracksWorkers, capable
+from sllm.protocol.capabilities import CarriesRequests, HasEngine, MadeOfParts, ReportsLoad, TracksWorkers, capable
 from sllm.protocol.node import Node
 
 ROOT = Path(__file__).parent.parent
-CAPABILITIES = (CarriesRequests, HasEngine, ReportsLoad, TracksWorkers)
+CAPABILITIES = (CarriesRequests, HasEngine, MadeOfParts, ReportsLoad, TracksWorkers)
 FOR_ANY_ROLE = sorted([*ROOT.glob("sllm/verify/*.py"), *ROOT.glob("sllm/observe/*.py")])
 REFLECTING = {  # what is looked up by name there, and is no attribute of a role
     "sllm/verify/world.py": {"owner", "base"},  # every table that an object has
@@ -27,7 +27,7 @@ def test_each_role_has_its_capabilities() -> None:
     fleet = Fleet(1, check=False)
     coordinator, worker, client = (fleet.world.hosts[name].node for name in ("coordinator", "worker-1", "client"))
     have = {node: [capability for capability in CAPABILITIES if capable(node, capability) is node] for node in (coordinator, worker, client)}
-    assert have == {coordinator: [TracksWorkers], worker: [HasEngine, ReportsLoad], client: [CarriesRequests]}
+    assert have == {coordinator: [MadeOfParts, TracksWorkers], worker: [HasEngine, ReportsLoad], client: [CarriesRequests]}
     assert [capable(Node("n", 1), capability) for capability in CAPABILITIES] == [None] * len(CAPABILITIES)
     assert capable(None, TracksWorkers) is None
 

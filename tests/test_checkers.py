@@ -15,11 +15,13 @@ from client import Client, Pending
 from coordinator import Coordinator
 from sllm import verify
 from sllm.fleet.ledger import Ledger
+from sllm.fleet.membership import Membership
 from sllm.fleet.table import Fleet as Table
 from sllm.protocol.bus import EventBus
 from sllm.protocol.events import RequestCompleted, RequestSent, WorkerStateChanged
 from sllm.protocol.messages import READY, Address, AnyEnvelope, Envelope, InferenceRequest, InferenceResponse, LoadReport, Message, ReportAck, ScheduleError
 from sllm.protocol.node import Judge, Node
+from sllm.routing.router import Router
 from sllm.verify.all import Checkers, InvariantViolation, list_checkers
 from sllm.verify.world import BoundedMemory
 from sllm.virtual.faults import load_schedule
@@ -73,17 +75,10 @@ class AcceptsZombies(Coordinator):
         super()._on_report(envelope, addr, now)
 
 
-class ForgetsTooEarly(Coordinator):
-    """Takes a life for over after half of the timeout."""
-
-    def _timeout_s(self, row: Any) -> float:
-        return super()._timeout_s(row) / 2.0
-
-
 class CountsTwice(Coordinator):
     def _on_report(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         super()._on_report(envelope, addr, now)
-        self.reports_accepted += 1
+        self.membership.accepted += 1
 
 
 class DropsReports(Coordinator):
@@ -92,11 +87,6 @@ class DropsReports(Coordinator):
     def _on_report(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         if envelope.sequence % 10 != 7:
             super()._on_report(envelope, addr, now)
-
-
-class KeepsDecisions(Coordinator):
-    def _drop_old_decisions(self, now: float) -> None:
-        pass
 
 
 class CompletesTwice(Client):
@@ -292,7 +282,7 @@ def test_a_planted_bug_is_caught_by_the_checker_responsible(
 
 @pytest.mark.parametrize(("report_interval_s", "timeout_s"), [(1.0, 10.0), (15.0, 45.0)])
 def test_a_life_with_a_lower_incarnation_is_right_once_the_known_one_has_been_silent_for_the_timeout(report_interval_s: float, timeout_s: float) -> None:
-    fleet = set_back(Coordinator, report_interval_s, timeout_s)
+    fleet = set_back(report_interval_s, timeout_s)
     row, node = fleet.coordinator.fleet.rows["worker-1"], fleet.world.hosts["worker-1"].node
     assert node is not None
     assert (row.state, row.incarnation) == (READY, node.incarnation)
@@ -300,15 +290,17 @@ def test_a_life_with_a_lower_incarnation_is_right_once_the_known_one_has_been_si
 
 
 @pytest.mark.parametrize(("report_interval_s", "timeout_s"), [(1.0, 10.0), (15.0, 45.0)])
-def test_a_life_with_a_lower_incarnation_is_wrong_before_that(report_interval_s: float, timeout_s: float) -> None:
+def test_a_life_with_a_lower_incarnation_is_wrong_before_that(report_interval_s: float, timeout_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Membership.timeout_s
+    monkeypatch.setattr(Membership, "timeout_s", lambda self, row: original(self, row) / 2.0)
     with pytest.raises(InvariantViolation, match=r"worker-1 went from .* and had been silent for") as caught:
-        set_back(ForgetsTooEarly, report_interval_s, timeout_s)
+        set_back(report_interval_s, timeout_s)
     assert caught.value.checker == "member-order"
 
 
-def set_back(kind: type[Coordinator], report_interval_s: float, timeout_s: float) -> Fleet:
+def set_back(report_interval_s: float, timeout_s: float) -> Fleet:
     """A worker's clock is ahead, its next life begins, and the one after that begins with a clock that is behind, in less than the timeout."""
-    fleet = Fleet(1, workers=2, rate_per_s=0.1, duration_s=0.0, coordinator_kind=kind, check=("member-order",), report_interval_s=report_interval_s)
+    fleet = Fleet(1, workers=2, rate_per_s=0.1, duration_s=0.0, check=("member-order",), report_interval_s=report_interval_s)
     world, host = fleet.world, fleet.world.hosts["worker-1"]
     world.call_at(3.0, lambda: (host.jump_wall_clock(25.0), host.restart()))
     world.call_at(5.0, lambda: (host.crash(), host.jump_wall_clock(-50.0)))
@@ -322,13 +314,14 @@ def test_a_table_that_only_grows_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(BoundedMemory, "SLACK", 60)
     monkeypatch.setattr(BoundedMemory, "PER_HOST", 4)
 
-    def idle_after_a_burst(kind: type[Coordinator]) -> None:
-        fleet = Fleet(1, rate_per_s=20.0, duration_s=20.0, coordinator_kind=kind, check=("bounded-memory",))
+    def idle_after_a_burst() -> None:
+        fleet = Fleet(1, rate_per_s=20.0, duration_s=20.0, check=("bounded-memory",))
         fleet.world.run(720.0)
 
-    idle_after_a_burst(Coordinator)
-    with pytest.raises(InvariantViolation, match=r"coordinator: KeepsDecisions\._decisions has \d+ entries"):
-        idle_after_a_burst(KeepsDecisions)
+    idle_after_a_burst()
+    monkeypatch.setattr(Router, "tick", lambda self, now: None)
+    with pytest.raises(InvariantViolation, match=r"coordinator: Router\._decisions has \d+ entries"):
+        idle_after_a_burst()
 
 
 # --- the pieces ---------------------------------------------------------------------------------------------------------------------

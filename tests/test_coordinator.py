@@ -10,7 +10,8 @@ import pytest
 from roles import CATALOG, MODEL, Talk, ask, configuration, coordinator, report
 
 from coordinator import Coordinator
-from sllm.fleet.table import CLIENTS_MAX, DEAD, LEFT, NEW, STATES, SUSPECT, TRANSITIONS
+from sllm.fleet.row import CLIENTS_MAX
+from sllm.fleet.states import DEAD, LEFT, NEW, STATES, SUSPECT, TRANSITIONS
 from sllm.models import cost
 from sllm.models.catalogue import Catalog
 from sllm.models.model import DISK
@@ -162,6 +163,16 @@ def test_a_fleet_that_started_together_is_not_acknowledged_all_at_once() -> None
         for number in range(40):
             talk.say(f"w{number}", report(), 1.0 + sequence, incarnation=1000 + number, sequence=sequence)
         assert len(talk.heard(ReportAck)) == (40 if sequence == 1 else 10)
+
+
+def test_a_life_that_begins_anew_with_the_wall_clock_is_the_one_that_dispatches() -> None:
+    node, talk = coordinator()
+    node.incarnation = node.fleet.epoch = int(1e12)  # of a clock a quarter of an hour ahead
+    node.set_wall_clock(0.0, 1.0)
+    talk.say("w", report(), 1.0)
+    talk.say("c", ask(), 1.0)
+    (answer,) = talk.heard(ScheduleResponse)
+    assert (node.incarnation, answer.dispatch.epoch) == (10**9, 10**9)
 
 
 def test_unknown_hardware_is_counted() -> None:
@@ -390,7 +401,7 @@ def test_old_answers_are_dropped() -> None:
         talk.say("a", report(), float(second))
         talk.say("c", ask(f"r{second}"), float(second))
         talk.run_to(float(second))
-    assert len(node._decisions) <= 11
+    assert len(node.router._decisions) <= 11
 
 
 # --- estimates, and what cannot be placed ---------------------------------------------------------------------------------------------------

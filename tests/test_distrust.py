@@ -16,7 +16,8 @@ from sllm.engine import LlmEngine
 from sllm.fleet import table
 from sllm.fleet.index import Bag
 from sllm.fleet.ledger import Entry, Ledger
-from sllm.fleet.table import ALLOWANCES, EXPIRED_MAX, NEWCOMER, PROVEN
+from sllm.fleet.row import ALLOWANCES, NEWCOMER, PROVEN
+from sllm.fleet.table import EXPIRED_MAX
 from sllm.live.sockets import local_address
 from sllm.models.catalogue import Catalog
 from sllm.placement.registry import policies
@@ -253,7 +254,7 @@ def test_newcomers_that_leave_at_once_leave_nothing_behind() -> None:
     for number in range(1000):
         talk.say(f"n{number}", report(state=STOPPED), 1.0)
     assert len(node.fleet) == len(node.fleet.gone) + 1 == 5
-    assert sum(len(slot) for slot in node._silence._slots.values()) == 1
+    assert sum(len(slot) for slot in node.membership._silence._slots.values()) == 1
     assert sum(node.fleet.states.values()) == 5
 
 
@@ -316,7 +317,7 @@ def test_names_that_all_change_with_every_report_cost_what_they_are(monkeypatch:
     def cost(count: int) -> tuple[int, int]:
         """(names looked at, rows put into an index or taken out) of a report with so many others than the last."""
         moved = 0
-        fleet = table.Fleet(frozenset(names))
+        fleet = table.Fleet(frozenset(names), 1)
         row = fleet.admit("w", CATALOG.get_hardware("h100-80g"), report(gpu_models=names[:count], host_models=names[:count]))
         fleet.step(row, READY)
 
@@ -329,7 +330,7 @@ def test_names_that_all_change_with_every_report_cost_what_they_are(monkeypatch:
             plain = getattr(Bag, what)
             monkeypatch.setattr(Bag, what, lambda self, one, plain=plain: counted(self, one, plain))
         Name.looked = 0
-        fleet.apply(row, 1, 2, report(gpu_models=names[500 : 500 + count], host_models=names[500 : 500 + count]), 1, 1.0)
+        fleet.apply(row, 1, 2, report(gpu_models=names[500 : 500 + count], host_models=names[500 : 500 + count]), 1.0)
         looked = Name.looked
         monkeypatch.undo()
         return looked, moved
@@ -407,7 +408,7 @@ def test_a_report_replayed_from_elsewhere_after_a_restart_moves_no_worker() -> N
 
 
 def test_placements_that_are_kept_to_be_said_again_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coordinator.DECISIONS_MAX", 3)
+    monkeypatch.setattr("sllm.routing.router.DECISIONS_MAX", 3)
     node, talk = coordinator()
     talk.say("w", report(), 1.0)
     placed(talk, 20, 1.1)

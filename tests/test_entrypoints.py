@@ -536,12 +536,13 @@ def test_keys_are_taken_over_without_a_restart(bench: Bench, tmp_path: Path) -> 
 
 def test_an_exception_in_a_role_is_logged_with_its_stack_and_ends_nobody(bench: Bench) -> None:
     code = (
-        "import coordinator, entrypoint_coordinator, sys\n"
-        "decide, calls = coordinator.Coordinator._decide, []\n"
+        "import entrypoint_coordinator, sys\n"
+        "from sllm.routing.router import Router\n"
+        "place, calls = Router.place, []\n"
         "def broken(self, request, now):\n"
         "    calls.append(now)\n"
-        "    return decide(self, request, now) if len(calls) > 3 else 1 // 0\n"
-        "coordinator.Coordinator._decide = broken\n"
+        "    return place(self, request, now) if len(calls) > 3 else 1 // 0\n"
+        "Router.place = broken\n"
         "sys.exit(entrypoint_coordinator.main([]))\n"
     )
     coordinator = bench.start("coordinator", code=code, COORDINATOR_PORT="0")

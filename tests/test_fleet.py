@@ -11,7 +11,8 @@ from roles import CATALOG, report
 
 from sllm.fleet.index import HEAP_SLACK, Bag, Levels, sample_all
 from sllm.fleet.ledger import Entry
-from sllm.fleet.table import Fleet, Kind, Row
+from sllm.fleet.row import Kind, Row
+from sllm.fleet.table import Fleet
 from sllm.protocol.messages import READY
 
 NAMES = CATALOG.names[:4]
@@ -70,7 +71,7 @@ STEPS = st.lists(
 @settings(deadline=None)
 @given(STEPS)
 def test_the_indexes_are_what_a_scan_would_find(steps: list[tuple[str, int, object]]) -> None:
-    fleet = Fleet(CATALOG.models)
+    fleet = Fleet(CATALOG.models, EPOCH)
     for now, (what, which, detail) in enumerate(steps):
         one = row(fleet, f"w{which}")
         if what == "report":
@@ -79,11 +80,11 @@ def test_the_indexes_are_what_a_scan_would_find(steps: list[tuple[str, int, obje
             message = report(
                 gpu_models=gpu, host_models=host, loading=loading, running=running, waiting=waiting, epoch=EPOCH, dispatch_high=high, dispatch_missing=(2,)
             )
-            fleet.apply(one, 1, one.sequence + 1, message, EPOCH, float(now))
+            fleet.apply(one, 1, one.sequence + 1, message, float(now))
             fleet.step(one, READY)
         elif what == "dispatch" and one.state == READY:
             name, load_s, kv_gb = detail  # type: ignore[misc]
-            fleet.dispatch(one, Entry("r", name, 1.0, load_s, kv_gb * 10**9, float(now), 100.0), EPOCH)
+            fleet.dispatch(one, Entry("r", name, 1.0, load_s, kv_gb * 10**9, float(now), 100.0))
         elif what == "refit":
             fleet.refit(one, CATALOG.get_hardware("a5000-24g") if detail else H100)
         elif what == "release":
@@ -94,10 +95,10 @@ def test_the_indexes_are_what_a_scan_would_find(steps: list[tuple[str, int, obje
 
 
 def test_a_huge_number_in_a_report_costs_nothing() -> None:
-    fleet = Fleet(CATALOG.models)
+    fleet = Fleet(CATALOG.models, EPOCH)
     for name, running in (("a", 1 << 60), ("b", 1 << 61), ("c", 3)):
         one = row(fleet, name)
-        fleet.apply(one, 1, 1, report(running=running, blocked=running), EPOCH, 0.0)
+        fleet.apply(one, 1, 1, report(running=running, blocked=running), 0.0)
         fleet.step(one, READY)
         check(fleet)
     (kind,) = fleet.kinds.values()
@@ -108,7 +109,7 @@ def test_a_huge_number_in_a_report_costs_nothing() -> None:
 
 
 def test_levels_cost_by_who_stands_on_them_not_by_how_high_they_are_nor_by_how_often_somebody_came_and_went() -> None:
-    fleet = Fleet(CATALOG.models)
+    fleet = Fleet(CATALOG.models, EPOCH)
     low, high = row(fleet, "a"), row(fleet, "b")
     levels: Levels[Row] = Levels()
     levels.move(low, -1, 0)
@@ -128,9 +129,9 @@ def test_levels_cost_by_who_stands_on_them_not_by_how_high_they_are_nor_by_how_o
 
 
 def test_only_models_of_the_catalogue_are_indexed() -> None:
-    fleet = Fleet(CATALOG.models)
+    fleet = Fleet(CATALOG.models, EPOCH)
     one = row(fleet, "a")
-    fleet.apply(one, 1, 1, report(gpu_models=("made-up", NAMES[0]), host_models=("made-up-too",)), EPOCH, 0.0)
+    fleet.apply(one, 1, 1, report(gpu_models=("made-up", NAMES[0]), host_models=("made-up-too",)), 0.0)
     fleet.step(one, READY)
     assert (set(fleet.warm), set(fleet.hosted)) == ({NAMES[0]}, set())
     fleet.step(one, "silent")
@@ -138,35 +139,35 @@ def test_only_models_of_the_catalogue_are_indexed() -> None:
 
 
 def test_what_waits_for_the_end_of_a_round_does_not_make_later_dispatches_wait() -> None:
-    fleet = Fleet(CATALOG.models)
+    fleet = Fleet(CATALOG.models, EPOCH)
     one = row(fleet, "a")
-    fleet.apply(one, 1, 1, report(running=15, waiting=1), EPOCH, 0.0)
+    fleet.apply(one, 1, 1, report(running=15, waiting=1), 0.0)
     fleet.step(one, READY)
     for i in range(250):
         assert one.queued == max(0, 16 + i - 256)
-        fleet.dispatch(one, Entry("r", NAMES[0], 0.01, 0.0, 1000, 0.0, 100.0), EPOCH)
-    fleet.apply(one, 1, 2, report(running=15, waiting=9, blocked=9, wait_s=5.0, epoch=EPOCH, dispatch_high=240), EPOCH, 1.0)
+        fleet.dispatch(one, Entry("r", NAMES[0], 0.01, 0.0, 1000, 0.0, 100.0))
+    fleet.apply(one, 1, 2, report(running=15, waiting=9, blocked=9, wait_s=5.0, epoch=EPOCH, dispatch_high=240), 1.0)
     assert one.queued == 9 + 10
 
 
 def test_dispatches_that_memory_has_no_room_for_wait() -> None:
-    fleet = Fleet(CATALOG.models)
+    fleet = Fleet(CATALOG.models, EPOCH)
     one = row(fleet, "a")
-    fleet.apply(one, 1, 1, report(gpu_free_bytes=1000), EPOCH, 0.0)
+    fleet.apply(one, 1, 1, report(gpu_free_bytes=1000), 0.0)
     fleet.step(one, READY)
     for _ in range(4):
-        fleet.dispatch(one, Entry("r", NAMES[0], 0.01, 0.0, 400, 0.0, 100.0), EPOCH)
+        fleet.dispatch(one, Entry("r", NAMES[0], 0.01, 0.0, 400, 0.0, 100.0))
     assert one.queued == 2  # 600 bytes of 1600 are missing: more than one of the four, less than three
     assert not one.fits_now(1)
 
 
 def test_estimates_of_loads_are_what_a_queue_of_loads_takes() -> None:
-    fleet = Fleet(CATALOG.models)
+    fleet = Fleet(CATALOG.models, EPOCH)
     one = row(fleet, "a")
-    fleet.apply(one, 1, 1, report(gpu_models=(), load_queue_s=2.0, loading=((NAMES[3], 2.0),)), EPOCH, 0.0)
+    fleet.apply(one, 1, 1, report(gpu_models=(), load_queue_s=2.0, loading=((NAMES[3], 2.0),)), 0.0)
     fleet.step(one, READY)
     for name in NAMES[:3]:
-        fleet.dispatch(one, Entry("r", name, 0.1, 0.5, 0, 1.0, 100.0), EPOCH)
+        fleet.dispatch(one, Entry("r", name, 0.1, 0.5, 0, 1.0, 100.0))
     assert one.load_left_s(NAMES[3], 1.5) == 0.5
     assert [one.load_left_s(name, 1.5) for name in NAMES[:3]] == [1.0, 1.5, 2.0]
     assert one.load_queue_s(1.5) == 2.0
@@ -210,9 +211,9 @@ def test_a_sample_of_several_bags_is_uniform_over_all_of_them() -> None:
 
 
 def test_what_a_worker_had_goes_on_between_its_reports() -> None:
-    fleet = Fleet(CATALOG.models)
+    fleet = Fleet(CATALOG.models, EPOCH)
     one = row(fleet, "a")
-    fleet.apply(one, 1, 1, report(running=256, waiting=9, blocked=9, wait_s=2.0, left_s=5.0, round_s=0.02, kv_bytes=1000, gpu_free_bytes=0), EPOCH, 0.0)
+    fleet.apply(one, 1, 1, report(running=256, waiting=9, blocked=9, wait_s=2.0, left_s=5.0, round_s=0.02, kv_bytes=1000, gpu_free_bytes=0), 0.0)
     fleet.step(one, READY)
     assert (one.depth, one.queued, one.fits_now(500)) == (265, 9, False)
     assert not one.is_stale(1.0)

@@ -12,7 +12,6 @@ import pytest
 from roles import judged
 
 from config import Config
-from coordinator import Coordinator
 from experiments.harness import configuration, silent
 from sllm.live.clock import Clock
 from sllm.live.udp import TIMER_PAUSE_WALL_S, UdpDriver
@@ -22,6 +21,7 @@ from sllm.protocol.errors import UsageError
 from sllm.protocol.events import CoordinatorReady, Event, InternalErrorCaught
 from sllm.protocol.messages import Address, AnyEnvelope, Envelope, Progress
 from sllm.protocol.node import Codec, Judge, Node
+from sllm.routing.router import Router
 from sllm.run.live import LiveRun
 from sllm.run.virtual import VirtualRun
 
@@ -198,15 +198,15 @@ def config_of(**changes: Any) -> Config:
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coordinator whose first placement raises."""
-    decide, calls = Coordinator._decide, []
+    place, calls = Router.place, []
 
-    def _decide(self: Coordinator, request: Any, now: float) -> Any:
+    def broken_place(self: Router, request: Any, now: float) -> Any:
         calls.append(now)
         if len(calls) == 1:
             raise RuntimeError("half done")
-        return decide(self, request, now)
+        return place(self, request, now)
 
-    monkeypatch.setattr(Coordinator, "_decide", _decide)
+    monkeypatch.setattr(Router, "place", broken_place)
 
 
 @pytest.mark.usefixtures("broken")

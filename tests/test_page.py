@@ -18,7 +18,7 @@ from roles import tell
 from config import Config
 from coordinator import Coordinator
 from entrypoint_coordinator import CoordinatorPart
-from sllm.fleet.table import STATES
+from sllm.fleet.states import STATES
 from sllm.live.http import BadQuery, HttpServer, Site
 from sllm.observe import fleetview
 from sllm.observe.fleetview import FleetPicture, History, Photographer, cells_of, natural, page_of, walk

@@ -17,6 +17,7 @@ from experiments import simulate
 from experiments.draw import LIMITS_CATALOG, Bounds, draw_scenario, limit_requests
 from experiments.harness import Simulation, configuration
 from experiments.simulate import Outcome, main, run_seed
+from sllm.fleet.hold import Hold
 from sllm.fleet.ledger import Ledger
 from sllm.fleet.table import Fleet
 from sllm.models.catalogue import Catalog
@@ -188,7 +189,7 @@ def count_twice(patch: pytest.MonkeyPatch) -> None:
 
     def on_report(self: Coordinator, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         original(self, envelope, addr, now)
-        self.reports_accepted += 1
+        self.membership.accepted += 1
 
     patch.setattr(Coordinator, "_on_report", on_report)
 
@@ -267,13 +268,13 @@ def guard_for_ever(patch: pytest.MonkeyPatch) -> None:
 
 def hold_for_ever(patch: pytest.MonkeyPatch) -> None:
     """Nobody is declared dead while most of the fleet is silent, be it for good."""
-    original: Callable[..., None] = Coordinator._hold_or_resume
+    original: Callable[..., bool] = Hold.look
 
-    def hold_or_resume(self: Coordinator, overdue: list[Any], now: float) -> None:
-        self._held_since = math.inf
-        original(self, overdue, now)
+    def look(self: Hold, silent: int, members: int, now: float) -> bool:
+        self._since = math.inf
+        return original(self, silent, members, now)
 
-    patch.setattr(Coordinator, "_hold_or_resume", hold_or_resume)
+    patch.setattr(Hold, "look", look)
 
 
 class TrueCosts(EngineCosts):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from roles import changed, coordinator
 from wire_samples import CODEC, ENVELOPES, KEY, OTHER_KEY, SAMPLES, envelope
 
+from sllm.fleet import membership
 from sllm.protocol.limits import DATAGRAM_MAX_BYTES
 from sllm.protocol.messages import MESSAGES, Envelope, LoadReport, Message, ReportAck
 from sllm.protocol.node import Rejected
@@ -208,24 +209,27 @@ def test_two_versions_refuse_each_other_in_both_orders() -> None:
 
 
 def reason_in(node: ast.AST) -> ast.AST | None:
-    """The expression of a reason in a piece of code: what is counted under a name, handed to `refuse` or `_refuse_report`, or called the reason."""
+    """The expression of a reason in a piece of code: what is counted under a name, handed to `refuse` or `_refuse`, or called the reason."""
     match node:
-        case ast.Subscript(value=ast.Attribute(attr="rejected" | "reports_rejected")):
+        case ast.Subscript(value=ast.Attribute(attr="rejected")):
             return node.slice
         case ast.Call(func=ast.Attribute(attr="refuse"), args=[_, reason, _]):
             return reason
-        case ast.Call(func=ast.Attribute(attr="_refuse_report"), args=[_, reason]):
+        case ast.Call(func=ast.Attribute(attr="_refuse"), args=[_, reason]):
             return reason
         case ast.Assign(targets=[ast.Name(id="reason")]):
             return node.value
     return None
 
 
+PLACES = ("sllm/protocol/node.py", "sllm/protocol/replay.py", "sllm/fleet/membership.py", "coordinator.py", "worker.py", "client.py")  # that refuse
+
+
 def reasons_in_the_code() -> set[str]:
-    """Why messages are refused: what the codec lists, what roles count, and what their judges return."""
-    found = set(reasons())
-    for path in (ROOT / "sllm/protocol/node.py", ROOT / "sllm/protocol/replay.py", *(ROOT / f"{role}.py" for role in ("coordinator", "worker", "client"))):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+    """Why messages are refused: what the codec lists, what roles and their parts count, and what their judges return."""
+    found = {*reasons(), *membership.REFUSED}
+    for path in PLACES:
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         judges = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith(("judge", "admit"))]
         said = [reason_in(node) for node in ast.walk(tree)]
         said += [node.value for judge in judges for node in ast.walk(judge) if isinstance(node, ast.Return)]

@@ -1,1 +1,1 @@
-"""What a coordinator keeps of its workers."""
+"""The workers known to a node: who they are, what they said, and what was sent to them since."""

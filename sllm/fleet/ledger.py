@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 from sllm.protocol.limits import MISSING_MAX, NUMBER_MAX
 from sllm.protocol.record import Record
 
-JUMP_MAX = 1 << 32  # dispatches lost in a row: a number further ahead than that is none of the coordinator's
+JUMP_MAX = 1 << 32  # dispatches lost in a row; a number further ahead is none that the coordinator has given
 
 
 class Entry(Record):
@@ -25,13 +25,13 @@ class Entry(Record):
         self.request_id = request_id
         self.model = model
         self.prefill_s = prefill_s  # what the request adds to the worker's wait
-        self.load_s = load_s  # of its own cold start, without the loads before it; 0.0: the model is there or on its way
-        self.kv_bytes = kv_bytes  # KV cache that the request may need in all
-        self.at = at  # when it was sent
-        self.service_s = service_s  # estimate: from the begin of its prefill to its last token
+        self.load_s = load_s  # of the request's own cold start, without the loads before it; 0.0: the model is there or on its way
+        self.kv_bytes = kv_bytes  # most KV cache that the request may need
+        self.at = at  # when the dispatch was sent, absolute seconds
+        self.service_s = service_s  # estimate of the time from the start of the prefill to the last token
 
 
-NO_ENTRIES: dict[int, Entry] = {}  # of a ledger in which nothing is, as most are most of the time; shared, never filled
+NO_ENTRIES: dict[int, Entry] = {}  # of an empty ledger, as most ledgers are most of the time: one for all of them, never filled
 
 
 class Ledger:
@@ -45,14 +45,14 @@ class Ledger:
 
     def __init__(self) -> None:
         self.next_number = 1
-        self._first = 1  # entries with lower numbers are acknowledged by none: they end by time
+        self._first = 1  # entries with lower numbers are acknowledged by no report: they end by time
         self.entries: dict[int, Entry] = NO_ENTRIES  # by number, so in order of time
         self.loads: dict[int, Entry] | None = None  # those entries that start a cold start; None: there are none
         self.live = 0  # entries that are not over yet
-        self.kv_bytes = 0  # of those
-        self.begins_at = 0.0  # absolute seconds
-        self._ends: list[tuple[float, int]] | None = None  # heap of (when an entry is over, its number), of released ones too; None: there is none
-        self._ended: set[int] | None = None  # entries that are over, likewise
+        self.kv_bytes = 0  # of the entries that are not over yet
+        self.begins_at = 0.0  # when a request sent now would begin, absolute seconds
+        self._ends: list[tuple[float, int]] | None = None  # heap of (when an entry is over, number), with those of released entries; None: empty
+        self._ended: set[int] | None = None  # numbers of entries that are over and not released; None: empty
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -61,7 +61,7 @@ class Ledger:
         """Note a dispatch; returns its number."""
         number = self.next_number
         self.next_number = number + 1
-        if self.entries is NO_ENTRIES:
+        if not self.entries:  # `NO_ENTRIES`, which is never filled
             self.entries = {}
         self.entries[number] = entry
         self.live += 1
@@ -78,12 +78,12 @@ class Ledger:
         return number
 
     def number_from(self, number: int) -> None:
-        """Give this number to the next dispatch; unless it is too high to go on from."""
+        """Give this number to the next dispatch, unless the number is too high to go on from."""
         if number <= NUMBER_MAX // 2:
             self.next_number = self._first = number
 
     def settle(self, now: float) -> None:
-        """Count those out that are over by now."""
+        """Count the entries out that are over by now."""
         ends = self._ends
         while ends and ends[0][0] <= now:
             number = heappop(ends)[1]
@@ -96,7 +96,7 @@ class Ledger:
                 self.kv_bytes -= entry.kv_bytes
 
     def rebase(self, begins_at: float) -> None:
-        """A report says when a request would begin that is sent after all that the report has counted in; what is left here comes on top."""
+        """A report says when a request would begin at the worker; the entries that the report has not counted in come before a request sent now."""
         for entry in self.entries.values():
             begins_at = max(begins_at, entry.at) + entry.prefill_s
         self.begins_at = begins_at
@@ -121,14 +121,14 @@ class Ledger:
     def acknowledge(self, high: int, missing: tuple[int, ...]) -> bool:
         """Release every entry that a report with this highest number has counted in: all up to it but the missing ones. True if any was released.
 
-        A number that was never given out acknowledges nothing: somebody else has told it the worker, or the worker invents it. Numbers go on from there, for
-        the worker takes lower ones for old; what is under way can be acknowledged no more.
+        A number that was never given out acknowledges nothing: somebody else has told the worker that number, or the worker invents it. Numbers go on from
+        there, because the worker takes lower ones for old; entries under way can be acknowledged no more.
         """
         if high >= self.next_number:
             self.number_from(high + 1)
             return False
         arrived = []
-        for number in self.entries:  # in order: the cost does not grow with what was sent after `high`
+        for number in self.entries:  # rising: the cost does not grow with the dispatches sent after `high`
             if number > high:
                 break
             if number >= self._first and number not in missing:
@@ -149,13 +149,13 @@ class Ledger:
         return lost
 
     def renew(self) -> None:
-        """The worker has a new life, which takes no number that is too high for a first one."""
+        """The worker has a new life, which takes no first number that is more than `JUMP_MAX`."""
         self.clear()
         if self.next_number > JUMP_MAX:
             self.next_number = self._first = 1
 
     def clear(self) -> None:
-        """Forget every entry (the worker's life they were sent to is over); numbers go on growing."""
+        """Forget every entry, because the life of the worker to which they were sent is over; numbers go on growing."""
         self.entries = NO_ENTRIES
         self.loads = self._ends = self._ended = None
         self.live = self.kv_bytes = 0
@@ -181,7 +181,7 @@ class Receipts:
         self.missing: tuple[int, ...] = ()  # below `high`, rising, at most MISSING_MAX
 
     def note(self, epoch: int, number: int) -> None:
-        """A dispatch arrived. One of an earlier life of the coordinator says nothing to the present one, nor does one that the coordinator cannot have sent."""
+        """A dispatch arrived. A dispatch of an earlier life of the coordinator counts for nothing, nor does one that the coordinator cannot have sent."""
         if epoch < self.epoch:
             return
         if epoch > self.epoch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sllm.fleet.table import STATES
+from sllm.fleet.states import STATES
 from sllm.live.bridge import Answer
 from sllm.observe.fleetview import FleetPicture, History, Photographer, cells_of, page_of, summary_of
 from sllm.observe.metrics import CoordinatorMetrics

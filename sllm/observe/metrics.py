@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sllm import __version__
-from sllm.fleet.table import DEAD
+from sllm.fleet.states import DEAD
 from sllm.observe.causes import REFUSALS
 from sllm.protocol import events
 from sllm.protocol.bus import Handler

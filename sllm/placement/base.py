@@ -12,7 +12,8 @@ from random import Random
 from typing import ClassVar, Protocol
 
 from sllm.fleet.index import Bag, sample_all
-from sllm.fleet.table import DOUBTFUL, NEWCOMER, PROVEN, Fleet, Kind, Row, band_of
+from sllm.fleet.row import DOUBTFUL, NEWCOMER, PROVEN, Kind, Row, band_of
+from sllm.fleet.table import Fleet
 from sllm.models.model import Hardware, Model
 from sllm.protocol.messages import COLD_START, HIGH, LOW, SERVE
 from sllm.protocol.record import Record
@@ -53,14 +54,14 @@ class Query(Record):
         self.model = model
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
-        self.kv_bytes = kv_bytes  # that prompt and output may need
+        self.kv_bytes = kv_bytes  # most KV cache that prompt and output may need
         self.priority = priority
         self.exclude = exclude
         self.kinds = kinds  # the hardware that can hold the request and has READY workers; never empty
         self.now = now
         self.rng = rng
-        self.trust = trust  # of the most trusted of those workers that was not excluded: the others get little (`sllm.fleet.table`) ...
-        self.again = again  # ... and nothing of a request that has failed before
+        self.trust = trust  # trust of the most trusted worker of `kinds` that is not excluded; workers trusted less get little (`sllm.fleet.row`)
+        self.again = again  # the request has failed before: workers trusted less get nothing of it
 
 
 class Placement(Record):
@@ -74,7 +75,7 @@ class Placement(Record):
         self.action = action
         self.eta_s = eta_s  # estimated time to first token
         self.prefill_s = prefill_s  # what the request adds to the worker's wait
-        self.load_s = load_s  # of its own cold start, without the loads before it; 0.0 for SERVE
+        self.load_s = load_s  # of the request's own cold start, without the loads before it; 0.0 for SERVE
         self.reason = reason
 
 
@@ -90,7 +91,7 @@ class FleetView:
         self._queued_normal = queue_threshold
 
     def queued_max(self, query: Query) -> int:
-        """A worker on which so many requests wait for a place gets none of this priority."""
+        """How many requests wait for a place on a worker that gets no more of this priority."""
         return self._queued_max.get(query.priority, self._queued_normal)
 
     def admits(self, row: Row, query: Query) -> bool:
@@ -108,7 +109,7 @@ class FleetView:
 
     @staticmethod
     def _trusts(row: Row, query: Query) -> bool:
-        """A worker that is not proven may be given the request. One that failed before goes to nobody who owes us a first acknowledgement."""
+        """A worker that is not proven may be given the request. A request that failed before goes to no worker that owes a first acknowledgement."""
         if query.again:
             return row.trust >= query.trust and not row.ledger.entries
         return row.trust >= query.trust or row.has_allowance
@@ -117,11 +118,11 @@ class FleetView:
         return [row for row in rows if self.admits(row, query)]
 
     def is_crowded(self, row: Row, query: Query) -> bool:
-        """The worker's KV cache is nearly full, or has no room for the request now: it would wait for others to finish."""
+        """The worker's KV cache is nearly full, or has no room for the request now: the request would wait for others to finish."""
         return row.kv_used() > self._memory_threshold or not row.fits_now(query.kv_bytes)
 
     def warm(self, model: Model) -> Bag[Row]:
-        """READY workers that have the model on the GPU, are loading it, or are about to."""
+        """READY workers that have the model on the GPU, are loading it, or are about to load it."""
         return self._fleet.warm.get(model.name, _NOBODY)
 
     def hosted(self, model: Model) -> Bag[Row]:
@@ -145,7 +146,7 @@ class FleetView:
         return sample_all([kind.ready for kind in query.kinds], count, query.rng)
 
     def sample_least_loaded(self, count: int, query: Query) -> list[Row]:
-        """Of those with the fewest requests running, waiting or in flight, `count` at random."""
+        """`count` at random of the workers with the fewest requests running, waiting or in flight."""
         levels = [kind.by_depth.lowest() for kind in query.kinds]
         low = min(level for level, _ in levels)
         return sample_all([bag for level, bag in levels if level == low], count, query.rng)
@@ -194,9 +195,9 @@ class Policy(ABC):
 def placed_on(row: Row, query: Query, fleet: FleetView, reason: str) -> Placement:
     """The placement on a worker chosen without regard to cost: SERVE if the model is there or coming, else COLD_START."""
     costs, model, now = fleet.costs, query.model, query.now
-    prefill_s, wait_s = costs.prefill_s(model, row.hardware, query.prompt_tokens), row.wait_s(now)
-    left_s = row.load_left_s(model.name, now)
-    if left_s is not None:
-        return Placement(row, SERVE, max(left_s, wait_s) + prefill_s, prefill_s, 0.0, reason)
+    prefill_s = costs.prefill_s(model, row.hardware, query.prompt_tokens)
+    starts_in_s = row.starts_in_s(model.name, now)
+    if starts_in_s is not None:
+        return Placement(row, SERVE, starts_in_s + prefill_s, prefill_s, 0.0, reason)
     load_s = costs.load_s(model, row.hardware, costs.tier(model, row))
-    return Placement(row, COLD_START, max(row.load_queue_s(now) + load_s, wait_s) + prefill_s, prefill_s, load_s, reason)
+    return Placement(row, COLD_START, row.starts_cold_in_s(load_s, now) + prefill_s, prefill_s, load_s, reason)

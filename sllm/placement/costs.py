@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sllm.fleet.table import Row
+from sllm.fleet.row import Row
 from sllm.models.cost import load_s, step_cost, step_s
 from sllm.models.model import DISK, HOST, REMOTE, Hardware, Model, StepCost
 from sllm.placement.base import Costs

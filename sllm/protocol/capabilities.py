@@ -69,6 +69,16 @@ class ReportsLoad(Protocol):
 
 
 @runtime_checkable
+class MadeOfParts(Protocol):
+    """A node that keeps tables in parts of its own, such as a coordinator."""
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """The parts that keep tables."""
+        ...
+
+
+@runtime_checkable
 class TracksWorkers(Protocol):
     """A node that hears load reports and keeps a table of workers (`sllm.fleet.table.Fleet`), such as a coordinator."""
 

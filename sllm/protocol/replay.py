@@ -58,6 +58,9 @@ class Senders:
     def __init__(self) -> None:
         self._windows: Recent[str, ReplayWindow] = Recent()
 
+    def __len__(self) -> int:
+        return len(self._windows)
+
     def admit(self, sender_id: str, incarnation: int, sequence: int, now: float, life_timeout_s: float) -> str:
         """Take the number of a fresh message; returns why it is refused ("old_incarnation", "replayed"), or ""."""
         window = self._windows.new.get(sender_id)

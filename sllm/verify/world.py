@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from sllm.protocol.bus import Handler
-from sllm.protocol.capabilities import CarriesRequests, HasEngine, ReportsLoad, TracksWorkers, capable
+from sllm.protocol.capabilities import CarriesRequests, HasEngine, MadeOfParts, ReportsLoad, TracksWorkers, capable
 from sllm.protocol.events import RequestSent
 from sllm.protocol.messages import LoadReport
 from sllm.protocol.node import Node
@@ -126,9 +126,9 @@ class BoundedMemory(Checker):
     PER_REQUEST = 4
     EVERY = 20  # inspections: growth is slow, and looking at every table is not cheap
     KEEP_S = 600.0  # nothing about a request is kept longer than this, but in tables with a cap of their own:
-    CAPS: ClassVar[dict[str, int]] = {"_guard": GUARDED_MAX, "_finished": 50_000}
+    CAPS: ClassVar[dict[str, int]] = {"_replay": GUARDED_MAX, "_finished": 50_000}
 
-    NESTED: ClassVar[frozenset[str]] = frozenset({"_guard"})  # dictionaries of tables: each of those is looked at
+    NESTED: ClassVar[frozenset[str]] = frozenset({"_replay"})  # dictionaries of tables: each of those is looked at
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -168,7 +168,7 @@ class BoundedMemory(Checker):
             if isinstance(value, (dict, list, set, deque, Recent)):
                 tables: list[Any] = [value.new, value.old] if isinstance(value, Recent) else [value]
                 if isinstance(value, dict) and attribute in self.NESTED:
-                    tables += (table for recent in value.values() for table in (recent.new, recent.old))
+                    tables += value.values()
                 entries = max(map(len, tables))
                 if entries > max(limit, self.CAPS.get(attribute, 0)):
                     self.fail(f"{name}: {type(owner).__name__}.{attribute} has {entries} entries, more than the {limit} that can be accounted for")
@@ -178,8 +178,8 @@ def _owners(node: Node | None) -> list[Any]:
     """A node and those of its parts that keep tables."""
     if node is None:
         return []
-    tracker, server = capable(node, TracksWorkers), capable(node, HasEngine)
-    parts = [tracker.fleet] if tracker is not None else []
+    whole, server = capable(node, MadeOfParts), capable(node, HasEngine)
+    parts = whole.parts if whole is not None else ()
     return [node, *parts, server.engine] if server is not None else [node, *parts]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sllm.fleet.table import Row
+from sllm.fleet.row import Row
 from sllm.placement.base import FleetView, Placement, Policy, Query, placed_on
 
 

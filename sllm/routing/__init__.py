@@ -1,0 +1,1 @@
+"""From a question to a placement, over the table of workers."""
