@@ -1,10 +1,10 @@
-"""What must hold in every run, watched while it runs.
+"""All checkers of invariants, which watch every run.
 
-A checker sees events as they happen (O(1) each), looks at nodes now and then (a bounded number each time), and at all of them at the end. A checker knows
-nodes by their capabilities (`sllm.protocol.capabilities`), never by their class. What is broken raises InvariantViolation with the seed, the time and the last
-events; the same seed breaks again at the same moment.
+A checker handles events as they happen (O(1) each), inspects a bounded number of nodes at regular intervals, and inspects all nodes at the end. A checker
+knows nodes by their capabilities (`sllm.protocol.capabilities`), never by their class. A broken invariant raises InvariantViolation with the seed, the time
+and the last events; the same seed breaks the same invariant at the same moment.
 
-A new checker is a subclass of Checker with a name, in any file of this folder, which is listed to find it.
+A new checker is a subclass of Checker with a name, in any file of this folder; the checkers are found by listing the folder.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ class Checkers:
         return all(checker.at_rest for checker in self.all)
 
     def settle(self, within_s: float, grace_s: float, step_s: float = 1.0) -> float:
-        """The liveness phase, after the last arrival and fault: let time pass until nothing is open, then `grace_s` more, for the last reports and
-        acknowledgements (some report intervals), then the last look. Both times are those of the slowest clock. Something must come to an end every
-        `within_s`: workers that were given too much have much left to do, even work that their clients have given up. Returns how long the first part
-        took."""
+        """The liveness phase, after the last arrival and fault: run until no work is left, then `grace_s` longer for the last reports and acknowledgements
+        (some report intervals), then make the last inspection. Both times are by the slowest clock. InvariantViolation if nothing comes to an end for
+        `within_s`; the whole phase may take longer, because overloaded workers still do work that clients have given up. Returns the seconds until no work
+        was left."""
         world = self.context.world
         assert world is not None
         slowest = min((host.clock.rate for host in world.hosts.values() if host.clock.rate < 1.0 and not host.stands_still), default=1.0)

@@ -32,10 +32,10 @@ COMPLETED, FAILED, REJECTED, IN_FLIGHT = "completed", "failed", "rejected", "in_
 
 
 class RequestsCsv:
-    """Hears the events of a run and writes its requests, in the order in which they end.
+    """Writes the requests of a run, from its events, in the order in which requests end.
 
-    Opens its file at once, so that a path that cannot be written is a UsageError before the run. As a context manager it keeps what was written
-    however the run ends; the file gets its name when it is closed.
+    The file is opened at once, so that a path that cannot be written is a UsageError before the run. As a context manager `RequestsCsv` keeps the rows written
+    so far when the run ends in any way; the file gets its name when it is closed.
     """
 
     def __init__(self, path: str, flag: str = "--requests-csv") -> None:

@@ -1,7 +1,7 @@
-"""What a run writes: files that are there under their name only when they are complete, and standard output.
+"""Output files of a run, which appear under their names only when they are complete, and standard output.
 
-An output is opened before the run starts, so that a path that cannot be written is an error then. What goes wrong later (a full disk) does not end the run:
-the output is given up, and `commit` says why. A pipe that nobody reads any more is nobody's fault and no error.
+An output is opened before the run starts, so that a path that cannot be written is an error at the start. A later error (a full disk) does not end the run:
+the output is given up, and `commit` raises the error. A pipe that nobody reads any more is no error.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Snapshot(NamedTuple):
 class Progress:
     """Shows snapshots on a stream.
 
-    A driver asks `due()` as often as it likes, which costs a look at the clock, and hands in a snapshot if it is. `clock` gives wall seconds from any start.
-    As a context manager it leaves the terminal as it found it, however the run ends.
+    A driver calls `due()` as often as it likes, which only reads the clock, and hands in a snapshot if one is due. `clock` gives wall seconds from any origin.
+    As a context manager `Progress` restores the terminal when the run ends in any way.
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float], *, virtual: bool, quiet: bool = False, no_color: bool = False, dumb: bool = False) -> None:
