@@ -116,7 +116,7 @@ class Process:
 
 
 def wait_for(what: str, found: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
-    """The first true value that `find` returns. TimeoutError names the thing waited for."""
+    """The first true value that `found` returns. TimeoutError names the thing waited for."""
     until = time.monotonic() + within_s
     while not (result := found()):
         if time.monotonic() > until:
