@@ -1,1 +1,1 @@
-"""One benchmark a file; see README.md."""
+"""Benchmarks, one per file; see README.md."""

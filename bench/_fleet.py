@@ -1,4 +1,4 @@
-"""What the benchmarks share: a coordinator with a table full of workers, and how figures are printed."""
+"""Shared by the benchmarks: a coordinator with a table full of workers, and the printing of figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOURCE = ("10.0.0.1", 8000)
 
 
 def make_report(rng: Random, names: tuple[str, ...], sequence: int, held: tuple[str, ...]) -> LoadReport:
-    """A report of a worker that is about half busy; `sequence` only makes one differ from the last."""
+    """A report of a worker that is about half busy; `sequence` makes successive reports differ."""
     running = rng.randrange(8)
     return LoadReport(
         READY, "", 0, "h100-80g", 1000,
@@ -48,7 +48,7 @@ def make_coordinator(
 
 
 def drain(node: Coordinator) -> None:
-    """Throw away what the node has to say."""
+    """Throw away the node's outbox and events."""
     node.outbox.clear()
     node.events.clear()
 
@@ -60,7 +60,7 @@ def ask(node: Coordinator, number: int, model: str) -> AnyEnvelope:
 
 
 def show(what: str, figure: float, unit: str, budget: float, *, at_least: bool = False) -> bool:
-    """One line: what was measured, its budget, and whether it was kept."""
+    """One line: the figure, its budget, and whether the budget was kept."""
     kept = figure >= budget if at_least else figure <= budget
     print(f"{what:<72} {figure:>12,.2f} {unit:<22} {'at least' if at_least else 'at most'} {budget:>10,.2f}  {'ok' if kept else 'OVER'}", flush=True)
     return kept

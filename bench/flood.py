@@ -34,7 +34,7 @@ KINDS = ("garbage", "look-alikes", "replays")
 WORKERS = 20
 RATE_PER_S = 4.0  # of the honest client's requests
 PREPARED = 4096  # different datagrams of a flood, sent round and round
-RECORD_S = 4.0  # of the fleet's own talk before the flood: what a replay is made of. All of it is fresh until the flood is over
+RECORD_S = 4.0  # seconds of the fleet's own datagrams, recorded before the flood for replays; all are still fresh at the end of the flood
 PATIENCE_S = 60.0
 
 
@@ -42,11 +42,11 @@ class Outcome(NamedTuple):
     """One flood. Shares are parts of 1."""
 
     sent_per_s: float  # datagrams of the flood
-    cpu_us: float  # of the coordinator, for each datagram that it took from its socket: says the same on a machine that is busy with other things
-    honest: int  # reports that the workers sent meanwhile
-    applied: float  # share of them that the coordinator applied
-    suspected: int  # times that a worker which lived was taken for silent
-    dead: int  # and for dead
+    cpu_us: float  # CPU time of the coordinator per datagram taken from its socket, which does not depend on other work of the machine
+    honest: int  # reports that the workers sent during the flood
+    applied: float  # share of the honest reports that the coordinator applied
+    suspected: int  # times that a living worker became SUSPECT
+    dead: int  # times that a living worker became DEAD
     requests: int
     completed: int
 
@@ -68,7 +68,7 @@ def make_key(folder: Path) -> None:
 
 
 def serve_fleet(folder: Path, port: int) -> None:
-    """The workers, in one process; a line on stdin is answered with how many reports they have sent. What they say first is kept for a replay."""
+    """The workers, in one process; a line on stdin is answered with the number of reports sent so far. The first datagrams are kept for a replay."""
     from config import Config
     from sllm.live.clock import Clock
     from sllm.live.udp import UdpDriver
@@ -143,7 +143,7 @@ def prepare(kind: str, folder: Path) -> list[bytes]:
 
 
 def send_flood(kind: str, folder: Path, port: int, duration_s: float) -> None:
-    """Send until the time is over, and print how many."""
+    """Send until the time is over, and print the number of datagrams sent."""
     flood, sent = prepare(kind, folder), 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mouth:
         mouth.connect(("127.0.0.1", port))
@@ -210,7 +210,7 @@ class Stage:
         return next((int(line["udp"].rpartition(":")[2]) for line in self.lines("coordinator") if line["message"].endswith(" is up")), 0)
 
     def state(self) -> dict[str, Any]:
-        """What the coordinator says of itself; patient, as it may be busy."""
+        """The coordinator's answer over HTTP; tries for some time, because the coordinator may be busy."""
         until = time.monotonic() + PATIENCE_S
         while True:
             try:

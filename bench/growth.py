@@ -1,8 +1,8 @@
 """How the cost of a virtual run grows: ten times the requests, ten times the workers, and a large run's memory.
 
 Baseline: a run of 100 workers and 10,000 requests. Each run is a process of its own, so that its peak memory is its own. Ten times the requests come
-over ten times the time; ten times the workers once for the same requests, and once for ten times as many. What a request costs grows with the fleet only
-because a large one does not fit the processor's caches.
+over ten times the time; ten times the workers once for the same requests, and once for ten times as many. The cost of a request grows with the fleet only
+because the data of a large fleet do not fit the processor's caches.
 Usage: python3 bench/growth.py [--large]        --large adds 1,000,000 requests over 10,000 workers (minutes)
 """
 

@@ -34,16 +34,16 @@ from sllm.wire.frame import FrameCodec
 from sllm.wire.keys import Keyring
 
 CHANGING = 0.1  # of the reports
-START_S = 10  # seconds over which the workers come
-SLICE_S = 0.002  # of sending
-SIGNING_S = 6e-6  # about what it takes to sign a report
+START_S = 10  # seconds over which the workers start
+SLICE_S = 0.002  # seconds of reports that are sent in one go
+SIGNING_S = 6e-6  # seconds to sign a report, roughly
 RECEIVE_BUFFER_BYTES = 8 << 20
 BUFFER_BYTES = 1 << 16
 
 
 def play_workers(told: Connection, workers: int, seconds: int, keyring: Keyring) -> None:
-    """Report for each worker once a second; tells how many were sent, and how late the last one was. All are signed before the
-    first is sent, with the times at which they will be: signing costs as much as hearing, and both processes share this machine."""
+    """Report for each worker once a second; prints the number of reports sent, and the delay of the last one. All reports are signed, with the times at which
+    they will be sent, before the first is sent: signing costs as much as hearing, and both processes share this machine."""
     codec = FrameCodec(keyring)
     names = Catalog.demo(CATALOG_MODELS).names
     rng = Random(2)
@@ -91,7 +91,7 @@ def main() -> int:
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.Process(target=play_workers, args=(theirs, arguments.workers, arguments.seconds, keyring), daemon=True)
     process.start()
-    tamer = GarbageTamer()  # as the entry point does
+    tamer = GarbageTamer()  # as in the entry point
     with UdpDriver(clock) as driver:
         host = driver.add(node, ("127.0.0.1", 0), count_drops=True, receive_buffer_bytes=RECEIVE_BUFFER_BYTES)
         driver.every(1.0, lambda: tamer.tick(driver.received))

@@ -1,8 +1,8 @@
 """Memory of a coordinator for each tracked worker, and the longest pause of a coordinator that tracks 100,000.
 
-Memory is the growth of the process's resident set, reports included as they are after a network: no two of them share anything but model names.
-A pause is one call of Node.receive or Node.handle_timer, in CPU time of this thread, so that what else the machine does is not taken for ours; baseline:
-the same measurement of doing nothing. Garbage collection is tamed as in the entry point.
+Memory is the growth of the process's resident set, including reports in the state that they have after a network: two reports share only model names.
+A pause is one call of Node.receive or Node.handle_timer, in CPU time of this thread, so that other work of the machine is not counted; baseline: the same
+measurement of a call that does nothing. Garbage collection is set up as in the entry point.
 Usage: python3 bench/memory.py [workers]
 """
 
@@ -38,7 +38,7 @@ def main() -> int:
     del envelopes
     gc.collect()
     tamer = GarbageTamer()
-    each = (spare - before - workers * 120) / workers  # less the benchmark's own list of envelopes
+    each = (spare - before - workers * 120) / workers  # without the benchmark's own list of envelopes
     kept = show(f"memory for each of {workers:,} workers", each, "bytes", 2048.0)
     # Three report intervals: every worker reports in each, the coordinator's timer runs when it wants to.
     longest_s = {"report": 0.0, "timer": 0.0}

@@ -1,8 +1,8 @@
-"""One placement in process, with 100 and with 100,000 workers and 1,000 models: the decision as the coordinator's own stopwatch has it, and the whole
-question heard, decided, entered in the ledger and answered.
+"""One placement in process, with 100 and with 100,000 workers and 1,000 models: the decision by the coordinator's own stopwatch, and the whole way of a
+question: heard, decided, entered in the ledger and answered.
 
-CPU time of the thread, so that what else the machine does is not counted. Baseline: the same with 100 workers. The chosen worker reports in between,
-outside the timing.
+CPU time of the thread, so that other work of the machine is not counted. Baseline: the same with 100 workers. The chosen worker reports between two
+questions, outside the timing.
 Usage: python3 bench/placement.py [workers]
 """
 
@@ -44,7 +44,7 @@ def placements_us(workers: int) -> tuple[list[float], list[float]]:
         decided.append(routed.decision_s * 1e6)
         answer = node.outbox[0][0].message
         assert isinstance(answer, ScheduleResponse), answer
-        place = int(answer.worker_id.rpartition("-")[2])  # the worker it went to reports at once, so that the load stays level
+        place = int(answer.worker_id.rpartition("-")[2])  # the chosen worker reports at once, so that the load stays level
         last = envelopes[place]
         assert isinstance(last.message, LoadReport)
         report = last.message.replace(epoch=node.incarnation, dispatch_high=answer.dispatch.number)

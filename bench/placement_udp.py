@@ -33,7 +33,7 @@ LOOPBACK = ("127.0.0.1", 0)
 
 
 def echo(ready: Connection) -> None:
-    """Send back whatever comes, until nothing comes any more."""
+    """Send every datagram back, until no more arrive."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(LOOPBACK)
         sock.settimeout(5.0)
@@ -48,7 +48,7 @@ def echo(ready: Connection) -> None:
 
 
 def coordinate(ready: Connection, keyring: Keyring) -> None:
-    """A coordinator with a full table. Its workers report no more, so it must be asked within three report intervals."""
+    """A coordinator with a full table. The workers send no further reports, so the coordinator must be asked within three report intervals."""
     node, _ = make_coordinator(WORKERS)
     node.codec = FrameCodec(keyring)
     clock = Clock()

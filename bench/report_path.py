@@ -30,7 +30,7 @@ REPEATS = 5
 
 
 def fresh(envelopes: list[AnyEnvelope], changed: bool, rng: Random, names: tuple[str, ...], now: float) -> list[AnyEnvelope]:
-    """The next report of each worker: the same figures, or new ones."""
+    """The next report of each worker, with the same figures or new ones."""
     out = []
     for last in envelopes:
         report = last.message
@@ -42,7 +42,7 @@ def fresh(envelopes: list[AnyEnvelope], changed: bool, rng: Random, names: tuple
 
 
 def emptying_us(datagrams: list[bytes], take: Callable[[socket.socket, memoryview], None]) -> float:
-    """Microseconds for each datagram: the median of the rounds, since a busy machine interrupts some of them."""
+    """Microseconds per datagram: the median of the rounds, because a busy machine interrupts some rounds."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mouth:
         ear.bind(("127.0.0.1", 0))
         ear.settimeout(5.0)
@@ -61,7 +61,7 @@ def emptying_us(datagrams: list[bytes], take: Callable[[socket.socket, memoryvie
 
 
 def socket_to_table(changed: bool) -> tuple[float, float]:
-    """(bare, whole) microseconds a report, of workers whose figures change or that say the same again."""
+    """(bare, whole) microseconds per report, of workers whose figures change or stay the same."""
     codec = FrameCodec(ephemeral_keyring())
     node, envelopes = make_coordinator(WORKERS)
     node.codec = codec

@@ -1,4 +1,4 @@
-"""What a datagram costs the codec: the usual ones, and those made to look like one.
+"""The cost of a datagram for the codec: of usual datagrams, and of forged ones that look alike.
 
 Baseline: a bare `recvfrom_into` loop over the same load reports in the same run, from a socket that was filled first. Everything else is
 `encode` or `decode` alone, over many different datagrams in turn.
@@ -29,7 +29,7 @@ from sllm.protocol.node import Rejected
 from sllm.wire.frame import HEADER, MAGIC, VERSION, FrameCodec
 from sllm.wire.keys import TAG_BYTES, Keyring
 
-COUNT = 1000  # datagrams of each sort
+COUNT = 1000  # datagrams of each kind
 HOSTILE_COUNT = 200
 REPEATS = 15
 BATCH = 100  # datagrams that the default receive buffer holds, with room to spare
@@ -69,7 +69,7 @@ def bare_us(datagrams: list[bytes]) -> float:
 
 
 def decode_us(datagrams: list[bytes], before: list[bytes] | None = None) -> float:
-    """Microseconds of `decode` for each, accepted or not. `before` is heard first each time and not timed: the last reports of the same workers."""
+    """Microseconds of `decode` per datagram, accepted or not. `before`, the last reports of the same workers, is decoded first each time and not timed."""
     views = [memoryview(bytearray(datagram)) for datagram in datagrams]
     codec = FrameCodec(RING)
     best = float("inf")
@@ -98,7 +98,7 @@ def encode_us(envelopes: list[AnyEnvelope]) -> float:
 
 
 def look_alike(rng: Random, opcodes: bytes, *, signed: bool, message: type = LoadReport) -> bytes:
-    """A datagram as long as may be, whose body is `opcodes` over and over in a frame of the right length."""
+    """A datagram of the largest size, whose body repeats `opcodes` in a frame of the right length."""
     header = HEADER.pack(MAGIC, VERSION, MESSAGES.index(message) + 1, 1, 8, 1, rng.getrandbits(60), 1.0) + b"worker-7"
     room = DATAGRAM_MAX_BYTES - len(header) - TAG_BYTES - 12
     rest = (opcodes * (room // len(opcodes))) + b"."
@@ -107,7 +107,7 @@ def look_alike(rng: Random, opcodes: bytes, *, signed: bool, message: type = Loa
 
 
 def hostile(rng: Random) -> dict[str, list[bytes]]:
-    """Look-alikes by what is wrong with them."""
+    """Forged datagrams, by their defect."""
     sorts: dict[str, list[bytes]] = {
         "noise, 200 B": [rng.randbytes(200) for _ in range(HOSTILE_COUNT)],
         "noise, 8 KiB": [rng.randbytes(DATAGRAM_MAX_BYTES) for _ in range(HOSTILE_COUNT)],

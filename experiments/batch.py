@@ -1,4 +1,4 @@
-"""Many virtual runs over all cores: the flags that they share, a progress bar, and an end by Ctrl-C that keeps what is done."""
+"""Many virtual runs over all cores: the flags that they share, a progress bar, and an end by Ctrl-C that keeps the finished runs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ T = TypeVar("T")
 R = TypeVar("R")
 BAR_WIDTH = 24
 REDRAW_EVERY_S = 0.2
-LINE_EVERY_S = 5.0  # where there is no terminal
-NOT_FOR_MANY = ("--requests-csv", "--record", "--page", "--pace", "--fail-if")  # what these write, show, hold back or judge is one run
+LINE_EVERY_S = 5.0  # without a terminal
+NOT_FOR_MANY = ("--requests-csv", "--record", "--page", "--pace", "--fail-if")  # flags that make sense for a single run only
 
 
 class Outcome(NamedTuple):
-    """What became of one run: its results and columns, or what the user did wrong."""
+    """The outcome of one run: its results and columns, or the error of the user."""
 
     results: dict[str, Any]
     recorder: Recorder
@@ -47,7 +47,7 @@ def run_virtual(config: Config, options: Options) -> Outcome:
 
 def parse_usual(own: Parser, argv: Sequence[str], program: str) -> tuple[Any, Config, Options]:
     """The options of `own`, and the configuration and options of a run from all other flags, which are those of `centralized_simulation.py`. UsageError for
-    what is neither, or goes with one run only."""
+    an unknown flag, and for a flag that makes sense for a single run only."""
     own.add_argument("--jobs", metavar="N", default=str(cores()), help="processes [all cores]")
     arguments, others = own.parse_known_args(list(argv))
     config, options = parse(["--virtual", *others], os.environ, program, "")
@@ -55,7 +55,7 @@ def parse_usual(own: Parser, argv: Sequence[str], program: str) -> tuple[Any, Co
         if flag in options.given:
             raise UsageError(f"{flag}: is for one run, and this makes many; centralized_simulation.py --virtual makes one")
     if config.speedup != 1.0:
-        config = dataclasses.replace(config, speedup=1.0)  # the environment's, meant for live runs
+        config = dataclasses.replace(config, speedup=1.0)  # a speedup from the environment is meant for live runs
     arguments.jobs = whole("--jobs", arguments.jobs, 1, 4096)
     return arguments, config, options
 
@@ -68,7 +68,7 @@ def whole(flag: str, text: str, low: int, high: int) -> int:
 
 
 class Bar:
-    """How many of the runs are done and how much time is left: one line redrawn on a terminal, a line now and then elsewhere."""
+    """The number of finished runs and the time left: one line redrawn on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self, stream: TextIO | None, total: int, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
@@ -149,7 +149,8 @@ def watch_signals() -> Iterator[Stopped]:
 
 
 def _begin_process() -> None:
-    """In a process of the pool: Ctrl-C, which a terminal sends to all of them, is for the first one to see to; what is there now is there to stay."""
+    """Prepare a process of the pool: ignore Ctrl-C, which a terminal sends to all processes and the first process handles; and exclude the present objects
+    from garbage collection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.collect()
@@ -158,7 +159,7 @@ def _begin_process() -> None:
 
 
 def _answer(call: tuple[Callable[[Any], Any], int, Any]) -> tuple[int, Any, str]:
-    """(place, result, "") of a function's call for the item at a place, or what the user did wrong."""
+    """(place, result, "") of a function's call for the item at a place, or (place, None, error text) for a UsageError."""
     function, place, item = call
     try:
         return place, function(item), ""
@@ -167,8 +168,8 @@ def _answer(call: tuple[Callable[[Any], Any], int, Any]) -> tuple[int, Any, str]
 
 
 def run_all(function: Callable[[T], R], items: Sequence[T], jobs: int, stopped: Stopped, done: Callable[[int, R], None], wait: Callable[[], None]) -> None:
-    """function(item) for every item over `jobs` processes; `done` is told the item's place and the result, in the order in which they come, and `wait` is
-    called now and then. Returns early once `stopped` is true: what runs then is given up. UsageError as `function`."""
+    """Call function(item) for every item over `jobs` processes. done(place, result) is called for each result, in the order of completion, and `wait` at
+    regular intervals. Returns early once `stopped` is true, and gives up the calls under way. UsageError as `function`."""
     if not items:
         return
     with multiprocessing.get_context("fork").Pool(min(jobs, len(items)), _begin_process) as pool:

@@ -15,7 +15,7 @@ from sllm.protocol.events import RequestCompleted
 from sllm.workload import Workload, WorkloadSpec, generate
 
 Figure = Callable[[int, float], float]
-"""(seed, scale of the run's length) -> what one run measured."""
+"""(seed, scale of the run's length) -> the figure that one run measured."""
 
 
 class Claim(NamedTuple):
@@ -31,13 +31,13 @@ class Claim(NamedTuple):
 
 # --- runs -----------------------------------------------------------------------------------------------------------------------------
 
-PATIENT: dict[str, Any] = {  # nothing is turned away, given up or asked after: as in the textbook
+PATIENT: dict[str, Any] = {  # as in textbooks, no request is refused, given up or polled
     "queue_threshold": 100_000_000, "queue_max": 10_000_000, "request_timeout_s": 1e7, "poll_s": 1e6, "retry_initial_s": 60.0, "retry_max_s": 60.0,
 }  # fmt: skip
 
 
 def completed(run: Simulation) -> list[RequestCompleted]:
-    """Conduct a run; every request it completed, in the order of completion. RuntimeError if an invariant broke or a request got lost."""
+    """Conduct a run; returns every completed request, in the order of completion. RuntimeError if an invariant broke or a request got lost."""
     done: list[RequestCompleted] = []
     run.world.bus.subscribe(lambda node, event: done.append(event), RequestCompleted)
     results = run.complete()
@@ -130,7 +130,7 @@ def catalog_file(text: str) -> str:
 
 
 def lru_hits(requests: float) -> Figure:
-    """Part of the requests that find their model on the GPU; so far apart that none meets another."""
+    """Part of the requests that find their model on the GPU; requests are so far apart that no two of them overlap."""
 
     def figure(seed: int, scale: float) -> float:
         config = configuration(
@@ -158,7 +158,7 @@ def batch_config(seed: int, rate: float, duration_s: float) -> Config:
 
 
 def saturated_rate(seed: int, scale: float) -> float:
-    """Completions a second while far more comes than can be served: a whole number of turns of the batch, the first ten left out."""
+    """Completions a second under overload, over a whole number of turns of the batch, the first ten left out."""
     run = FixedLengths(batch_config(seed, 3.0 * theory.batching_limit(*LIMIT, SLOTS), 60.0 * max(scale, 0.6)))
     ends = [event.at for event in completed(run)]
     turns = len(ends) // SLOTS - 20
@@ -167,7 +167,7 @@ def saturated_rate(seed: int, scale: float) -> float:
 
 
 def growth(load: float) -> Figure:
-    """By how many requests a second what is in the system grows, at this load of the limit, over the second half of a run."""
+    """The growth, in requests a second, of the number of requests in the system over the second half of a run, at a given part of the limit."""
 
     def figure(seed: int, scale: float) -> float:
         run = FixedLengths(batch_config(seed, load * theory.batching_limit(*LIMIT, SLOTS), 400.0 * scale))

@@ -46,7 +46,7 @@ from sllm.run.command_line import Options, Parser, flag_fields, input_files
 PROGRAM = "compare.py"
 DESCRIPTION = "Compares placement policies under the same requests, over several seeds. All other flags are those of centralized_simulation.py --virtual."
 SEEDS = 5
-UNFINISHED = "compare-unfinished.json"  # where what is done is kept after Ctrl-C, without --json
+UNFINISHED = "compare-unfinished.json"  # the file that keeps finished runs after Ctrl-C, without --json
 OUTPUTS = (
     ("--json", "every run, the means, the differences"),
     ("--csv", "a row for each mean"),
@@ -62,10 +62,10 @@ AXES = (
 
 
 class Finished(NamedTuple):
-    """What came of the runs."""
+    """The outcome of all runs."""
 
     done: Mapping[int, Done]
-    stopped_by: int  # a signal's number; 0: all were made
+    stopped_by: int  # the number of the signal that stopped the runs; 0: all runs were made
     wall_s: float
 
 
@@ -85,7 +85,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line asks for; returns the exit status."""
+    """Run the command; returns the exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         return run(arguments)
@@ -114,7 +114,7 @@ def run(argv: Sequence[str]) -> int:
     command = shlex.join(["python3", "experiments/compare.py", *argv])
     with ExitStack() as stack:
         outputs = open_outputs(stack, paths, input_files(config, options) | {f"--traces {place}": path for place, path in enumerate(traces_of(cells))})
-        stopped = stack.enter_context(watch_signals())  # until everything is written, so that a signal loses no run that is done
+        stopped = stack.enter_context(watch_signals())  # until everything is written, so that a signal loses no finished run
         finished = make_runs(cells, kept, arguments.jobs, options, stopped)
         groups = compare([sample_of(as_json(cells[place], finished.done[place]), cells[place].config.policy) for place in sorted(finished.done)])
         wall = {"wall_s": round(finished.wall_s, 3), "jobs": arguments.jobs, "command": command, "taken_over": len(kept)}
@@ -130,7 +130,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def read_axes(arguments: Any, config: Config, options: Options) -> Axes:
-    """What is varied; where nothing is said, what the configuration has. UsageError names the flag."""
+    """The values of everything that is varied; without a flag, the value of the configuration. UsageError names the flag."""
     if "--policy" in options.given:
         raise UsageError("--policy: is for one run: --policies A,B names those that are compared")
     values = {field: split_values(flag, field, text) for flag, field, _ in AXES if (text := getattr(arguments, field)) is not None}
@@ -155,7 +155,7 @@ def traces_of(cells: Sequence[Cell]) -> list[str]:
 
 
 def open_outputs(stack: ExitStack, paths: Mapping[str, str], inputs: Mapping[str, str]) -> dict[str, OutputFile]:
-    """Everything that is to be written, opened before the runs begin; what is not committed is discarded."""
+    """All outputs, opened before the runs begin; outputs that are not committed are discarded."""
     check_distinct(paths, inputs)
     outputs = {}
     for flag, path in paths.items():
@@ -166,7 +166,7 @@ def open_outputs(stack: ExitStack, paths: Mapping[str, str], inputs: Mapping[str
 
 
 def make_runs(cells: Sequence[Cell], kept: Mapping[int, Done], jobs: int, options: Options, stopped: Stopped) -> Finished:
-    """Every run that is not kept already, over all cores, until the end or a signal."""
+    """Make every run that no file has yet, over all cores, until the end or a signal."""
     began, done = time.monotonic(), dict(kept)
     missing = [place for place in range(len(cells)) if place not in done]
     bar = Bar(sys.stderr, len(cells), quiet=options.quiet)
@@ -237,12 +237,12 @@ def deliver(outputs: Mapping[str, OutputFile], groups: Sequence[Group], kept_as:
 
 
 def kept_in(json_path: str) -> str:
-    """Where what is done is kept after a signal, and where --resume looks for it."""
+    """The file that keeps finished runs after a signal, which --resume reads."""
     return UNFINISHED if json_path in ("", STDOUT) else json_path
 
 
 def keep(finished: Finished, total: int, kept_as: Any, json_path: str, argv: Sequence[str]) -> int:
-    """After a signal: keep what is done, unless it is in the file of --json already, and say how to go on; returns the exit status."""
+    """After a signal: keep the finished runs, unless the file of --json has them already, and print how to go on; returns the exit status."""
     path = kept_in(json_path)
     if path != json_path:
         output = OutputFile("--resume", path)
@@ -254,7 +254,7 @@ def keep(finished: Finished, total: int, kept_as: Any, json_path: str, argv: Seq
 
 
 def without_resume(argv: Sequence[str]) -> list[str]:
-    """The command line but for --resume and its file."""
+    """The command line without --resume and its file."""
     kept: list[str] = []
     words = iter(argv)
     for word in words:

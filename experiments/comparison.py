@@ -1,8 +1,8 @@
-"""What several runs of each of several candidates say: means with intervals over seeds, paired differences, and who is best.
+"""Statistics of several runs of several candidates: means with intervals over seeds, paired differences, and the best candidate.
 
-A **candidate** is what is compared: a policy, or a file of results. A **setting** is under what: workers, rate, trace, report interval. Candidates are run
-under each setting with the same seeds, hence with the same requests (common random numbers): what chance gives to one candidate it gives to all, and
-differences are taken seed by seed.
+A **candidate** is a policy, or a file of results. A **setting** is a combination of workers, rate, trace and report interval. All candidates are run under
+each setting with the same seeds, and so with the same requests (common random numbers): chance affects all candidates alike, and differences are taken seed
+by seed.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from sllm.observe.statistics import rounded
 QUANTILES = (*(float(p) for p in range(100)), 99.5, 99.9, 100.0)  # percent, of the times to first token that are kept of each run
 STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
 TIMES = ("ttft", "e2e", "tpot", "queue_wait")
-COMPLETED_AS_MANY = 0.001  # times are of completed requests: who completes less of them, by more than this part, cannot win by its times
+COMPLETED_AS_MANY = 0.001  # times are of completed requests, so a candidate whose completed part is lower by more than this cannot win by times
 
 
 class Figure(NamedTuple):
-    """Something that is compared."""
+    """A figure that candidates are compared by."""
 
     name: str  # in files
     title: str  # in tables
     unit: str  # "s", "part" or "number"
     lower_is_better: bool
-    of_completed: bool = False  # a time, which only completed requests have
+    of_completed: bool = False  # the figure is a time, which only completed requests have
 
     def show(self, value: float | None) -> str:
         if value is None or self.unit == "s":
@@ -44,11 +44,11 @@ SHOWN = (
     Figure("completed", "completed", "part", False),
 )
 """The columns of the table."""
-DECIDES = SHOWN[1]  # the figure that differences are shown of and candidates are called best by
+DECIDES = SHOWN[1]  # the figure whose differences are shown and that decides which candidate is best
 
 
 class Setting(NamedTuple):
-    """Under what candidates are compared. `more` is set where files are compared whose runs have different policies."""
+    """The conditions under which candidates are compared. `more` is set when files are compared whose runs have different policies."""
 
     workers: int
     rate_per_s: float | None  # None: a trace has its own
@@ -63,17 +63,17 @@ class Setting(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One run: what it was, and what it measured."""
+    """One run: its seed, its setting and candidate, and its figures."""
 
     candidate: str
     setting: Setting
     seed: int
     figures: Mapping[str, float | None]
-    ttft_quantiles_s: Sequence[float]  # at QUANTILES; empty: none are known
+    ttft_quantiles_s: Sequence[float]  # at QUANTILES; empty: unknown
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds, and the half width of its 95 % interval (Student's t); None: one seed has none."""
+    """A mean over seeds, and the half width of its 95 % interval (Student's t); None: a single seed has no interval."""
 
     mean: float
     half_width: float | None
@@ -89,8 +89,8 @@ class Row(NamedTuple):
     candidate: str
     seeds: int
     means: Mapping[str, Estimate | None]  # by name of figure; None: nothing was measured
-    against_first: Mapping[str, Estimate | None]  # paired differences to the first candidate; of the first itself, and without a common seed, None
-    best_at: frozenset[str]  # figures by which it is better than every other candidate, with intervals that say so
+    against_first: Mapping[str, Estimate | None]  # paired differences to the first candidate; None for the first one, and without a common seed
+    best_at: frozenset[str]  # figures by which the candidate is better than every other, by intervals that leave out zero
     ttft_quantiles_s: Sequence[float]  # means over seeds
 
 
@@ -102,7 +102,7 @@ class Group(NamedTuple):
 
 
 def figures_of(results: Mapping[str, Any]) -> dict[str, float | None]:
-    """The figures of one run's results, by name. What the results do not have is None; keys that are not known are passed over."""
+    """The figures of one run's results, by name. A figure that the results lack is None; unknown keys are ignored."""
     requests, sent = results["requests"], results["requests"]["sent"]
     fleet, slo = results.get("fleet", {}), results.get("slo", {})
     duration_s = results["run"].get("duration_s") or 0.0
@@ -124,7 +124,7 @@ def figures_of(results: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def quantiles(values: Sequence[float]) -> list[float]:
-    """At QUANTILES, by linear interpolation between order statistics, rounded; none of no values."""
+    """The quantiles at QUANTILES, by linear interpolation between order statistics, rounded; empty if there are no values."""
     ordered = sorted(values)
     found = []
     for percent_ in QUANTILES if ordered else ():
@@ -135,7 +135,7 @@ def quantiles(values: Sequence[float]) -> list[float]:
 
 
 def estimate(values: Sequence[float | None]) -> Estimate | None:
-    """The mean of what there is, with its interval."""
+    """The mean of the values that are not None, with its interval."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -145,7 +145,7 @@ def estimate(values: Sequence[float | None]) -> Estimate | None:
 
 
 def compare(samples: Sequence[Sample]) -> list[Group]:
-    """All samples, by setting and candidate in the order in which they first come."""
+    """All samples, by setting and candidate, in order of first appearance."""
     candidates = list(dict.fromkeys(sample.candidate for sample in samples))
     by_setting: dict[Setting, dict[str, dict[int, Sample]]] = {}
     for sample in samples:
@@ -179,7 +179,7 @@ def difference(runs: Mapping[int, Sample], others: Mapping[int, Sample], name: s
 
 
 def _is_best(candidate: str, runs: Mapping[str, Mapping[int, Sample]], candidates: Sequence[str], figure: Figure) -> bool:
-    """Better than every other candidate, each by a paired difference whose interval leaves out zero."""
+    """Whether a candidate is better than every other, each by a paired difference whose interval leaves out zero."""
     sign = -1.0 if figure.lower_is_better else 1.0
     if len(candidates) < 2:
         return False

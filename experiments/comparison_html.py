@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing else, and as a picture."""
+"""A comparison as one HTML file without external parts, and as a picture."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ COLOURS = 6  # classes c1 to c6
 CDFS_MAX = 12
 LEGEND_LINE, LEGEND_COLUMN = 18, 150  # pixels of the picture's legend
 PAGE_RULES = r"(?m)^(body|main|h1|h2|h3|header|figure|table|th|td|pre|\.tiles|\.tables|\.plots|\.wide|\.bad|\.cut|figcaption|thead|@media print).*\n"
-"""Rules of the page's style that a picture has no use for."""
+"""Rules of the page's style sheet that a picture does not need."""
 FIGURES = {figure.name: figure for figure in SHOWN}
 
 
 class Curve(NamedTuple):
-    """One candidate along an axis: where, and what was measured there."""
+    """One candidate along an axis: the places on the axis, and the estimates there."""
 
     candidate: str
     points: Sequence[tuple[float, Estimate]]
@@ -62,7 +62,7 @@ def colour_of(candidate: str, groups: Sequence[Group]) -> int:
 
 
 def cdf_plot(group: Group, groups: Sequence[Group], name: str) -> Plot | None:
-    """Part of the requests whose first token came within a time, by candidate; times at each part are means over seeds."""
+    """The part of the requests whose first token came within a time, for each candidate; the time at each part is a mean over seeds."""
     rows = [row for row in group.rows if row.ttft_quantiles_s]
     if not rows:
         return None
@@ -77,7 +77,7 @@ def cdf_plot(group: Group, groups: Sequence[Group], name: str) -> Plot | None:
 
 
 class Swept(NamedTuple):
-    """An axis that was varied, and the settings along it that are alike otherwise."""
+    """An axis that was varied, and the settings along the axis, which are otherwise equal."""
 
     title: str
     rest: str
@@ -87,14 +87,14 @@ class Swept(NamedTuple):
 SWEPT: tuple[tuple[str, str, frozenset[str]], ...] = (
     ("rate_per_s", "requests a second", frozenset({"rate_per_s"})),
     ("workers", "workers", frozenset({"workers"})),
-    ("workers", "workers", frozenset({"workers", "rate_per_s"})),  # each number of workers at a rate of its own
+    ("workers", "workers", frozenset({"workers", "rate_per_s"})),  # each number of workers may have a rate of its own
     ("report_interval_s", "seconds between reports", frozenset({"report_interval_s"})),
 )
 """Axes that settings may lie along: the field, its title, and the fields that differ along it."""
 
 
 def sweeps(groups: Sequence[Group]) -> list[Swept]:
-    """The settings along the first axis that some of them lie along."""
+    """The settings along the first axis that has several settings."""
     for field, title, differing in SWEPT:
         lines: dict[object, dict[float, Group]] = {}
         for group in groups:
@@ -109,7 +109,7 @@ def sweeps(groups: Sequence[Group]) -> list[Swept]:
 
 
 def _rest(group: Group, differing: frozenset[str]) -> str:
-    """What a line's settings have in common."""
+    """The text of the fields that a line's settings have in common."""
     setting = group.setting
     words = {
         "workers": count(setting.workers, "worker"),
@@ -205,7 +205,7 @@ def _line(row: Row, group: Group) -> str:
 
 
 def render_svg(groups: Sequence[Group]) -> str:
-    """The distribution of the first setting as an SVG file of its own, legend included; an empty picture where there is nothing to show."""
+    """The distribution of the first setting as a separate SVG file with its legend; an empty picture if there is nothing to show."""
     plot = cdf_plot(groups[0], groups, "cdf") if groups else None
     drawing = plot.render() if plot is not None else ""
     found = re.search(r"<svg[^>]*>(.*)</svg>", drawing, re.DOTALL)

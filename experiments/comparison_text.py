@@ -1,4 +1,4 @@
-"""A comparison as people read it on a terminal, and as rows of CSV."""
+"""A comparison as a table for terminals, and as rows of CSV."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def legend(groups: Sequence[Group]) -> str:
 
 
 def show(estimate: Estimate | None, figure: Figure, *, sign: bool = False) -> str:
-    """A mean and the half width of its interval; a dash for what was not measured."""
+    """A mean and the half width of its interval; a dash for a figure that was not measured."""
     if estimate is None:
         return "—"
     mean = ("+" if estimate.mean > 0 else "-" if estimate.mean < 0 else "") * sign + figure.show(abs(estimate.mean) if sign else estimate.mean)

@@ -1,4 +1,4 @@
-"""Draws the scenarios of the seed sweep: a fleet, its workload, every link's quality, what goes wrong and what strangers say, all from one seed."""
+"""Draws the scenarios of the seed sweep: a fleet, its workload, every link's quality, the faults and the messages of strangers, all from one seed."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from sllm.workload.popularity import Zipf
 
 LIMITS_CATALOG = ROOT / "experiments/limits-catalog.toml"
 REQUESTS_MAX = 500.0  # mean number of requests in a run
-MANY_MODELS = (60, 200, 300)  # more than a fleet can keep near
+MANY_MODELS = (60, 200, 300)  # more models than a fleet can hold in GPU and host memory
 RARE_REPORTS_S = (12.0, 15.0, 30.0, 60.0)
 SINGLE_GPU = ("h100-80g", "a100-80g", "a5000-24g")
 MIXED = (*SINGLE_GPU, "a100-80g-tp4", "h100-80g-tp8")
 FAULTS_FROM_S = 2.0
 LASTING_S = (0.5, 12.0)
-FRESH_S = 29.0  # a clock wrong by no more is still heard
+FRESH_S = 29.0  # messages of a node whose clock is wrong by at most this are still accepted
 WORKER_FAULTS = ("crash", "freeze", "zombie", "drain", "slow", "clock_jump", "clock_drift", "overflow", "isolate", "cut", "degrade")
 COORDINATOR_FAULTS = ("crash", "freeze", "zombie", "slow", "clock_jump", "clock_drift", "overflow", "isolate", "cut", "degrade")
-CLIENT_FAULTS = ("freeze", "slow", "clock_jump", "clock_drift", "overflow", "isolate", "cut", "degrade")  # no restart: its requests are nowhere else
+CLIENT_FAULTS = ("freeze", "slow", "clock_jump", "clock_drift", "overflow", "isolate", "cut", "degrade")  # no restart: no other node has its requests
 
 
 class Scenario(NamedTuple):
-    """One run: the fleet and its workload, every link's quality, what goes wrong, and whether messages travel as bytes."""
+    """One run: the fleet and its workload, every link's quality, the faults, and whether messages travel as bytes."""
 
     config: Config
     link: dict[str, Any]
     schedule: Schedule
     wire: bool
-    limits_part: float  # of the requests that are at or beyond a limit
+    limits_part: float  # part of the requests that are at or beyond a limit
     strangers_per_s: float  # messages of strangers while requests come
 
     def describe(self) -> str:
@@ -128,12 +128,12 @@ def _half_busy_rate(config: Config) -> float:
 
 
 def _draw_engine(rng: Random, workers: int) -> dict[str, Any]:
-    """What the workers are made of."""
+    """The hardware and the engine of the workers."""
     return {
         "engine": rng.choice(("llm", "llm", "queue")),
         "hardware": _draw_mix(rng, workers, MIXED) if workers > 1 and rng.random() < 0.25 else rng.choice(SINGLE_GPU),
         "service": rng.choice(("exponential", "deterministic", "hyperexponential:3")),
-        "service_mean_s": rng.uniform(0.02, 0.3),  # the longest of hyperexponential ones are 30 times that
+        "service_mean_s": rng.uniform(0.02, 0.3),  # the longest hyperexponential services are 30 times the mean
         "service_load_s": rng.choice((0.0, rng.uniform(0.1, 3.0))),
         "slots": rng.choice((0, 0, 1, 4, 16)),
         "keep_alive_s": rng.choice((0.0, 0.0, rng.uniform(0.5, 10.0))),
@@ -149,7 +149,7 @@ def _draw_mix(rng: Random, workers: int, names: tuple[str, ...]) -> str:
 
 
 def _draw_times(rng: Random) -> dict[str, Any]:
-    """Intervals and timeouts. A request has time for the listening after a start of the coordinator, and for what follows it."""
+    """Intervals and timeouts. The timeout of a request is long enough for the listening time after a start of the coordinator, and for the service."""
     interval_s = rng.choice(RARE_REPORTS_S) if rng.random() < 0.12 else rng.choice((0.0, 0.1, 0.3, 1.0, 1.0, 2.0, 5.0))
     patience_s = 5.0 * interval_s if interval_s in RARE_REPORTS_S else 0.0
     return {
@@ -157,7 +157,7 @@ def _draw_times(rng: Random) -> dict[str, Any]:
         "worker_timeout_s": rng.choice((2.0, 10.0, 10.0, 30.0)),
         "hold_max_s": rng.choice((5.0, 20.0, 60.0)),
         "forget_after_s": rng.choice((20.0, 300.0, 300.0, 300.0)),
-        "request_timeout_s": rng.choice((70.0, 90.0, 120.0)) + patience_s,  # at rest within this: the longest request alone takes 40 s on the slowest GPU
+        "request_timeout_s": rng.choice((70.0, 90.0, 120.0)) + patience_s,  # the longest request alone takes 40 s on the slowest GPU
         "drain_timeout_s": rng.choice((1.0, 5.0, 30.0)),
         "response_keep_s": rng.choice((30.0, 120.0)),
         "suspect_intervals": rng.choice((1.5, 3.0, 3.0, 10.0)),
@@ -169,7 +169,7 @@ def _draw_times(rng: Random) -> dict[str, Any]:
 
 
 def _at_limits(rng: Random, config: Config) -> Config:
-    """The same with the catalogue of limits: the models that fit some worker are asked for by popularity, the others among the requests at limits."""
+    """The same fleet with the catalogue of limits: requests ask by popularity for models that fit some worker, and requests at limits ask for the others."""
     names = (*MIXED, "small-box")
     hardware = _draw_mix(rng, config.workers, names) if config.workers > 1 and rng.random() < 0.5 else rng.choice(names)
     config = dataclasses.replace(config, model_catalog=str(LIMITS_CATALOG), hardware=hardware)
@@ -185,7 +185,7 @@ def _with_parameters(name: str, rng: Random) -> str:
 
 
 class Bounds:
-    """What a run's fleet can hold, by the rules of placement."""
+    """The models and requests that a run's fleet can hold, by the rules of placement."""
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -193,19 +193,19 @@ class Bounds:
         self.hardware: list[Hardware] = [catalog.get_hardware(name) for name in parse_mix(config.hardware)]
 
     def fits(self, model: Model, tokens: int) -> bool:
-        """Some worker can hold the model and a request of so many tokens."""
+        """Whether some worker can hold the model and a request with this number of tokens."""
         kv_bytes = self.costs.kv_bytes(model, tokens)
         return not 0 < model.context_tokens < tokens and any(self.costs.fits(model, hardware, kv_bytes) for hardware in self.hardware)
 
     def most_tokens(self, model: Model) -> int:
-        """Tokens of the largest request that fits; 0 if none does."""
+        """Tokens of the largest request that fits; 0 if no request fits."""
         room_bytes = max(hardware.usable_gpu_bytes for hardware in self.hardware) - model.size_bytes
         most = room_bytes // model.kv_bytes_per_token
         return max(0, min(most, model.context_tokens) if model.context_tokens else most)
 
 
 def limit_requests(rng: Random, bounds: Bounds, part: float) -> Callable[[Request], Request]:
-    """What makes this part of a workload's requests, at random, ask for something at or beyond a limit. Outputs stay short: the longest would take hours."""
+    """A function that changes a random part of a workload's requests into requests at or beyond a limit. Outputs stay short; the longest would take hours."""
     names = bounds.catalog.names
 
     def reshape(request: Request) -> Request:
@@ -232,7 +232,7 @@ def _draw_latency(rng: Random) -> Latency:
 
 
 def _draw_faults(rng: Random, workers: int, until_s: float) -> list[Fault]:
-    """Some kinds of faults, each at a rate of its own, on workers, on the coordinator and on the client."""
+    """Some fault kinds, each at a rate of its own, on workers, on the coordinator and on the client."""
     faults: list[Fault] = []
     for kinds, hosts, chance in ((WORKER_FAULTS, "random:1:worker-*", 0.5), (COORDINATOR_FAULTS, "coordinator", 0.2), (CLIENT_FAULTS, "client", 0.1)):
         rates = {kind: rng.uniform(0.5, 6.0) for kind in kinds if rng.random() < chance}
@@ -248,7 +248,7 @@ def _draw_faults(rng: Random, workers: int, until_s: float) -> list[Fault]:
 
 
 def _draw_set_back(rng: Random, host: str, until_s: float) -> list[Fault]:
-    """A life begins while the host's clock is ahead, and the next one, which sometimes finds the other still there, when it is right again."""
+    """A life begins while the host's clock is ahead; the next life, which sometimes begins while the first still runs, begins when the clock is right again."""
     at, ahead_for_s = rng.uniform(FAULTS_FROM_S, until_s), rng.uniform(3.0, 10.0)
     by_s = rng.uniform(10.0, FRESH_S) if rng.random() < 0.8 else rng.uniform(FRESH_S, 120.0)
     last = rng.choice(("crash", "crash", "zombie"))
@@ -261,7 +261,7 @@ def _draw_set_back(rng: Random, host: str, until_s: float) -> list[Fault]:
 
 
 def _draw_deaths(rng: Random, workers: int, until_s: float) -> list[Fault]:
-    """Some of the workers, now and then most or all of them, die for good: one by one or at once."""
+    """Some of the workers, in some scenarios most or all of them, die for good: one by one or at once."""
     dead = rng.sample(range(workers), rng.randint(1, workers))
     at_once_s = rng.uniform(FAULTS_FROM_S, until_s)
     one_by_one = rng.random() < 0.5

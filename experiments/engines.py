@@ -62,14 +62,14 @@ LOAD_HOSTS = {
 }  # fmt: skip
 METRICS = ("ttft_p50", "tpot_p50", "tpot_mean", "itl_p50", "itl_fit", "output_throughput")  # and e2e_mean of a static batch
 PACES = ("tpot_p50", "tpot_mean", "itl_p50", "itl_fit")
-CLOSED_ROUNDS = 8  # requests a place of a closed loop gets, the first of which is left out
+CLOSED_ROUNDS = 8  # requests of each place of a closed loop, of which the first is left out
 RATE_S = 20.0  # of constant arrivals; the source had 60 s
-IN_FLIGHT_MAX = 440  # of the source's client at a constant rate (notes)
-SATURATED_BELOW = 0.95  # part of the offered rate that came through
+IN_FLIGHT_MAX = 440  # limit of the source's client at a constant rate (notes)
+SATURATED_BELOW = 0.95  # an engine that completes a smaller part of the offered rate counts as saturated
 
 
 class Outcome(NamedTuple):
-    """What a simulated measurement says, in seconds and output tokens a second."""
+    """The figures of a simulated measurement, in seconds and output tokens a second."""
 
     ttft_s: list[float]
     pace_s: list[float]  # per further token
@@ -78,7 +78,7 @@ class Outcome(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """One row of a table and what the simulator makes of it."""
+    """One row of a table, with the measured and the simulated value."""
 
     group: str
     text: str
@@ -104,7 +104,8 @@ def tokens(text: str) -> int:
 
 
 def left_out(row: Row, rates: dict[tuple[str, str], float]) -> str:
-    """Why a row of serving.csv is not compared; empty: it is. The first rule that holds counts. `rates`: completed requests a second by source and point."""
+    """Why a row of serving.csv is not compared; "" if it is compared. The first rule that applies counts. `rates`: completed requests a second by source and
+    point."""
     metric, throughput = row["metric"], row["metric"] == "output_throughput"
     lone_pace = metric in PACES and row["load_kind"] == "concurrency" and row["load"] == "1"
     open_loop = row["load_kind"] == "rate_req_s"
@@ -144,10 +145,10 @@ def simulate(row: Row, catalog: Catalog) -> Outcome:
 
 
 def drive(engine: LlmEngine, model: str, prompt: int, output: int, arrivals: deque[float], in_flight_max: int, warm_up: int) -> Outcome:
-    """Send requests when they come and less than `in_flight_max` are on their way; the first `warm_up` of them do not count.
-    In a closed loop the first of each place are shorter, so that places are out of step as they are where lengths differ."""
+    """Send each request at its time, with at most `in_flight_max` requests in flight; the first `warm_up` requests do not count.
+    In a closed loop the first request of each place is shorter, so that places are out of step as with differing lengths."""
     engine.load(0.0, model)
-    begin = engine.next_at  # the model is there
+    begin = engine.next_at  # when the model is loaded
     engine.advance(begin)
     count = len(arrivals)
     sent: dict[str, float] = {}
@@ -208,7 +209,7 @@ GENERATIONS = {"cuda_graphs": "vLLM V1, 2025 and 2026", "vllm_v0": "vLLM V0, mos
 
 
 def compare_serving(rows: Sequence[Row], catalog: Catalog, profile: str = "") -> tuple[list[Compared], Counter[str]]:
-    """Every row that the rules leave, and how many they do not by reason. `profile`: of all simulated engines; empty: each row's own generation's."""
+    """Every row that no rule leaves out, and the number of rows left out by reason. `profile`: of all simulated engines; empty: of each row's generation."""
     catalogs = {name: catalog.with_profiles(name, "") for name in ENGINE_PROFILES}
     rates = {(row["source_id"], row["point"]): float(row["value"]) for row in rows if row["metric"] == "request_throughput"}
     outcomes: dict[tuple[str, ...], Outcome | None] = {}
@@ -255,7 +256,7 @@ def compare_loading(rows: Sequence[Row], catalog: Catalog) -> tuple[list[Compare
     return compared, reasons
 
 
-# --- what is said ---------------------------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------------------------------------------
 
 
 def sums(what: str, compared: Sequence[Compared]) -> str:

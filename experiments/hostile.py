@@ -4,7 +4,7 @@
     python3 experiments/hostile.py --duration 600             the flood speaks under ids of its own; the client must complete 99 % meanwhile
     python3 experiments/hostile.py --duration 20 --stolen     it speaks under the fleet's own ids; the fleet must be whole again within two timeouts
 
-Nobody may end, and no process may count an exception of its own. Everything is on loopback, on free ports. Exit status: 0 it held, 1 it did not.
+No process may end or count an internal error. All processes use loopback and free ports. Exit status: 0 the fleet held, 1 it did not.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ from sllm.wire.frame import FrameCodec
 WORKERS = tuple(f"worker-{i}" for i in range(1, 4))
 STRANGERS = tuple(f"stranger-{i}" for i in range(1, 9))
 TIMEOUT_S = 10.0  # WORKER_TIMEOUT's default
-PATIENCE_S = 60.0  # a bound for what never comes, not a time anything is expected to take
+PATIENCE_S = 60.0  # longest wait for something that should come much sooner
 LATELY_S = 3.0  # three report intervals
 COMPLETED_PART = 0.99
-CLIENT_MAX_S = 400.0  # REQUEST_TIMEOUT's default, and some: the honest client has given up on everything by then
+CLIENT_MAX_S = 400.0  # more than REQUEST_TIMEOUT's default: the honest client has given up all requests by then
 POLL_S = 0.05
 
 
 class Outcome(NamedTuple):
-    """What a drill found. `problems` is empty when everything held."""
+    """The outcome of a drill. `problems` is empty if the fleet held."""
 
     said: int  # messages of the flood
     client: dict[str, Any]  # the honest client's figures
@@ -86,7 +86,7 @@ class Process:
         return found
 
     def address(self) -> Address:
-        """Where it is heard, once it is up."""
+        """The address of the process, as soon as it is up."""
 
         def up() -> Address | None:
             for line in self.lines():
@@ -116,7 +116,7 @@ class Process:
 
 
 def wait_for(what: str, found: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
-    """The first thing found that is true. TimeoutError names what never came."""
+    """The first true value that `found` returns. TimeoutError names the thing waited for."""
     until = time.monotonic() + within_s
     while not (result := found()):
         if time.monotonic() > until:
@@ -169,7 +169,7 @@ class Fleet:
         return ready.items() >= self._at.items()
 
     def problems(self) -> Iterator[str]:
-        """Who ended, and whose exceptions the guard caught."""
+        """The processes that ended, and those that counted internal errors."""
         for process in (self.coordinator, *self.workers):
             if process.ended:
                 yield f"{process.name} ended with status {process.process.returncode}"
@@ -189,7 +189,7 @@ class Hurried(Babbler):
 
 @contextmanager
 def flood(fleet: Fleet, targets: list[Address], senders: Sequence[str], per_s: float, seed: int) -> Iterator[tuple[Mouth, UdpDriver]]:
-    """A mouth on a driver of its own; whoever uses it turns the driver."""
+    """A mouth on a driver of its own; the caller runs the driver."""
     config = configuration(cluster_key_file=str(fleet._folder / "cluster.key"))
     clock = Clock()
     known = {
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.duration <= 0.0 or arguments.per_s <= 0.0:
         parser.error("--duration and --per-s must be above 0")
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the fleet must not outlive us
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the fleet must not outlive this process
     outcome = drill(arguments.duration, stolen=arguments.stolen, per_s=arguments.per_s, seed=arguments.seed)
     client = {key: outcome.client.get(key) for key in ("sent", "completed", "failed", "rejected", "ttft_p50_s", "ttft_p99_s")}
     print(f"{outcome.said} messages said; the honest client: {client}; whole again after {outcome.whole_after_s:.1f} s")

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Whether two checkouts compute the same: the same commands in both, and every output of one held against that of the other.
+"""Tells whether two checkouts compute the same: runs the same commands in both, and compares every output.
 
     python3 experiments/identical.py --against TREE                 this checkout against another one, half a minute
     python3 experiments/identical.py --tree TREE --save DIR         keep the outputs of a checkout,
     python3 experiments/identical.py --against DIR                  and hold this checkout against them later, with the same commands and the same input files
     python3 experiments/identical.py --pure                         the compiled modules of this checkout against a copy without them
 
-Equal must be: the exit status, stdout and stderr, the rows of `--requests-csv` and the workload of `--record` to the byte, the results but for `wall`, and the
-report but for what it says of wall time. A setting that one side alone knows is told and is no difference; the version is not looked at. The live run has the
-requests sent and completed in common, and nothing else is asked of it.
+These outputs must be equal: the exit status, stdout and stderr, the rows of `--requests-csv` and the workload of `--record` to the byte, the results without
+`wall`, and the HTML report without its figures of wall time. A setting that only one side knows is printed and is no difference; versions are not compared. Of
+the live run only the numbers of requests sent and completed are compared.
 
-The program imports nothing of the project: a checkout is known by its command line alone, however its modules are arranged.
+The program imports nothing of the project and uses only the command line of a checkout, so the modules of the two checkouts may be arranged differently.
 Exit status: 0 all the same, 1 a configuration differs or fails, 2 wrong usage.
 """
 
@@ -39,7 +39,7 @@ JOBS = 2
 TIMEOUT_S = 120.0  # of one command; each takes seconds
 
 LIVE, AZURE = "live", "azure"
-EXPECTED = {"refused": 2, "threshold": 4}  # exit status of configurations that are to fail
+EXPECTED = {"refused": 2, "threshold": 4}  # exit status of configurations that must fail
 CONFIGURATIONS = {
     "synthetic": "--duration 60",
     "large-fleet": "--workers 200 --rate 100 --models 40 --duration 10",
@@ -110,37 +110,37 @@ CONFIGURATIONS = {
 is the checkout itself, for the policy, which imports modules of the project."""
 
 INPUTS = {"examples": "examples", "experiments/scenarios": "scenarios"}
-"""What is copied into the folder of inputs, and its name there."""
+"""Folders that are copied into the folder of inputs, and their names there."""
 RESULTS, ROWS, WORKLOAD, REPORT = "results.json", "requests.csv", "workload.jsonl", "report.html"
 OUTPUTS = {"--record": WORKLOAD, "--requests-csv": ROWS, "--json": RESULTS, "--html": REPORT}
 """Files by flag, in the order in which they are compared: what came, what became of each request, and figures of all of it."""
 STATUS, STDOUT, STDERR = "status", "stdout", "stderr"
 
 IN_TABLE = re.compile(r"(?<=wall time ).*? requests/s|(?<=^placement decision).*$", re.MULTILINE)
-"""What depends on wall time in the closing table: how long the run took, and the row of `wall.decision_s`."""
+"""The parts of the closing table that depend on wall time: the duration of the run, and the row of `wall.decision_s`."""
 IN_PROGRESS = re.compile(r"^.* · [\d,]+ done · [\d,]+ in flight.*\n", re.MULTILINE)
 """The lines of progress, one every five seconds of wall time."""
 IN_REPORT = re.compile(r'(?<=, run in ).*? of wall time \(.*? requests/s\)|(?<=<th scope="row">placement decision</th>).*(?=</tr>)|(?<=<p>sllm )[^,<]+(?=, )')
-"""What the report says of wall time (in its subtitle, and in the row of `wall.decision_s`) and of the version."""
+"""The parts of the HTML report about wall time (in the subtitle, and in the row of `wall.decision_s`) and about the version."""
 PARAMETERS = re.compile(r'<section class="parameters">.*?</section>', re.DOTALL)
 PARAMETER = re.compile(r"<h3>(?P<group>[^<]*)</h3>|<dt>(?P<name>[^<]*)</dt><dd>(?P<value>[^<]*)</dd>")
 SHOWN = 60  # characters of a line that differs
 
 
 class Verdict(NamedTuple):
-    """What comparing one configuration has found."""
+    """The outcome of comparing one configuration."""
 
-    difference: str = ""  # the first one; "": none
-    file: str = ""  # where it is
-    told: tuple[str, ...] = ()  # settings that one side alone has
+    difference: str = ""  # the first difference; "": none
+    file: str = ""  # the file with the difference
+    told: tuple[str, ...] = ()  # settings that only one side has
 
 
 # --- comparing ----------------------------------------------------------------------------------------------------------------------
 
 
 def find_difference(here: Any, there: Any, at: str, alone: list[str] | None = None) -> str:
-    """The first difference of two trees of atoms, lists and dicts; "" if there is none. `at`: where they are. Keys that one side alone has are noted in
-    `alone`, where there is such a list, and are differences otherwise."""
+    """The first difference of two trees of atoms, lists and dicts; "" if there is none. `at`: the path of the trees. Keys that only one side has are added to
+    the list `alone`, or are differences if `alone` is None."""
     if isinstance(here, dict) and isinstance(there, dict):
         lonely = [f"{at}.{key} only {side}" for side, one, other in (("here", here, there), ("there", there, here)) for key in one if key not in other]
         if lonely and alone is None:
@@ -178,7 +178,7 @@ def find_text_difference(here: str, there: str) -> str:
 
 
 def find_results_difference(here: str, there: str, alone: list[str]) -> str:
-    """The first difference of two results, but for `wall` and the version. Keys of `run` that one side alone has are noted in `alone`."""
+    """The first difference of two results, without `wall` and the version. Keys of `run` that only one side has are added to `alone`."""
     one, other = (json.loads(text) for text in (here, there))
     run, other_run = (tree.pop("run", {}) for tree in (one, other))
     for tree, key in ((one, "wall"), (other, "wall"), (run, "version"), (other_run, "version")):
@@ -187,13 +187,13 @@ def find_results_difference(here: str, there: str, alone: list[str]) -> str:
 
 
 def find_report_difference(here: str, there: str, alone: list[str]) -> str:
-    """The first difference of two reports, but for what they say of wall time and the version. Settings that one alone shows are noted in `alone`."""
+    """The first difference of two HTML reports, without wall time and version. Settings that only one report shows are added to `alone`."""
     page, other_page = (IN_REPORT.sub("", PARAMETERS.sub("", text)) for text in (here, there))
     return find_difference(dict(read_parameters(here)), dict(read_parameters(there)), "parameters", alone) or find_text_difference(page, other_page)
 
 
 def read_parameters(page: str) -> Iterator[tuple[str, list[str]]]:
-    """Name of each setting that a report shows, with its group and its value."""
+    """The name of each setting that an HTML report shows, with its group and its value."""
     group = ""
     for section in PARAMETERS.findall(page):
         for match in PARAMETER.finditer(section):
@@ -204,7 +204,7 @@ def read_parameters(page: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def find_counts_difference(here: str, there: str) -> str:
-    """The first difference of what two live runs have in common: how many requests were sent and how many completed."""
+    """The first difference between the numbers of requests sent and completed of two live runs."""
     counts, other_counts = ({key: json.loads(text)["requests"][key] for key in ("sent", "completed")} for text in (here, there))
     return find_difference(counts, other_counts, "requests")
 
@@ -221,12 +221,12 @@ def find_file_difference(name: str, here: str, there: str, alone: list[str]) -> 
 
 
 def read(path: Path) -> str | None:
-    """The text of a file, its line ends as they are; None if there is no such file."""
+    """The text of a file with its own line ends; None if there is no such file."""
     return path.read_bytes().decode("utf-8", "backslashreplace") if path.is_file() else None
 
 
 def compare(here: Path, there: Path, *, live: bool = False, expected: int = 0) -> Verdict:
-    """Hold the outputs in one folder against those in another. `expected`: the exit status that both must have."""
+    """Compare the outputs in two folders. `expected`: the exit status that both runs must have."""
     status, other_status = (read(folder / STATUS) for folder in (here, there))
     if status != other_status:
         return Verdict(f"exit status {status} here, {other_status} there", STDERR)
@@ -250,7 +250,7 @@ def compare(here: Path, there: Path, *, live: bool = False, expected: int = 0) -
 
 
 def run_one(tree: Path, arguments: Sequence[str], inputs: Path, folder: Path, cache: Path) -> None:
-    """Run one command of a checkout and leave all that it writes in `folder`. `cache`: where Python keeps bytecode, so that the checkout stays as it is."""
+    """Run one command of a checkout, which writes all outputs into `folder`. `cache`: the folder for bytecode, so that the checkout is not changed."""
     folder.mkdir(parents=True)
     links = {folder / "inputs": inputs, folder / "tree": tree}
     for link, target in links.items():
@@ -272,7 +272,7 @@ def run_one(tree: Path, arguments: Sequence[str], inputs: Path, folder: Path, ca
 
 
 def gather_inputs(folder: Path, azure: str) -> None:
-    """Copy what the configurations read into `folder`."""
+    """Copy the input files of the configurations into `folder`."""
     for source, name in INPUTS.items():
         shutil.copytree(ROOT / source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     if azure:
@@ -286,8 +286,8 @@ def copy_pure(tree: Path, folder: Path) -> Path:
 
 
 class Comparison:
-    """One side or two, and what is run. `here`: the folder of the outputs of `tree`. `there`: that of the outputs of `base`, another checkout, or that of
-    saved outputs if `base` is None; None if nothing is compared. `work`: for files that nobody needs afterwards."""
+    """One or two checkouts, and the configurations to run. `here`: the folder for the outputs of `tree`. `there`: the folder for the outputs of `base`, another
+    checkout; or the folder of saved outputs, if `base` is None; None if nothing is compared. `work`: a folder for temporary files."""
 
     def __init__(self, work: Path, tree: Path, here: Path, base: Path | None, there: Path | None, inputs: Path) -> None:
         self.tree = tree
@@ -296,7 +296,7 @@ class Comparison:
         self._here = here
         self._there = there
         self._inputs = inputs
-        self.told: Counter[str] = Counter()  # settings that one side alone has, and in how many configurations it shows
+        self.told: Counter[str] = Counter()  # settings that only one side has, with the number of configurations that show them
 
     def run(self, configurations: Mapping[str, list[str]], jobs: int) -> list[str]:
         """Run all configurations in both checkouts, print a line for each as soon as it is known, and return the names of those that differ or fail."""
@@ -319,7 +319,7 @@ class Comparison:
         return wrong
 
     def _judge(self, name: str, *, live: bool, width: int) -> bool:
-        """Print what there is to say of a configuration; whether all is well."""
+        """Print the outcome of a configuration; returns whether there is no difference."""
         here, there, expected = self._here / name, (self._there or self._here) / name, EXPECTED.get(name, 0)
         verdict = compare(here, there, live=live, expected=expected)
         self.told.update(set(verdict.told))
@@ -419,7 +419,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def clear(work: Path, kept: Sequence[str]) -> None:
-    """Remove all but the outputs of those configurations, which somebody will want to look at."""
+    """Remove the outputs of all configurations but those named, which are kept for inspection."""
     if not kept:
         shutil.rmtree(work)
         return

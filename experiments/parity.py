@@ -4,9 +4,9 @@
     python3 experiments/parity.py                              about a minute; writes the table into docs/validation.md
     python3 experiments/parity.py --duration 10 --dry          shorter, printed and not written
 
-A figure of the live run must lie within 10 % of the virtual one, or within two report intervals of it: reports of different workers interleave differently
-in each run, and a placement that another report would have changed moves a request by up to that. What luck alone does is told beside it: the range over
-virtual runs with the same requests but other ties and phases of reports. Exit status: 0 all figures do, 1 one does not, 2 wrong usage.
+A figure of the live run must lie within 10 % of the virtual one, or within two report intervals of it: the reports of workers interleave differently in each
+run, and another order of reports can change a placement, which moves a request by up to two intervals. The effect of luck alone is printed beside each figure:
+the range over virtual runs with the same requests but other ties and phases of reports. Exit status: 0 all figures agree, 1 one does not, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MEASURES = [(what, name) for what in ("ttft_s", "e2e_s") for name in ("p50", "p9
 
 
 class Outcome(NamedTuple):
-    """What one of the two runs measured."""
+    """The measurements of one of the two runs."""
 
     results: dict[str, Any]
     served_by: dict[str, str]  # request -> worker
@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One figure of both runs, in seconds. `limit_s`: how far they may be apart; `range_s`: least and most of virtual runs with other luck."""
+    """One figure of both runs, in seconds. `limit_s`: the largest difference allowed; `range_s`: least and largest value of virtual runs with other luck."""
 
     name: str
     live_s: float
@@ -71,7 +71,7 @@ class Line(NamedTuple):
 
     @property
     def why(self) -> str:
-        """Which of the two tolerances it keeps."""
+        """The tolerance that the figure keeps, if any."""
         if abs(self.difference_s) <= TOLERATED * self.virtual_s:
             return f"within {100 * TOLERATED:.0f} %"
         return "within two report intervals" if self.inside else "**APART**"
@@ -111,7 +111,7 @@ def measure(run: Run) -> Outcome:
         run.world.bus.subscribe(note, RequestCompleted)
     else:
         run.recorder.handlers[RequestCompleted] = record_and_note
-    gc.collect()  # not in the middle of a live run
+    gc.collect()  # here, so that no collection interrupts the live run
     results = complete(run)
     if run.violations:
         raise RuntimeError(run.violations[0])

@@ -1,4 +1,4 @@
-"""Which runs a comparison is made of, under which key each is kept, and how kept runs are read again."""
+"""The runs of a comparison, the key under which each run is kept, and the reading of kept runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KIND = "comparison"
 
 
 class Cell(NamedTuple):
-    """One run that is to be made."""
+    """One run to be made."""
 
     config: Config
     options: Options
@@ -38,14 +38,14 @@ class Cell(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What a run measured: as much of it as a comparison keeps."""
+    """The figures of a run that a comparison keeps."""
 
     figures: dict[str, float | None]
     ttft_quantiles_s: list[float]
 
 
 class Axes(NamedTuple):
-    """What is varied."""
+    """The values of everything that is varied."""
 
     policies: Sequence[str]
     workers: Sequence[int]
@@ -68,7 +68,7 @@ def split_policies(text: str, first: str = "") -> list[str]:
     """The policies of `A,B:key=value,key=value,C`, or of `all`: every one, `first` first. UsageError for one that is not known or named twice."""
     found: list[str] = []
     for part in (part.strip() for part in text.split(",")):
-        if "=" in part.partition(":")[0] and found:  # a further parameter of the policy before
+        if "=" in part.partition(":")[0] and found:  # a further parameter of the policy before it
             found[-1] += f",{part}"
         elif part == "all":
             found += dict.fromkeys([*([first] if first else []), *policies()])
@@ -97,7 +97,7 @@ def _distinct(flag: str, text: str, values: list[Any]) -> list[Any]:
 
 
 def plan(axes: Axes, base: Config, options: Options) -> list[Cell]:
-    """Every run, seed by seed, so that whoever stops half-way has something of everything. UsageError for a fleet that cannot be."""
+    """Every run, seed by seed, so that an interrupted comparison has runs of every combination. UsageError for an impossible fleet."""
     loads: list[tuple[str, float]] = [(trace, 0.0) for trace in axes.traces] or [("", rate_per_s) for rate_per_s in axes.rates]
     settings = []
     for workers, (trace, rate_per_s), interval_s in product(axes.workers, loads, axes.report_intervals):
@@ -112,7 +112,7 @@ def plan(axes: Axes, base: Config, options: Options) -> list[Cell]:
     ]  # fmt: skip
 
 
-# --- what is kept -------------------------------------------------------------------------------------------------------------------
+# --- kept runs ----------------------------------------------------------------------------------------------------------------------
 
 DECIDE = [
     field for field in dataclasses.fields(Config)
@@ -122,7 +122,7 @@ DECIDE = [
 
 
 def key_of(cell: Cell) -> str:
-    """The same for two runs exactly if they must give the same numbers: of the same configuration, input files and program."""
+    """A key that is equal for two runs exactly if they must give equal numbers: same configuration, input files and program."""
     said: list[object] = [getattr(cell.config, field.name) for field in DECIDE]
     said += [cell.options.wire, *(_digest_of(path) if path else "" for path in input_files(cell.config, cell.options).values()), program_digest()]
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=12).hexdigest()
@@ -139,7 +139,7 @@ def _digest_of(path: str) -> str:
 
 @cache
 def program_digest() -> str:
-    """Of every source file that a run goes through."""
+    """A digest of every source file that a run uses."""
     digest = hashlib.blake2b()
     for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("sllm/**/*.py")]):
         digest.update(path.read_bytes())
@@ -147,7 +147,7 @@ def program_digest() -> str:
 
 
 def as_json(cell: Cell, done: Done) -> dict[str, Any]:
-    """A run as it is kept."""
+    """A run in the form in which a file keeps it."""
     setting = cell.setting
     return {
         "key": key_of(cell), "policy": cell.config.policy, "workers": setting.workers, "rate_per_s": setting.rate_per_s, "trace": setting.trace,
@@ -156,7 +156,7 @@ def as_json(cell: Cell, done: Done) -> dict[str, Any]:
 
 
 def sample_of(run: Mapping[str, Any], candidate: str, more: str = "") -> Sample:
-    """A kept run, as one of a candidate. Keys that are not known are passed over."""
+    """A kept run as a sample of a candidate. Unknown keys are ignored."""
     setting = Setting(run["workers"], run["rate_per_s"], run["trace"], run["report_interval_s"], more)
     known = run.get("ttft_quantiles_s") or []
     return Sample(candidate, setting, run["seed"], run["figures"], known if len(known) == len(QUANTILES) else [])
@@ -181,7 +181,7 @@ def read_runs(path: str, flag: str) -> list[dict[str, Any]]:
 
 
 def _single(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of one run, as a comparison keeps it."""
+    """The results of one run, in the form in which a comparison keeps them."""
     run, workload = results["run"], results["run"]["workload"]
     settings: dict[str, Any] = run.get("settings") or {}
     interval_s = settings.get("REPORT_INTERVAL", Config.report_interval_s)
@@ -192,7 +192,7 @@ def _single(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reuse(cells: Sequence[Cell], runs: Iterable[Mapping[str, Any]]) -> dict[int, Done]:
-    """Which of the cells have been run already: place to what was measured."""
+    """The cells that have been run already: place -> measured figures."""
     kept = {run.get("key"): run for run in runs}
     found = {}
     for place, cell in enumerate(cells):
@@ -203,5 +203,5 @@ def reuse(cells: Sequence[Cell], runs: Iterable[Mapping[str, Any]]) -> dict[int,
 
 
 def document(cells: Sequence[Cell], done: Mapping[int, Done], more: Mapping[str, Any]) -> dict[str, Any]:
-    """The file of a comparison. But for what depends on the machine, which is under `wall`, it is the same for the same cells."""
+    """The file of a comparison. Equal cells give an equal file, except for the section `wall`, which depends on the machine."""
     return {"schema": 1, "kind": KIND, "version": __version__, **more, "runs": [as_json(cells[place], done[place]) for place in sorted(done)]}

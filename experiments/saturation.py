@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Finds what a fleet can do: the largest rate that it serves without a queue that grows.
+"""Finds the saturation of a fleet: the largest rate that the fleet serves without a growing queue.
 
     python3 experiments/saturation.py --workers 5                    the demonstration fleet
     python3 experiments/saturation.py --hardware a100-80g:4,h100-80g:2 --catalog mine.toml --json -
 
 The fleet and the requests are given by the flags of centralized_simulation.py. A rate is *held* if, over three seeds and 300 s each, at least 99 % of the
 requests are completed and the queue of the last third is no longer than that of the middle third. Saturation is the largest rate that is held, within 5 %:
-the search goes up or down from the closed formula's guess by steps of a quarter, then halves what lies between the largest held rate and the smallest that is
-not. `--policy` measures another policy than the default one.
+the search goes up or down from the closed formula's guess by steps of a quarter, then halves the gap between the largest rate that is held and the smallest
+rate that is not. `--policy` measures another policy than the default one.
 
-The fleet is *warm*: before the 300 s, 60 s of the same requests at the same rate are left out, in which models come to where the traffic wants them. Loads
-that the traffic goes on to cause, where models do not all fit, are part of what is measured. The *queue* is the mean number of requests that have been sent
-and whose prefill has not begun, from the requests that were completed (Little's law); one request and a hundredth of those in service more is chance.
+The fleet is *warm*: before the 300 s, 60 s of the same requests at the same rate are left out, in which models are loaded where the traffic needs them. Further
+loads, where models do not all fit, are part of the measurement. The *queue* is the mean number of requests that have been sent and whose prefill has not
+begun, computed from the completed requests (Little's law); a growth by one request and a hundredth of the requests in service counts as chance.
 
 Exit status: 0 done, 2 wrong usage, 3 the output could not be written, 130 after Ctrl-C.
 """
@@ -50,11 +50,11 @@ DESCRIPTION = "Finds the largest rate that a fleet serves without a growing queu
 WARM_UP_S = 60.0
 MEASURED_S = 300.0
 SEEDS = 3
-WITHIN = 0.05  # of the rate
-STEP = 1.25  # from the guess, until one rate is held and another is not
-STEPS_MAX = 24  # a factor of 200
+WITHIN = 0.05  # precision, as a part of the rate
+STEP = 1.25  # factor from one rate to the next, until one rate is held and another is not
+STEPS_MAX = 24  # a factor of 200 in all
 COMPLETED_MIN = 0.99
-SWEPT = ("--rate", "--trace", "--duration", "--faults", "--html")  # what the search decides, or cannot say anything about
+SWEPT = ("--rate", "--trace", "--duration", "--faults", "--html")  # flags that the search sets itself or that make no sense for a search
 
 
 class Trial(NamedTuple):
@@ -67,7 +67,7 @@ class Trial(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """What one run saw of the requests that came while it measured: times are means over its middle and its last third."""
+    """The figures of one run about the requests that arrived in the measured time; `middle` and `last` are means over those thirds."""
 
     sent: int
     completed: int
@@ -115,7 +115,7 @@ def observe(trial: Trial) -> Observation:
 
 
 def judge(rate_per_s: float, seen: Sequence[Observation]) -> Verdict:
-    """Whether a rate is held, by what its runs saw."""
+    """Whether a rate is held, by the figures of its runs."""
     sent = sum(one.sent for one in seen)
     completed = sum(one.completed for one in seen) / sent if sent else 1.0
     middle, last = (sum(getattr(one, name) for one in seen) / len(seen) for name in ("middle", "last"))
@@ -124,8 +124,8 @@ def judge(rate_per_s: float, seen: Sequence[Observation]) -> Verdict:
 
 
 def search(guess_per_s: float, ask: Callable[[float], Verdict | None], within: float = WITHIN) -> tuple[float, float] | None:
-    """(largest rate held, smallest rate not held), no further apart than `within`. None when `ask` said None: it was interrupted. UsageError when no rate
-    around the guess is held, or every one is."""
+    """(largest rate held, smallest rate not held), no further apart than `within`. None if `ask` returned None, which means interrupted. UsageError if no rate
+    around the guess is held, or every rate is."""
     low, high, rate_per_s = 0.0, 0.0, guess_per_s
     for _ in range(STEPS_MAX):
         verdict = ask(rate_per_s)

@@ -4,8 +4,8 @@
     python3 experiments/simulate.py --seeds 200                  the seeds 1 to 200, on all cores
     python3 experiments/simulate.py --first 37 --seeds 1         seed 37 again, to the byte
 
-Everything about a run follows from its seed. Each run is a fleet, a workload and a schedule of faults; after the last fault everything must settle and
-finish. What is broken is printed with the command that shows it again. Exit status: 0 nothing broken, 1 something was, 2 wrong usage.
+Everything about a run follows from its seed. Each run is a fleet, a workload and a schedule of faults; after the last fault the fleet must come to rest. A
+broken invariant is printed with the command that reproduces it. Exit status: 0 no invariant was broken, 1 one was, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from sllm.protocol.seeds import rng_for
 from sllm.run.assemble import build_catalog
 from sllm.workload import Request
 
-PROBES = 2  # requests that come when nothing is wrong any more; they must complete
-SLOW_S = 5.0  # a seed that takes longer is worth a look
-WALL_MAX_S = 120  # a seed takes a tenth of a second: one that is not done by then never will be
+PROBES = 2  # requests sent after all faults; they must complete
+SLOW_S = 5.0  # seeds that take longer are listed
+WALL_MAX_S = 120  # limit for one seed, which takes a tenth of a second
 
 
 class Outcome(NamedTuple):
-    """How one seed went. `problem` is "" when everything held."""
+    """The outcome of one seed. `problem` is "" if every invariant held."""
 
     seed: int
     scenario: str
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
 
 
 def run_scenario(scenario: Scenario) -> tuple[dict[str, Any], str, str]:
-    """Run it; returns the results, what is broken ("" if nothing), and a digest of all that the seed determines."""
+    """Run a scenario; returns the results, the problem ("" if there is none), and a digest of everything that the seed determines."""
     config = scenario.config
     bounds = Bounds(config, build_catalog(config))
     reshape = limit_requests(rng_for(config.seed, "scenario/limits"), bounds, scenario.limits_part)
@@ -71,14 +71,14 @@ def run_scenario(scenario: Scenario) -> tuple[dict[str, Any], str, str]:
 
 
 class Ends:
-    """How each request ended, held against what the fleet can hold."""
+    """How each request ended, compared with the requests that the fleet can hold."""
 
     KINDS = RequestCompleted, RequestFailed, RequestRejected, RequestRetried
 
     def __init__(self) -> None:
         self.asked: dict[str, Request] = {}
         self.ended: dict[str, str] = {}  # request id -> "completed", "failed" or the code with which it was rejected
-        self.refused_by_worker: set[str] = set()  # as too large
+        self.refused_by_worker: set[str] = set()  # requests that a worker refused as too large
 
     def note(self, request: Request) -> Request:
         self.asked[request.request_id] = request
@@ -93,7 +93,7 @@ class Ends:
             self.ended[event.request_id] = how
 
     def check(self, scenario: Scenario, bounds: Bounds) -> str:
-        """What ended as it must not have; "" if nothing. A fleet without faults that was heard as a whole tells at once what it cannot hold."""
+        """The requests that ended in a wrong way; "" if there are none. A fleet without faults refuses at once the requests that it cannot hold."""
         faults = scenario.schedule.faults
         sound = not faults and not scenario.config.loss and not scenario.strangers_per_s
         restarts = any(fault.kind in ("crash", "zombie") and "coordinator" in fault.options["hosts"] for fault in faults)
@@ -112,7 +112,7 @@ class Ends:
 
 
 def check_books(results: dict[str, Any]) -> str:
-    """The sums that results always keep, once everything has settled; "" if they do."""
+    """The first sum of the results that does not hold at rest; "" if all sums hold."""
     requests, reports = results["requests"], results["reports"]
     ended = requests["completed"] + requests["failed"] + requests["rejected"]
     if requests["in_flight"] or requests["sent"] != ended:
@@ -125,7 +125,7 @@ def check_books(results: dict[str, Any]) -> str:
 
 
 class TooLong(Exception):
-    """A seed came to no end."""
+    """A seed took longer than WALL_MAX_S."""
 
 
 def _too_long(number: int, frame: FrameType | None) -> None:
@@ -133,7 +133,7 @@ def _too_long(number: int, frame: FrameType | None) -> None:
 
 
 def run_seed(seed: int, *, small: bool = False) -> Outcome:
-    """Draw and run the scenario of a seed. With bytes on the wire, the same run with objects must come out the same."""
+    """Draw and run the scenario of a seed. A run with bytes on the wire is repeated with objects and must give the same digest."""
     scenario = draw_scenario(seed, small=small)
     before = signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(WALL_MAX_S)
@@ -157,7 +157,7 @@ def _timed_seed(seed: int) -> tuple[Outcome, float]:
 
 
 def show_failure(outcome: Outcome) -> None:
-    """What broke, in which scenario, and how to see it again."""
+    """The problem, its scenario, and the command that reproduces it."""
     print(f"\nseed {outcome.seed} FAILED: {outcome.scenario}")
     print(outcome.problem.rstrip())
     print(f"see it again: python3 experiments/simulate.py --first {outcome.seed} --seeds 1 --faults\n", flush=True)

@@ -1,4 +1,4 @@
-"""Exact values to hold the simulator against: queues, load balancing, caches, batching. Pure functions; the mean service time is 1 unless it is a parameter."""
+"""Exact values to compare the simulator with: queues, load balancing, caches, batching. Pure functions; the mean service time is 1 unless it is a parameter."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _product(a: Matrix, b: Matrix) -> Matrix:
 def jsq2_wait(rho: float, requests_max: int = 240, difference_max: int = 30) -> float:
     """Mean wait when each request joins the shorter of two queues: the stationary law of the Markov chain, level by level of the number of requests.
 
-    Cut off at that many requests and that difference of the queues, where next to nothing is left (rho^240 and less).
+    The chain is cut off at a number of requests and a difference of the queues beyond which almost no probability is left (rho^240 and less).
     """
     rate = 2.0 * rho
 
@@ -82,10 +82,10 @@ def jsq2_wait(rho: float, requests_max: int = 240, difference_max: int = 30) -> 
             else:
                 matrix[i][place[abs(d - 1)]] += 1.0  # from the longer one
                 if level > d and d + 1 in place:
-                    matrix[i][place[d + 1]] += 1.0  # from the shorter one, if anybody is there
+                    matrix[i][place[d + 1]] += 1.0  # from the shorter one, if it is not empty
         return matrix
 
-    ratios: list[Matrix] = []  # law of a level = law of the one below times this
+    ratios: list[Matrix] = []  # law of a level = law of the level below, times the level's ratio
     back: Matrix | None = None
     for level in range(requests_max, 0, -1):
         size = len(differences(level))
@@ -188,7 +188,7 @@ def zipf(models: int, exponent: float) -> list[float]:
 
 
 def che_hit_ratio(popularity: Sequence[float], room: int) -> float:
-    """Che's approximation of the hit ratio of LRU: a model stays for the same time T after each use, and `room` of them are there on average."""
+    """Che's approximation of the hit ratio of LRU: a model stays for the same time T after each use, and the mean number of models that stay is `room`."""
     low, high = 0.0, 1e9
     for _ in range(200):
         middle = (low + high) / 2.0
@@ -205,7 +205,7 @@ def lru_hit_ratio(popularity: Sequence[float], room: int, steps: int = 240) -> f
     With draws at the times of a Poisson process of rate 1, the models used within t are independent, so their number has a law that is built up model by
     model; integrated over t on a logarithmic grid (trapezia, which converge very fast for such an integrand).
     """
-    low, high = -18.0, 12.0  # of ln t: what is left out is below 1e-8
+    low, high = -18.0, 12.0  # of ln t: the part of the integral beyond is below 1e-8
     width = (high - low) / steps
     total = 0.0
     for step in range(steps + 1):
@@ -219,7 +219,7 @@ def lru_hit_ratio(popularity: Sequence[float], room: int, steps: int = 240) -> f
 
 
 def _at_most(count: int, absent: Sequence[float]) -> float:
-    """Probability that at most `count` of independent events happen, given the probability of each not to."""
+    """Probability that at most `count` of several independent events happen, given for each event the probability that it does not happen."""
     law = [1.0] + [0.0] * count
     for none in absent:
         some = 1.0 - none
@@ -247,7 +247,7 @@ def batching_limit(alpha_s: float, beta_s: float, gamma_s: float, prompt: int, o
 
 @cache
 def student_t(freedom: int, confidence: float = 0.95) -> float:
-    """The two-sided quantile of Student's t: within plus or minus this lies `confidence` of it."""
+    """The two-sided quantile t of Student's distribution: the interval from -t to t has the probability `confidence`."""
     factor = gamma((freedom + 1) / 2.0) / (sqrt(freedom * pi) * gamma(freedom / 2.0))
 
     def inside(limit: float, steps: int = 400) -> float:

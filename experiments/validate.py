@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Holds the simulator against theory and writes what came out into docs/validation.md.
+"""Compares the simulator with theory and writes the outcome into docs/validation.md.
 
     python3 experiments/validate.py                 all claims, some minutes on two cores
     python3 experiments/validate.py --only mm1 jsq2  some of them, printed and (with --write) written
@@ -40,7 +40,7 @@ LONG = ("mm10", "mh1", "two", "stale2", "herd", "stale2n", "stalernd", "ledger",
 SCALE = 1.0  # of the lengths that claims state: about a quarter of an hour of one core
 QUICK_SCALE = 0.15
 AGAIN_FIRST = 1001  # seeds of second runs
-ROUNDING = 1e-9  # relative: a run without any chance in it has an interval of no width
+ROUNDING = 1e-9  # relative tolerance, for runs without randomness, whose interval has no width
 
 
 class Task(NamedTuple):
@@ -61,7 +61,7 @@ class Verdict(NamedTuple):
 
     @property
     def inside(self) -> bool:
-        """The exact value lies in the interval; True where none is known."""
+        """Whether the exact value lies in the interval; True if no exact value is known."""
         return self.exact is None or abs(self.mean - self.exact) <= self.half_width + ROUNDING * abs(self.exact)
 
     def row(self) -> str:
@@ -74,7 +74,7 @@ class Verdict(NamedTuple):
 
 
 def run_task(task: Task) -> float:
-    """What one run of a claim measured."""
+    """The figure that one run of a claim measured."""
     return next(claim for claim in claims() if claim.key == task.key).figure(task.seed, task.scale)
 
 
@@ -97,7 +97,7 @@ def judge(chosen: Sequence[Claim], seeds: range, scale: float, jobs: int, again:
 
 
 def validate(chosen: Sequence[Claim], scale: float, jobs: int, seeds: int = SEEDS) -> list[Verdict]:
-    """The verdicts; what misses at first is run again with twice as many new seeds."""
+    """The verdicts; a claim that misses at first is run again with twice as many new seeds."""
     verdicts = judge(chosen, range(1, seeds + 1), scale, jobs)
     missed = [verdict.claim for verdict in verdicts if not verdict.inside]
     if missed:

@@ -1,1 +1,1 @@
-"""What a role wears as a process of its own."""
+"""Running a role as a process of its own: signals, logs, HTTP, keys."""

@@ -1,4 +1,4 @@
-"""What the init containers `cluster-key` run on Kubernetes before a pod's role begins without a key.
+"""The program of the init containers `cluster-key` on Kubernetes, which run before a pod's role starts.
 
     python3 -m sllm.deploy.key_secret [--name cluster-key] [--namespace NAMESPACE]     the coordinator's: makes the key's Secret if it is missing
     python3 -m sllm.deploy.key_secret --wait-for=coordinator                           a worker's: waits until a coordinator answers
@@ -35,16 +35,16 @@ ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # where eve
 TRY_FOR_S = 60.0  # a network policy or a name may need some seconds to take effect on a new pod
 RETRY_S = 2.0
 ANSWER_S = 10.0
-LOOK_S = 0.5  # a worker that waits for a coordinator looks so often,
-SAY_S = 15.0  # and says so this often
+LOOK_S = 0.5  # interval at which a waiting worker asks whether a coordinator answers
+SAY_S = 15.0  # interval at which a waiting worker prints that it waits
 
 
 class Refused(Exception):
-    """The API server answered, and not with yes: asking again will not help."""
+    """The API server refused the request; asking again will not help."""
 
 
 def manifest(name: str, namespace: str, key: bytes) -> dict[str, object]:
-    """The Secret, with `key` as the only one of its key file."""
+    """The Secret with a key file that has `key` as its only key."""
     text = f"1 {key.hex()}\n"
     return {
         "apiVersion": "v1",
@@ -56,7 +56,7 @@ def manifest(name: str, namespace: str, key: bytes) -> dict[str, object]:
 
 
 def post(url: str, body: bytes, token: str, tls: ssl.SSLContext | None) -> int:
-    """POST JSON; the status, whatever it is. Raises OSError when nobody answers."""
+    """POST JSON; returns the HTTP status of any answer. Raises OSError if there is no answer."""
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Accept": "application/json"}
     request = urllib.request.Request(url, data=body, headers=headers, method="POST")
     try:
@@ -68,7 +68,7 @@ def post(url: str, body: bytes, token: str, tls: ssl.SSLContext | None) -> int:
 
 
 def ensure(api_server: str, name: str, namespace: str, token: str, tls: ssl.SSLContext | None) -> bool:
-    """Create the Secret unless it is there; says whether it did. OSError when nobody answers or the server is busy, `Refused` when it says no."""
+    """Create the Secret unless it exists; returns whether it was created. OSError if the server does not answer or is busy, `Refused` if it refuses."""
     url = f"{api_server}/api/v1/namespaces/{namespace}/secrets"
     status = post(url, json.dumps(manifest(name, namespace, secrets.token_bytes(KEY_BYTES))).encode(), token, tls)
     if status == 201:
@@ -81,7 +81,7 @@ def ensure(api_server: str, name: str, namespace: str, token: str, tls: ssl.SSLC
 
 
 def ensure_patiently(attempt: Callable[[], bool], *, try_for_s: float, now: Callable[[], float], sleep: Callable[[float], None]) -> bool:
-    """`attempt` until it does not raise OSError, for so long; then that error."""
+    """Repeat `attempt` while it raises OSError, for a limited time; then raise the error."""
     give_up_at = now() + try_for_s
     while True:
         try:
@@ -94,7 +94,7 @@ def ensure_patiently(attempt: Callable[[], bool], *, try_for_s: float, now: Call
 
 
 def await_answer(host: str, port: int, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Return once `/livez` of this host is answered with yes, however long that takes."""
+    """Return as soon as `/livez` of this host answers 200, without a time limit."""
     looks = 0
     while not _answers(host, port):
         if looks % round(SAY_S / LOOK_S) == 0:
@@ -115,7 +115,7 @@ def _answers(host: str, port: int) -> bool:
 
 
 def _api_server(environ: Mapping[str, str]) -> str:
-    """Where a pod finds the API server: at an address, so that no name must be looked up. The server's certificate carries it."""
+    """The URL of the API server for a pod. The URL has an address, which the server's certificate covers, so that no name must be looked up."""
     host, port = environ.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc"), environ.get("KUBERNETES_SERVICE_PORT", "443")
     return f"https://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -166,5 +166,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the first process of a container ignores what it does not handle
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the first process of a container ignores signals without a handler
     sys.exit(main())

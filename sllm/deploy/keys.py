@@ -1,11 +1,11 @@
-"""Cluster keys: where they are kept, how they are made, and how they are rotated.
+"""Cluster keys: their files, how keys are made, and how keys are rotated.
 
-A key file has one key a line, `<id> <64 hexadecimal digits>`, ids 1 to 255; `#` begins a comment. The first key signs, all are accepted, so that keys rotate
-without downtime: add the new one below everywhere, then move it to the top everywhere, then drop the old one. `CLUSTER_KEY_FILE` may name a folder, as a
-mounted Secret is one: then its file `cluster.key` counts.
+A key file has one key per line, `<id> <64 hexadecimal digits>`, ids 1 to 255; `#` begins a comment. The first key signs, and all keys are accepted, so that
+keys rotate without downtime: add the new key at the end of every file, then move it to the top of every file, then drop the old key. `CLUSTER_KEY_FILE` may
+name a folder, such as a mounted Secret; the key file is then `cluster.key` in that folder.
 
-On a machine of its own account a key file must belong to us or to root, be read by nobody else, and lie in a folder where nobody else can put another in its
-place. Where we are the only ones, in a container, it is as it was mounted.
+On a machine with other accounts a key file must belong to the account of the process or to root, be readable by no other account, and lie in a folder where
+no other account can replace the file. In a container these conditions are not checked.
 
     python3 -m sllm.deploy.keys FILE            makes FILE with a new key if it is missing
     python3 -m sllm.deploy.keys FILE --add      adds a new key, accepted from now on
@@ -33,16 +33,16 @@ from sllm.wire.keys import KEY_BYTES, Keyring
 FILE_NAME = "cluster.key"
 FILE_MAX_BYTES = 1 << 16  # 255 keys have 18 KB
 _LINE = re.compile(r"\s*(\d{1,3})\s+([0-9a-fA-F]{%d})\s*(#.*)?" % (2 * KEY_BYTES))  # noqa: UP031
-_PART = re.compile(r"\d+(\.[0-9a-f]{8})?")  # of the name of a file that is being written: process, and something of its own
+_PART = re.compile(r"\d+(\.[0-9a-f]{8})?")  # middle of the name of a file being written: process id, and random digits
 
 
 def ephemeral_keyring() -> Keyring:
-    """A ring with one new key, for a run whose nodes all live in this process."""
+    """A keyring with one new key, for a run whose nodes all live in this process."""
     return Keyring(1, {1: secrets.token_bytes(KEY_BYTES)})
 
 
 def key_path(config: Config, environ_home: str | None = None) -> Path:
-    """Where this process's keys are: `CLUSTER_KEY_FILE`, or this user's file when it runs locally. UsageError in a container without one."""
+    """The path of this process's key file: `CLUSTER_KEY_FILE`, or the user's own file if the process runs locally. UsageError in a container without one."""
     if config.cluster_key_file:
         path = Path(config.cluster_key_file)
         return path / FILE_NAME if path.is_dir() else path
@@ -65,7 +65,7 @@ def load_keyring(config: Config, environ: Mapping[str, str] | None = None) -> Ke
 
 
 def key_stamp(path: Path) -> tuple[int, ...] | None:
-    """Changes whenever the file's content, owner or mode may have; None: it is not there."""
+    """A value that changes whenever the file's content, owner or mode may have changed; None if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -74,7 +74,7 @@ def key_stamp(path: Path) -> tuple[int, ...] | None:
 
 
 def read_keyring(path: Path, *, private: bool) -> Keyring:
-    """Parse a key file. `private`: refuse one that others on this machine may read or exchange."""
+    """Parse a key file. `private`: refuse a file that other accounts of this machine may read or replace."""
     text = _read(path, private=private)
     keys: dict[int, bytes] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -122,7 +122,7 @@ def _check_file(path: Path, found: os.stat_result) -> None:
 
 
 def _check_folder(path: Path, folder: Path) -> None:
-    """UsageError if others may put another file in the key file's place."""
+    """UsageError if another account may replace the key file."""
     found = folder.stat()
     _check_owner(folder, f"cluster key {path}: its folder {folder}", found)
     if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
@@ -135,15 +135,15 @@ def _check_owner(path: Path, what: str, found: os.stat_result) -> None:
 
 
 def create_key_file(path: Path) -> bool:
-    """Make a key file (mode 0600) unless it is there; says whether it did. Of two processes that try at once, one makes it and both use it."""
+    """Make a key file (mode 0600) unless it exists; returns whether it was made. Of two processes that try at once, one makes the file and both use it."""
     if path.exists():
         return False
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        real = path.resolve()  # a link to a file that is still to be made: that is what is made
+        real = path.resolve()  # if the path is a link to a missing file, that file is made
         with _alone(real), _written(real, f"# cluster key: whoever has it can speak to the fleet\n1 {secrets.token_hex(KEY_BYTES)}\n") as part:
             try:
-                os.link(part, real)  # fails if somebody was quicker, and never shows a file half written
+                os.link(part, real)  # fails if another process was faster; other processes never see a half-written file
             except FileExistsError:
                 return False
     except OSError as error:
@@ -201,7 +201,7 @@ def _rewrite(path: Path, change: Callable[[list[str]], int]) -> int:
 
 
 def add_key(path: Path) -> int:
-    """Append a new key; returns its id."""
+    """Append a new key; returns the key's id."""
 
     def change(lines: list[str]) -> int:
         ids = [int(match[1]) for line in lines if (match := _LINE.fullmatch(line))]
@@ -215,7 +215,7 @@ def add_key(path: Path) -> int:
 
 
 def rotate(path: Path) -> int:
-    """Move the last key to the top, so that it signs; returns its id."""
+    """Move the last key to the top, so that this key signs; returns the key's id."""
 
     def change(lines: list[str]) -> int:
         keys = [index for index, line in enumerate(lines) if _LINE.fullmatch(line)]
@@ -229,7 +229,7 @@ def rotate(path: Path) -> int:
 
 
 def drop(path: Path, key_id: int) -> None:
-    """Remove a key that does not sign. UsageError for the one that does, or if there is none of that id."""
+    """Remove a key that does not sign. UsageError for the key that signs, and for an unknown id."""
 
     def change(lines: list[str]) -> int:
         keys = {int(match[1]): index for index, line in enumerate(lines) if (match := _LINE.fullmatch(line))}
@@ -244,7 +244,7 @@ def drop(path: Path, key_id: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status. It never prints a key."""
+    """Run the command; returns the exit status. Never prints a key."""
     parser = argparse.ArgumentParser(prog="python3 -m sllm.deploy.keys", description="Makes and rotates cluster keys; never prints one.")
     parser.add_argument("file", type=Path, help="the key file")
     parser.add_argument("--add", action="store_true", help="add a new key, accepted but not signing yet")

@@ -12,20 +12,20 @@ from sllm.wire.keys import Keyring
 
 
 class KeyWatch:
-    """The process's keys, read when it is made and again when the file has changed. UsageError when it is made and there are none."""
+    """The process's keys, read at the start and again when the file has changed. The constructor raises UsageError if there are no keys."""
 
     def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
         self._config = config
         self._environ = environ
         self._path = key_path(config)
-        stamp = key_stamp(self._path)  # before it is read: a file that changes in between is read again
+        stamp = key_stamp(self._path)  # taken before reading, so that a file that changes in between is read again
         self.keyring: Keyring = load_keyring(config, environ)
-        self._as_of = stamp or key_stamp(self._path)  # none before: it has just been made, by reading
-        self._trouble = ""  # why the file as it is cannot be used
+        self._as_of = stamp or key_stamp(self._path)  # no stamp before reading: reading has just made the file
+        self._trouble = ""  # why the present file cannot be used
 
     def look(self, log: logging.Logger) -> bool:
-        """Read the file if it has changed, or could not be used when it was last looked at. Whether there are other keys now; one that cannot be used changes
-        nothing, and is told once."""
+        """Read the file if it has changed or could not be used at the last call; returns whether the keys have changed. A file that cannot be used changes
+        nothing and is logged once."""
         stamp = key_stamp(self._path)
         if stamp == self._as_of and not self._trouble:
             return False
@@ -48,5 +48,5 @@ class KeyWatch:
 
 
 def _fingerprint(ring: Keyring) -> tuple[int, dict[int, bytes]]:
-    """Equal for rings of the same keys; says nothing about them."""
+    """A value that is equal for keyrings with the same keys and reveals no key."""
     return ring.signer, {key_id: ring.tag(key_id, b"") for key_id in ring.ids}

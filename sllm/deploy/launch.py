@@ -1,4 +1,4 @@
-"""The command line that the entry points share, and how they end."""
+"""The command line and the exit status of the entry points."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; --help lists the options")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Help and version. argparse would pass over what cannot be written."""
+        """Print help or version. argparse itself would ignore an error of stdout."""
         _print(message)
 
 
 def launch(
     role: str, description: str, argv: Sequence[str], environ: Mapping[str, str], serve: Callable[[Config, Mapping[str, str]], int]
 ) -> int:
-    """Read arguments and environment and `serve`; returns the exit status. Wrong usage: one line on stderr, status 2. Anything unforeseen is
-    logged with its stack, status 1. Standard streams that are closed are done without; what was asked for on one of those is an OutputError, status 3."""
+    """Read arguments and environment and `serve`; returns the exit status. Wrong usage: one line on stderr, status 2. An unexpected exception is logged
+    with its stack, status 1. Closed standard streams are no error, unless an output was asked for on one of them (OutputError, status 3)."""
     occupy_closed_descriptors()
     try:
         arguments = _parse(role, description, argv)
@@ -57,7 +57,7 @@ def launch(
 
 
 def _print(text: str) -> None:
-    """What was asked for, on stdout. OutputError if that is closed or full."""
+    """Print an output that the user asked for to stdout. OutputError if stdout is closed or full."""
     if sys.stdout is None:
         raise OutputError("stdout: cannot write: it is closed")
     try:
@@ -99,14 +99,14 @@ _OUTPUTS = {"client": {"REQUESTS_CSV": "write one row for each request here"}}
 
 
 def variables_of(role: str) -> dict[str, str]:
-    """The environment variables that an entry point goes by, and what they mean."""
+    """The environment variables of an entry point, with their meanings."""
     rules = [field.metadata for field in Config.__dataclass_fields__.values()]
     mine = {rule["env"]: rule["meaning"] for rule in rules if rule["group"] in ("common", role) or rule["env"] in _ALSO[role]}
     return mine | _OUTPUTS.get(role, {})
 
 
 def healthcheck(config: Config, path: str) -> int:
-    """Ask our own HTTP side; 0 if it says yes."""
+    """Ask the HTTP server of this host whether the process is ready or alive; 0 if it answers yes."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(config.bind_host, config.bind_host)
     if config.health_port == 0:
         complain("HEALTH_PORT=0: there is nothing to ask")
@@ -122,5 +122,5 @@ def healthcheck(config: Config, path: str) -> int:
     finally:
         connection.close()
     if sys.stdout is not None:
-        print(text)  # for people: what counts is the status
+        print(text)  # for people; programs use the exit status
     return 0 if answer.status == 200 else 1

@@ -40,17 +40,17 @@ from sllm.protocol.node import Node
 from sllm.wire.frame import FrameCodec
 
 TICK_S = 1.0  # history and held-back log lines are brought up to date this often
-KEYS_S = 10.0  # the key file is looked at this often: keys rotate without a restart
-RENEW_S = 10.0  # the way to the coordinator is renewed this often: a flow that goes on would lead to one of two coordinators for good, unnoticed
-KEY_WAIT_S = 100.0  # a kubelet brings a Secret that has just been made into a pod within a minute and a half, most often at once
+KEYS_S = 10.0  # interval at which the key file is checked, so that keys rotate without a restart
+RENEW_S = 10.0  # interval at which the socket to the coordinator is renewed; one long flow could lead to one of two coordinators for good, unnoticed
+KEY_WAIT_S = 100.0  # a kubelet brings a new Secret into a pod within a minute and a half, most often at once
 KEY_LOOK_S = 0.1
-STALLED_S = 10.0  # a loop that has not turned for so long is not alive
-LAST_LINES_S = 0.2  # a process told twice to end waits so long for who reads its log
-SWITCH_INTERVAL_S = 0.0005  # an HTTP thread hands the interpreter back to the loop after so long
+STALLED_S = 10.0  # a loop without a round for this time is not alive
+LAST_LINES_S = 0.2  # longest wait for the reader of the log after a second signal
+SWITCH_INTERVAL_S = 0.0005  # time after which an HTTP thread hands the interpreter back to the loop
 
 
 class Part(Protocol):
-    """A role, and what only its entry point knows of it. Everything is called in the loop's thread but `page_state` and `ready`."""
+    """A role, with the functions that only its entry point knows. All methods are called in the loop's thread, except `page_state` and `ready`."""
 
     @property
     def node(self) -> Node: ...
@@ -60,15 +60,15 @@ class Part(Protocol):
     def page(self) -> Page | None: ...
 
     def ready(self) -> tuple[bool, str]:
-        """Ready to do its work, and if not why not. Also called in HTTP threads: it may only read attributes that hold immutable values."""
+        """(whether the role is ready, the reason). Also called in HTTP threads, so the method may only read attributes with immutable values."""
         ...
 
     def subscribe(self, bus: EventBus) -> None:
-        """Ask for the events that it and its metrics want to hear."""
+        """Subscribe to the events that the part and its metrics need."""
         ...
 
     def tick(self) -> None:
-        """Once a second."""
+        """Called once a second."""
         ...
 
     def collect(self, answer: Callable[[], None]) -> None:
@@ -76,25 +76,25 @@ class Part(Protocol):
         ...
 
     def state(self, answer: Answer) -> None:
-        """Answer with what `page_state` needs; it must not change afterwards."""
+        """Call `answer` with the state that `page_state` needs; that state must not change afterwards."""
         ...
 
     def page_state(self, state: Any, query: Mapping[str, str]) -> dict[str, Any]:
-        """What `/state` says to this query. In an HTTP thread. Raises BadQuery."""
+        """The answer of `/state` to this query. Called in an HTTP thread. Raises BadQuery."""
         ...
 
     def stop(self) -> None:
-        """Asked to end: begin to."""
+        """Begin to end, because a signal has asked for the end."""
         ...
 
     def finished(self) -> bool:
-        """Nothing is left to do."""
+        """Whether the part has nothing left to do."""
         ...
 
 
 def await_key_file(config: Config, wait_s: float = KEY_WAIT_S, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Where a key's Secret is mounted before it is made, the folder is there and empty: wait for the file. Reading the keys says what is still missing
-    then. SIGTERM ends the wait and the process: the first process of a container would ignore what it does not handle."""
+    """Wait for the key file if its folder is there and empty, as when a Secret is mounted before it is made. If the file is still missing after the wait,
+    reading the keys raises the error. SIGTERM ends the wait and the process; without a handler the first process of a container would ignore SIGTERM."""
     folder = Path(config.cluster_key_file)
     if not (config.cluster_key_file and config.in_container and folder.is_dir()):
         return
@@ -108,7 +108,7 @@ def await_key_file(config: Config, wait_s: float = KEY_WAIT_S, sleep: Callable[[
 
 
 class Service:
-    """Make it first thing in the process: from then on signals are taken care of. Then `start`, `run`, and always `close`."""
+    """The shell of one role. To be made first in the process, because it installs the signal handlers; then `start`, `run`, and always `close`."""
 
     def __init__(self, role: str, config: Config, environ: Mapping[str, str]) -> None:
         self.role = role
@@ -144,7 +144,7 @@ class Service:
         self.http: HttpServer | None = None
         self.host: UdpHost | None = None
         self.part: Part | None = None
-        self._asks: AsksCoordinator | None = None  # the part's node, if it is one that asks the coordinator
+        self._asks: AsksCoordinator | None = None  # the part's node, if that node asks the coordinator
         self.tamer: GarbageTamer | None = None
         self._stopping_why = ""
         self._ask_again: Callable[[], None] | None = None
@@ -155,7 +155,7 @@ class Service:
         """Bind the UDP socket, make the part (it is told the address) and drive it. Locally a port nobody asked for gives way to any free one,
         so that several processes can be started by hand without a thought."""
         bind_host = self.config.bind_host
-        placeholder = Node("starting", 0)  # the socket must be bound before the role can say where it is
+        placeholder = Node("starting", 0)  # the socket must be bound before the role is made, because the role needs its own address
         try:
             host = self.driver.add(placeholder, (bind_host, port), setting=setting, **options)
         except UsageError:
@@ -190,13 +190,13 @@ class Service:
         self.http = HttpServer((self.config.bind_host, port), site, hosts=self._host_names())
 
     def _host_names(self) -> set[str]:
-        """Names under which HTTP is served, beside localhost and addresses."""
+        """The names under which HTTP is served, beside localhost and addresses."""
         config = self.config
         names = {socket.gethostname(), self.environ.get("HOSTNAME", ""), config.bind_host, config.coordinator_host, config.advertise_host}
         return (names | {name.strip() for name in config.http_hosts.split(",")}) - {""}
 
     def _follow_coordinator(self) -> None:
-        """Keep the node's idea of the coordinator's address true, if its node has one and it is a name."""
+        """Follow the coordinator's name, so that the node has its present address; does nothing for a literal address, or a node without a coordinator."""
         name, port = self.config.get_coordinator_address()
         node = self._asks
         if node is None:
@@ -233,7 +233,7 @@ class Service:
     # --- run ------------------------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Until the part is finished, or a signal asked for the end and it has come to one."""
+        """Run until the part is finished, of its own accord or after a signal."""
         part = self.part
         assert part is not None
         self.driver.run_until(part.finished)
@@ -251,8 +251,8 @@ class Service:
             self.host.touch()
 
     def close(self) -> None:
-        """Leave nothing behind: threads, ports, handlers."""
-        self.bridge.close()  # first: then no HTTP thread waits for the loop any more
+        """Release threads, ports and signal handlers."""
+        self.bridge.close()  # first, so that no HTTP thread waits for the loop any more
         if self.http is not None:
             self.http.close()
         self.resolver.close()
@@ -279,7 +279,7 @@ class Service:
         self._silences.tell(event, node.coordinator, node.acknowledged)
 
     def renew_way(self) -> None:
-        """Look the coordinator's name up again, and use another socket towards it. Whatever balances datagrams or translates their addresses decides anew."""
+        """Look the coordinator's name up again, and use a new socket towards it, so that load balancers and address translators choose its target anew."""
         if self._ask_again is None or self.host is None:
             return
         self._ask_again()
@@ -291,7 +291,7 @@ class Service:
     def _tick(self) -> None:
         part = self.part
         assert part is not None
-        part.node.set_wall_clock(self.clock.wall_offset_s, self.clock.now)  # it may have been set
+        part.node.set_wall_clock(self.clock.wall_offset_s, self.clock.now)  # the system's clock may have been set
         part.tick()
         logs.flush()
         self._refusals.forget(self.clock.now)
@@ -300,7 +300,7 @@ class Service:
             self.tamer.tick(self.driver.received)
 
     def _look_at_keys(self) -> None:
-        """Take over a key file that has changed. One that cannot be used changes nothing."""
+        """Take over the keys of a key file that has changed. A file that cannot be used changes nothing."""
         if not self._key_watch.look(self.log):
             return
         assert self.part is not None
@@ -308,12 +308,13 @@ class Service:
         self.log.info("the cluster's keys have changed and were taken over", extra={"fields": {"keys": self._keys()}})
 
     def _keys(self) -> dict[str, Any]:
-        """Which keys are in use, by their ids: whoever rotates them waits until every process says so."""
+        """Log the ids of the keys in use: an operator who rotates keys waits until every process has logged the new id."""
         ring = self.codec.keyring
         return {"signs": ring.signer, "accepted": sorted(ring.ids)}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, between any two of its steps. The first signal is seen to by the loop; a second does not wait for it."""
+        """The signal handler, which Python calls between any two steps of the main thread. The loop handles the first signal; a second one ends the process
+        without waiting for the loop."""
         self._signals.append(number)
         if len(self._signals) > 1:
             logs.finish(LAST_LINES_S)
@@ -330,7 +331,7 @@ class Service:
 
     @property
     def interrupted_by(self) -> int:
-        """The signal that asked for the end; 0: none did."""
+        """The signal that asked for the end; 0: none has come."""
         return self._signals[0] if self._signals else 0
 
     # --- for HTTP threads -------------------------------------------------------------------------------------------------------------

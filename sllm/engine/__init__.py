@@ -1,4 +1,4 @@
-"""Engines: how a worker serves. `LlmEngine` batches continuously on a GPU server, `QueueEngine` is a textbook queue."""
+"""Engines, which serve a worker's requests. `LlmEngine` batches continuously on a GPU server, `QueueEngine` is a textbook queue."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ from sllm.engine.batching import LlmEngine as LlmEngine
 from sllm.engine.queue import QueueEngine as QueueEngine
 
 ENGINES: dict[str, type[Engine]] = {"llm": LlmEngine, "queue": QueueEngine}
-"""Engines by the name users give them."""
+"""Engines by the name that users choose them with."""

@@ -1,4 +1,4 @@
-"""How long a request that arrives now would wait for its prefill: the estimate in a load report."""
+"""The time that a request arriving now would wait for its prefill: the estimate `wait_s` in a load report."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sllm.engine.residency import ModelState
 
 
 class Backlog:
-    """What a request that arrives now finds before it: a batch, and behind the batch the requests that wait although their models are loaded.
+    """The work that a request arriving now finds before it: the batch, and the waiting requests whose models are loaded.
 
-    Made for one look at an engine. The estimates take the batch to keep its present pace and nobody to come after this request.
+    A backlog is made for one snapshot of an engine. The estimates assume that the batch keeps its present pace and that no further request arrives.
     """
 
     __slots__ = ("_batch", "_decode_round_s", "_ready", "kv_bytes", "prompt_tokens", "requests")
@@ -21,10 +21,10 @@ class Backlog:
         """`ready`: the loaded models for which requests wait. `decode_round_s`: `Batch.decode_round_s`."""
         self._batch = batch
         self._decode_round_s = decode_round_s
-        self._ready: list[tuple[int, ModelState]] = []  # (prompt tokens that wait, their model)
-        self.requests = 0  # that wait; likewise their prompt tokens and KV cache
-        self.prompt_tokens = 0
-        self.kv_bytes = 0
+        self._ready: list[tuple[int, ModelState]] = []  # (prompt tokens of the waiting requests, their model)
+        self.requests = 0  # waiting requests
+        self.prompt_tokens = 0  # of the waiting requests
+        self.kv_bytes = 0  # KV cache of the waiting requests
         for state in ready:
             tokens = 0
             for request in state.queue:
@@ -35,7 +35,7 @@ class Backlog:
             self._ready.append((tokens, state))
 
     def until_turn(self, now: float, prefill_tokens_max: int) -> float:
-        """Seconds until the present round has ended and every prompt that waits is prefilled, in rounds of at most `prefill_tokens_max` prompt tokens."""
+        """Seconds until the present round has ended and every waiting prompt is prefilled, in rounds of at most `prefill_tokens_max` prompt tokens."""
         wait_s = self._batch.round_at(now)[1] - now if self._batch.rounds else 0.0
         for tokens, state in self._ready:
             wait_s += tokens * state.p_s
@@ -44,9 +44,10 @@ class Backlog:
         return wait_s
 
     def until_freed(self, now: float, slots: int, memory_bytes: int) -> float:
-        """Seconds until the running requests have given up this many slots and this much KV cache. There must be running requests.
+        """Seconds until the running requests have freed `slots` slots and `memory_bytes` of KV cache. There must be running requests.
 
-        If all that run now do not have enough, others will follow them: slots and memory are then taken to come free at the mean rate of the present batch.
+        If all running requests together hold less than that, the requests after them have to free the rest: slots and memory are then assumed to come free at
+        the mean rate of the present batch.
         """
         running = sorted(self._batch.running)
         freed_bytes = 0
@@ -57,7 +58,7 @@ class Backlog:
         return self._decode_round_s * max(self._rounds_until_slots(slots), self._rounds_until_memory(memory_bytes))
 
     def _until_round(self, n: int, now: float) -> float:
-        """Seconds until the end of round n of the segment, from 1, if the batch stays as it is."""
+        """Seconds until the end of round n (from 1) of the segment, if the batch does not change."""
         batch = self._batch
         if not batch.fresh:
             return batch.end_of_round(n) - now
@@ -65,14 +66,14 @@ class Backlog:
         return batch.boundary_at - now + (n - 1) * self._decode_round_s + growth_s
 
     def _rounds_until_slots(self, slots: int) -> float:
-        """Rounds until this many slots come free, if each request of the batch gives up one in each span of its whole length."""
+        """Rounds until `slots` slots come free, if each running request is replaced by an equal one whenever it ends: one slot per `output_tokens` rounds."""
         slots_per_round = 0.0
         for _, _, request in self._batch.running:
             slots_per_round += 1 / request.output_tokens
         return slots / slots_per_round
 
     def _rounds_until_memory(self, memory_bytes: int) -> float:
-        """Rounds until this much KV cache comes free, likewise."""
+        """Rounds until `memory_bytes` of KV cache come free, under the same assumption as for slots."""
         bytes_per_round = 0.0
         for _, _, request in self._batch.running:
             bytes_per_round += request.kv_bytes / request.output_tokens

@@ -1,8 +1,7 @@
-"""The contract of every engine: it serves requests, loads models, and tells what happened and when.
+"""The contract of every engine: an engine serves requests, loads models, and tells what happened and when.
 
-A simulated engine and a real server are peers. Neither has a clock: time is an argument. A role hands work in with `submit` and `load`, comes back at `next_at`
-or when `wake` was called, and takes what happened out with `advance`. Each notification carries its own exact time, whatever span of time a call to `advance`
-covers.
+Simulated engines and real servers keep the same contract. Neither reads a clock: time is an argument. A role hands work in with `submit` and `load`, comes back
+at `next_at` or when `wake` was called, and takes the notifications out with `advance`. Each notification carries the exact time of what happened.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Finished(Record):
     def __init__(self, at: float, request_id: str, output_tokens: int) -> None:
         self.at = at
         self.request_id = request_id
-        self.output_tokens = output_tokens  # made, at most those asked for
+        self.output_tokens = output_tokens  # tokens produced, at most the number asked for
 
 
 class Loaded(Record):
@@ -91,7 +90,7 @@ Notification = Started | FirstTokenOut | Finished | Loaded | Evicted
 
 
 class EngineUsage(Record):
-    """How much of an engine was in use since its start: integrals over time, so that the difference of two divided by the time between them is a mean."""
+    """How much of an engine was in use since its start, as integrals over time: the difference of two usages, divided by the time between them, is a mean."""
 
     FIELDS = ("busy_s", "slot_s", "kv_byte_s", "weights_byte_s")
     __slots__ = FIELDS
@@ -108,7 +107,7 @@ class EngineUsage(Record):
         )
 
     def plus(self, other: EngineUsage, factor: float = 1.0) -> EngineUsage:
-        """The sum of this and `factor` times the other."""
+        """The sum of this usage and `factor` times the other."""
         return EngineUsage(
             self.busy_s + factor * other.busy_s,
             self.slot_s + factor * other.slot_s,
@@ -124,58 +123,59 @@ NOTHING_USED = EngineUsage()
 
 
 def nobody_to_wake() -> None:
-    """`Engine.wake` of an engine that nobody drives yet."""
+    """`Engine.wake` of an engine that no driver has taken over yet."""
 
 
 class Engine(Protocol):
-    """What a worker needs of an engine. Times are absolute, in seconds, and never go back.
+    """The interface that a worker needs of an engine. Times are absolute, in seconds, and never go back.
 
-    A simulated engine knows its future: `next_at` says when something will happen. A real server does not: `next_at` is infinite while there is nothing to
-    tell, and when something has happened the engine sets `next_at` to its time and calls `wake`. All calls, `wake` among them, are made in the thread of
-    whoever drives the engine: what another thread finds out has to be handed over to that thread first (`sllm.live.bridge`).
+    A simulated engine knows its future: `next_at` is the time of the next thing to happen. A real server does not know its future: its `next_at` is infinite
+    while it has nothing to tell; when something has happened, the engine sets `next_at` to the time of that and calls `wake`. All calls, `wake` included, are
+    made in the driver's thread: another thread first has to hand its results over to that thread (`sllm.live.bridge`).
     """
 
     wake: Callable[[], None]
-    """Set by whoever drives the engine's worker; calls the worker's `handle_timer`. An engine that knows its future never calls it."""
+    """Calls the worker's `handle_timer`; set by the driver of the worker. An engine that knows its future never calls `wake`."""
 
     def submit(self, now: float, request_id: str, model: str, prompt_tokens: int, output_tokens: int) -> None:
-        """Take a request that may make `output_tokens`; if its model is neither loaded nor on its way, begin to load it. One load serves all who wait for it.
+        """Take a request that may produce `output_tokens`; begin to load its model unless the model is loaded or being loaded. One load serves all waiting
+        requests.
 
         Raises RequestTooLarge, ModelTooLarge, KeyError for a model that is not in the catalogue, ValueError for token counts below 0 (prompt) or 1
         (output); the request is not taken then.
         """
 
     def cancel(self, now: float, request_id: str) -> bool:
-        """Give a request up: nothing is told of it any more, and its slot and memory come free, at the latest at the end of the present round. A load begun
-        for it goes on. False if the request is not here (any more)."""
+        """Give a request up: no further notification names the request, and its slot and memory come free, at the latest at the end of the present round. A
+        load begun for the request goes on. False if the engine does not have the request (any more)."""
         ...
 
     def load(self, now: float, model: str) -> None:
-        """Load a model that nobody has asked for yet; nothing to do if it is loaded or on its way. Raises ModelTooLarge, KeyError."""
+        """Load a model that no request has asked for; does nothing if the model is loaded or being loaded. Raises ModelTooLarge, KeyError."""
 
     def unload(self, now: float, model: str) -> bool:
-        """Evict the model if it is loaded and may be evicted; says whether it was."""
+        """Evict the model if it is loaded and may be evicted; returns whether it was evicted."""
         ...
 
     def advance(self, now: float) -> list[Notification]:
-        """Everything that happened up to and including `now` and was not told yet, in order. To be called after each of the calls above as well: what a call
-        brings about at once is told here and does not show in `next_at`."""
+        """Everything that happened up to and including `now` and was not told yet, in order. To be called after each of the calls above as well: the
+        immediate effects of a call are told here and do not show in `next_at`."""
         ...
 
     @property
     def next_at(self) -> float:
-        """When something will happen by itself, as far as the engine knows, absolute. Not later than now: it has happened and waits to be told. Infinite:
-        nothing will, or the engine cannot know; it calls `wake` then."""
+        """When the next thing will happen by itself, absolute seconds. Not later than now: it has happened and waits to be told. Infinite: nothing will
+        happen, or the engine cannot know and calls `wake` later."""
         ...
 
     def snapshot(self, now: float) -> EngineSnapshot:
-        """What a load report says of the engine. An engine in which nothing changes may give the same object again, and nobody looks at it twice then."""
+        """The state of the engine for a load report. An engine without changes may return the same object again, which saves readers the comparison."""
         ...
 
     def usage(self, now: float) -> EngineUsage:
-        """What was in use since the start. A question: it changes nothing.
+        """How much was in use since the start. Changes nothing.
 
-        What runs is taken to run on to `now`, but no further than to its next end: what comes then is known only when the engine is let run.
+        Running requests count up to `now`, but not beyond the next end of a segment: the engine knows what follows only when it is advanced.
         """
         ...
 

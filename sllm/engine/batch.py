@@ -5,7 +5,7 @@ of a segment take
 
     n * first_s + growth_s * n (n - 1) / 2
 
-seconds: the end of each round is known without going through those before it, and the round that is in progress at a moment is found by solving for n.
+seconds: the end of each round is known without computing the rounds before it, and solving for n finds the round that is in progress at a given time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from math import inf, sqrt
 from sllm.engine.residency import ModelState, Request
 
 Running = tuple[int, int, Request]
-"""(the number of its last round, its order of arrival, the request): in a heap the request that finishes first is at the front."""
+"""(number of the request's last round, order of arrival, request): in a heap the request that finishes first is at the front."""
 
 
 class Batch:
@@ -30,13 +30,13 @@ class Batch:
         self.running: list[Running] = []  # a heap
         self.active: list[ModelState] = []  # models with running requests
         self.fresh: list[Request] = []  # requests that are prefilled in the present round
-        self.fresh_tokens = 0  # prompt tokens of those
+        self.fresh_tokens = 0  # prompt tokens of the fresh requests
         self.round = 0  # the number of rounds completed before the segment
         self.rounds = 0  # of the segment; 0: no round is in progress
         self.begin_at = 0.0  # of the segment
-        self.boundary_at = inf  # the end of the segment; without a segment: when to look for requests that wait
-        self.first_s = 0.0  # the first round of the segment takes this long,
-        self.growth_s = 0.0  # and each further round this much longer than the round before
+        self.boundary_at = inf  # the end of the segment; without a segment: when to look for waiting requests
+        self.first_s = 0.0  # seconds of the first round of the segment
+        self.growth_s = 0.0  # seconds by which each further round is longer than the round before
         self._last_rounds = 0  # sum over the running requests of the numbers of their last rounds
 
     # --- requests -------------------------------------------------------------------------------------------------------------------
@@ -56,14 +56,14 @@ class Batch:
         heappush(self.running, (last_round, request.seq, request))
 
     def cancel(self, request_id: str, now: float) -> bool:
-        """Let a request leave at the end of the present round, marked as cancelled. False if it does not run, or not for much longer."""
+        """Let a request leave at the end of the present round, marked as cancelled. False if the request does not run or has been cancelled already."""
         place = next((i for i, (_, _, r) in enumerate(self.running) if r.request_id == request_id and not r.cancelled), None)
         if place is None:
             return False
         last_round, seq, request = self.running[place]
         ends = self.round + min(self.round_at(now)[0], self.rounds)
         request.cancelled = True
-        request.output_tokens -= last_round - ends  # what it will have yielded by then
+        request.output_tokens -= last_round - ends  # to the tokens yielded by the end of the present round
         self.running[place] = ends, seq, request
         self._last_rounds -= last_round - ends
         heapify(self.running)
@@ -87,7 +87,7 @@ class Batch:
     # --- the segment ----------------------------------------------------------------------------------------------------------------
 
     def begin_segment(self, now: float) -> None:
-        """Begin as many rounds as pass until a request finishes; a single one if it prefills. Without running requests there is none to begin."""
+        """Begin a segment: the rounds until the first request finishes, or a single round if that round prefills. Without running requests there is none."""
         running = self.running
         if not running:
             self.rounds = 0
@@ -109,7 +109,7 @@ class Batch:
         self.boundary_at = now + (rounds * first_s + growth_s * (rounds * (rounds - 1) // 2))
 
     def end_segment(self) -> list[Request]:
-        """Each running request has got a token in each round of the segment. Returns the requests whose first token that was."""
+        """Count the segment's rounds: each running request got one token in each round. Returns the requests that got their first token."""
         rounds = self.rounds
         self.round += rounds
         for state in self.active:
@@ -123,7 +123,7 @@ class Batch:
         return prefilled
 
     def cut(self, now: float) -> None:
-        """End the segment at the next end of a round, so that the requests that wait are looked at."""
+        """End the segment at the next end of a round, so that waiting requests can be admitted there."""
         if not self.rounds:
             self.boundary_at = min(self.boundary_at, now)
         elif self.rounds > 1:
@@ -137,8 +137,8 @@ class Batch:
         return self.begin_at + (n * self.first_s + self.growth_s * (n * (n - 1) // 2))
 
     def round_at(self, now: float) -> tuple[int, float]:
-        """The round of the segment that is in progress at `now`, from 1, and when it ends: the first that ends after `now`. The quadratic formula rounds, so
-        the ends of the rounds about its solution decide."""
+        """(number, end) of the round of the segment that is in progress at `now`, numbered from 1: the first round that ends after `now`. The solution of
+        the quadratic formula is rounded, so it is corrected by comparing the ends of the rounds around it."""
         elapsed_s, first_s, growth_s, begin_at = now - self.begin_at, self.first_s, self.growth_s, self.begin_at
         half = first_s - growth_s / 2
         n = 1 + int(2 * elapsed_s / (half + sqrt(half * half + 2 * growth_s * elapsed_s)))
@@ -148,7 +148,7 @@ class Batch:
             n += 1
         return n, end_at
 
-    # --- its pace -------------------------------------------------------------------------------------------------------------------
+    # --- the pace -------------------------------------------------------------------------------------------------------------------
 
     def decode_round_s(self) -> float:
         """Seconds of a round without prefills, with the batch and the context of the start of the segment."""

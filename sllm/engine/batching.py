@@ -10,10 +10,10 @@ each later round; its context in the round that yields token i, from 0, is promp
 
 Requests are admitted between rounds, in the order of arrival over all models (a request whose model is still loading is passed over): while the batch
 has a slot, while the KV cache for prompt and output, reserved in full, fits into the GPU memory that weights leave, and while the round's prompts
-together stay within `PREFILL_TOKENS_MAX` (a longer prompt is prefilled alone). Whoever arrives during a round, or as it begins, waits for its end.
-`sllm.engine.residency` has the rules of memory.
+together stay within `PREFILL_TOKENS_MAX` (a longer prompt is prefilled alone). A request that arrives during a round, or when the round begins, waits for
+the end of that round. `sllm.engine.residency` has the rules of memory.
 
-The engine goes from change to change of the batch in closed form (`sllm.engine.batch`): no event for each token.
+The engine computes the time from one change of the batch to the next in closed form (`sllm.engine.batch`) and spends no event per token.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class LlmEngine(GpuResidency):
     `keep_alive_s`: an idle model leaves the GPU after this time; None, 0 or infinity: only under memory pressure. `slots`: sequences in the batch, over all
     models; None: the hardware's.
 
-    A request of a model that is not loaded waits until it is. `submit` and `load` take effect at `now`; requests submitted at one instant, with no
-    `advance` in between, may share their first round.
+    A request waits until its model is loaded. `submit` and `load` take effect at `now`; requests submitted at one instant, with no `advance` in between, may
+    share their first round.
     """
 
     __slots__ = (
@@ -62,19 +62,19 @@ class LlmEngine(GpuResidency):
         self.next_at = inf  # see `Engine.next_at`
         self.waiting = 0
         self._prefill_tokens_max = prefill_tokens_max
-        self._submitted_at = -inf  # the last time
+        self._submitted_at = -inf  # time of the last `submit`
         self._waiting_kv_bytes = 0
         self._batch = Batch()
-        self._busy_s = 0.0  # seconds with requests running, up to the last time that none ran
+        self._busy_s = 0.0  # seconds with requests running, up to the last time that no request ran
         self._busy_since = inf  # when requests began to run again
         self._slot_s = 0.0  # of the segments that are over
-        self._kv_byte_s = 0.0  # likewise
+        self._kv_byte_s = 0.0  # of the segments that are over
         self._idle_snapshot: EngineSnapshot | None = None
 
     # --- in -------------------------------------------------------------------------------------------------------------------------
 
     def submit(self, now: float, request_id: str, model: str, prompt_tokens: int, output_tokens: int) -> None:
-        """Take a request. Raises RequestTooLarge, ModelTooLarge, KeyError, ValueError and is unchanged then; see `Engine.submit`."""
+        """Take a request; see `Engine.submit`. Raises RequestTooLarge, ModelTooLarge, KeyError, ValueError, and leaves the engine unchanged then."""
         if now > self._submitted_at:
             self._submitted_at = now
             if self.next_at <= now:
@@ -102,7 +102,7 @@ class LlmEngine(GpuResidency):
         self._schedule()
 
     def _refuse(self, request_id: str, state: ModelState, prompt_tokens: int, output_tokens: int, kv_bytes: int) -> NoReturn:
-        """Raises what says why the request can never be served here: RequestTooLarge or ModelTooLarge."""
+        """Raise RequestTooLarge or ModelTooLarge, with the limit that the request exceeds."""
         context_tokens = state.model.context_tokens
         if 0 < context_tokens < prompt_tokens + output_tokens:
             raise RequestTooLarge(f"{request_id}: {prompt_tokens} and {output_tokens} tokens, {state.name} has a context of {context_tokens}")
@@ -111,7 +111,7 @@ class LlmEngine(GpuResidency):
         raise RequestTooLarge(f"{request_id}: {kv_bytes} bytes of KV cache, {room_bytes} bytes of GPU memory beside {state.name}")
 
     def cancel(self, now: float, request_id: str) -> bool:
-        """Give a request up; see `Engine.cancel`. One that runs leaves the batch at the end of the present round."""
+        """Give a request up; see `Engine.cancel`. A running request leaves the batch at the end of the present round."""
         self._run(now)
         waiting = next((r for state in self._states.values() for r in state.queue if r.request_id == request_id), None)
         if waiting is not None:
@@ -122,7 +122,7 @@ class LlmEngine(GpuResidency):
         return True
 
     def _withdraw(self, request: Request, now: float) -> None:
-        """Take a request that waits out of its queue."""
+        """Take a waiting request out of its queue."""
         state = request.state
         state.queue.remove(request)
         self.waiting -= 1
@@ -134,7 +134,7 @@ class LlmEngine(GpuResidency):
         self._memory_changed(now)
 
     def load(self, now: float, model: str) -> None:
-        """Load a model that nobody has asked for yet; see `Engine.load`."""
+        """Load a model that no request has asked for; see `Engine.load`."""
         self._run(now)
         state = self._state(model)
         self._check_size(state)
@@ -144,7 +144,7 @@ class LlmEngine(GpuResidency):
         self._touched()
 
     def unload(self, now: float, model: str) -> bool:
-        """Evict the model if it is loaded and idle; says whether it was evicted."""
+        """Evict the model if it is loaded and idle; returns whether it was evicted."""
         self._run(now)
         state = self._idle.get(model)
         if state is None:
@@ -179,7 +179,7 @@ class LlmEngine(GpuResidency):
         )
 
     def snapshot(self, now: float) -> EngineSnapshot:
-        """What a load report needs; cheap, and cached while the engine is idle."""
+        """The state of the engine for a load report; cached while the engine is idle."""
         if self.next_at <= now:
             self._run(now)
         if self._idle_snapshot is not None:
@@ -214,7 +214,8 @@ class LlmEngine(GpuResidency):
         return snapshot
 
     def _blocked(self) -> int:
-        """Requests of loaded models that the end of this round alone will not let in: slots or memory are wanting, or an older load waits for memory."""
+        """Waiting requests of loaded models that will not be admitted at the end of this round: slots or memory are lacking, or an older load waits for memory.
+        """
         if len(self._batch.running) < self.slots and self._claims.is_empty():
             return 0
         return sum(len(state.queue) for state in self._ready.values())
@@ -222,8 +223,8 @@ class LlmEngine(GpuResidency):
     def _wait_s(self, now: float, decode_round_s: float) -> float:
         """Estimated seconds until a request arriving now, for a loaded model, begins its prefill.
 
-        To the end of the round; then a round for each batch of prompts that waits already. When slots or memory run out first: until enough running
-        requests have finished. The newcomer is taken to need as much KV cache as the running requests do on average.
+        The wait is the time to the end of the round and a round for each batch of waiting prompts; or, if slots or memory run out before, the time until
+        enough running requests have finished. The new request is assumed to need the mean KV cache of the running requests.
         """
         running = len(self._batch.running)
         backlog = Backlog(self._batch, self._ready.values(), decode_round_s)
@@ -240,7 +241,7 @@ class LlmEngine(GpuResidency):
     # --- time -----------------------------------------------------------------------------------------------------------------------
 
     def _run(self, now: float) -> None:
-        """Do everything that is due by `now`. At one instant rounds come first, then the end of a load, then of keep-alive."""
+        """Do everything that is due by `now`. At one instant the ends of rounds come first, then the end of a load, then the ends of keep-alive times."""
         while (at := self.next_at) <= now:
             self._idle_snapshot = None
             if self._batch.boundary_at <= at:
@@ -270,7 +271,7 @@ class LlmEngine(GpuResidency):
     # --- rounds ---------------------------------------------------------------------------------------------------------------------
 
     def _end_segment(self, now: float) -> None:
-        """The rounds of the segment are over: tell what they yielded, admit who fits, begin the next segment."""
+        """The rounds of the segment are over: tell the tokens that they yielded, admit the requests that fit, begin the next segment."""
         batch = self._batch
         if batch.rounds:
             segment_s = now - batch.begin_at
@@ -282,14 +283,14 @@ class LlmEngine(GpuResidency):
             while (finished := batch.pop_finished()) is not None:
                 self._finish(finished, now)
         if self._ready or self._load_queue:
-            self._claims.request_seq = NO_CLAIM  # the oldest request claims again
+            self._claims.request_seq = NO_CLAIM  # `_admit` lets the oldest request claim memory again
             self._admit(now)
             while self._start_load(now):
                 self._admit(now)
         batch.begin_segment(now)
 
     def _finish(self, request: Request, now: float) -> None:
-        """A request has left the batch."""
+        """Free the memory of a request that has left the batch, and tell that the request is finished."""
         state = request.state
         self._kv_bytes -= request.kv_bytes
         if not request.cancelled:
@@ -325,7 +326,7 @@ class LlmEngine(GpuResidency):
             self._notes.append(Started(now, request.request_id))
 
     def _fits(self, request: Request, now: float) -> bool:
-        """Is there KV cache for the request, be it by evicting models where waiting could not help?"""
+        """Whether there is KV cache for the request. Evicts models if waiting for running requests could never free enough memory."""
         room_bytes = self._capacity_bytes - self._weights_bytes
         if request.kv_bytes > room_bytes:
             if not self._make_room(request.kv_bytes - room_bytes, request.seq, now):

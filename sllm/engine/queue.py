@@ -1,4 +1,4 @@
-"""A textbook queue that wears the engine's interface, so that anyone can hold the simulator against queueing theory.
+"""A textbook queue with the interface of an engine, so that anyone can compare the simulator with queueing theory.
 
 `slots` servers, one line, first come first served, no batching: M/M/c, M/D/1, M/G/1 with Poisson arrivals. A request's "prefill" takes no time, so the first
 token comes at the start of service and the time to the first token is the wait. With a load time, one slot and a keep-alive, it is the queue of a server that
@@ -20,7 +20,7 @@ from sllm.protocol.errors import UsageError
 from sllm.protocol.messages import EngineSnapshot
 
 SERVICES = ("deterministic", "exponential", "hyperexponential")
-GPU_FREE_BYTES = 1 << 40  # memory is no object here: every model fits
+GPU_FREE_BYTES = 1 << 40  # memory has no bound here: every model fits
 
 
 class Service:
@@ -71,9 +71,10 @@ class _Request:
 class QueueEngine:
     """`slots` servers and one line; see `sllm.engine.base.Engine`.
 
-    `service` and `mean_s`: the law of service times (`Service`), drawn from `rng` as requests arrive, whatever their tokens. `load_s`: 0: every model is
-    there at all times, and `models` is what it reports as loaded. Otherwise a model is loaded when it is first asked for, one model at a time, its requests
-    wait meanwhile, and after `keep_alive_s` of idleness (None or infinity: never) it is gone. Memory has no bound. A load comes from disk by definition.
+    `service` and `mean_s`: the law of service times (`Service`). They are drawn from `rng` when requests arrive and do not depend on token counts.
+    `load_s`: 0: every model is loaded at all times, and snapshots list `models` as loaded. Otherwise a model is loaded when a request first asks for it,
+    one model at a time; its requests wait meanwhile, and the model is dropped after `keep_alive_s` of idleness (None or infinity: never). Memory has no
+    bound. By definition a load comes from disk.
     """
 
     def __init__(
@@ -94,12 +95,12 @@ class QueueEngine:
         self._keep_alive_s = inf if keep_alive_s is None else keep_alive_s
         self._always: tuple[str, ...] | None = None if load_s > 0 else tuple(sorted(models))
         self._seq = 0
-        self._waiting: list[tuple[int, _Request]] = []  # heap by age: their model is there, all slots are taken
+        self._waiting: list[tuple[int, _Request]] = []  # heap by age, of requests that wait for a slot; their models are loaded
         self._running: list[tuple[float, int, _Request]] = []  # heap by end of service
-        self._held: dict[str, deque[_Request]] = {}  # by model that is being loaded or queued for it, in the order of loading
+        self._held: dict[str, deque[_Request]] = {}  # model being loaded or queued for loading -> its requests, in the order of loading
         self._held_count = 0
-        self._uses: dict[str, int] = {}  # loaded model -> requests of it here
-        self._idle: dict[str, float] = {}  # loaded and unused model -> since when, longest first
+        self._uses: dict[str, int] = {}  # loaded model -> its requests in the engine
+        self._idle: dict[str, float] = {}  # loaded and unused model -> time since when it is unused, the longest first
         self._load_end = inf
         self._notes: list[Notification] = []
         self.wake: Callable[[], None] = nobody_to_wake
@@ -143,13 +144,13 @@ class QueueEngine:
         return False
 
     def load(self, now: float, model: str) -> None:
-        """Load a model that nobody has asked for yet; see `Engine.load`."""
+        """Load a model that no request has asked for; see `Engine.load`."""
         self._run(now)
         if self._always is None and model not in self._uses:
             self._want(now, model)
 
     def unload(self, now: float, model: str) -> bool:
-        """Drop the model if it is loaded and unused; says whether it did."""
+        """Drop the model if it is loaded and unused; returns whether it was dropped."""
         self._run(now)
         if model not in self._idle:
             return False
@@ -167,7 +168,7 @@ class QueueEngine:
         return notes
 
     def snapshot(self, now: float) -> EngineSnapshot:
-        """What a load report needs. The wait is estimated from the number ahead and the mean, not from the times drawn."""
+        """The state of the engine for a load report. The wait is estimated from the requests ahead and the mean service time, not from the times drawn."""
         self._run(now)
         running, waiting = len(self._running), len(self._waiting)
         gpu = self._always if self._always is not None else tuple(sorted(self._uses))
@@ -194,7 +195,7 @@ class QueueEngine:
         )
 
     def usage(self, now: float) -> EngineUsage:
-        """See `Engine.usage`; there is no memory to be used."""
+        """See `Engine.usage`; the integrals of memory stay 0."""
         slot_s = self._busy_slot_s
         if self._running:
             slot_s += len(self._running) * (min(now, self._running[0][0]) - self._busy_until)
@@ -213,7 +214,7 @@ class QueueEngine:
 
     @property
     def next_at(self) -> float:
-        """When the next thing will happen by itself, absolute; infinite: nothing will."""
+        """When the next thing will happen by itself, absolute seconds; infinite: nothing will happen."""
         at = self._load_end
         if self._running and self._running[0][0] < at:
             at = self._running[0][0]
@@ -222,7 +223,7 @@ class QueueEngine:
         return at
 
     def _run(self, now: float) -> None:
-        """Do everything that is due by `now`: first the end of a load, then ends of service, then of keep-alive."""
+        """Do everything that is due by `now`. At one instant the end of a load comes first, then the ends of services, then the ends of keep-alive times."""
         while (at := self.next_at) <= now:
             if self._load_end <= at:
                 self._finish_load(at)
@@ -234,7 +235,7 @@ class QueueEngine:
     # --- service --------------------------------------------------------------------------------------------------------------------
 
     def _take(self, request: _Request, now: float) -> None:
-        """Serve the request at once if a slot is free, else put it in line by age."""
+        """Serve the request at once if a slot is free, otherwise put the request into the line by age."""
         model = request.model
         self._uses[model] = self._uses.get(model, 0) + 1
         self._idle.pop(model, None)
@@ -255,12 +256,12 @@ class QueueEngine:
         self._leave(request, now)
 
     def _count_busy(self, now: float) -> None:
-        """Sum up the time of the slots taken until now."""
+        """Add the slot seconds since the last call to the sum."""
         self._busy_slot_s += len(self._running) * (now - self._busy_until)
         self._busy_until = now
 
     def _leave(self, request: _Request, now: float) -> None:
-        """A request is gone: the next one takes its slot, if it had one."""
+        """Account for a request that is finished or cancelled; the oldest waiting request takes the slot, if one is free."""
         if self._waiting and len(self._running) < self.slots:
             self._start(heappop(self._waiting)[1], now)
         self._uses[request.model] -= 1
@@ -270,7 +271,7 @@ class QueueEngine:
     # --- models ---------------------------------------------------------------------------------------------------------------------
 
     def _want(self, now: float, model: str) -> None:
-        """See to it that the model is being loaded or in line for it."""
+        """Load the model, or put it in line for loading, unless it is there already."""
         if model not in self._held:
             self._held[model] = deque()
             if self._load_end == inf:

@@ -1,12 +1,12 @@
-"""Which models are where: GPU, host memory, disk, remote store; loads, one at a time; evictions.
+"""Residency: which tier (GPU, host memory, disk, remote store) has which model; loads, one at a time; evictions.
 
 Memory on the GPU is claimed by loads (weights) and by requests (KV cache), and granted **in the order of arrival**: a claim that does not fit yet
-holds back younger ones, so none starves. Requests whose model is not loaded claim nothing until it is; they hold nobody up.
+holds back younger claims, so no claim starves. A request claims memory only once its model is loaded; before that it holds no other claim back.
 
 Models leave the GPU when a claim needs their room or after `keep_alive_s` of idleness, the least recently used first. A load may take the room of
-idle models only; a request's KV cache takes it only if waiting for running requests to finish could not make it fit. A model is idle while no request of it
-runs or waits. To an older claim a model on which only younger requests wait counts as idle too, after the truly idle ones: the claim holds those requests
-back anyway, and their model would otherwise keep the claim out for ever. The model is then loaded again behind the claim.
+idle models only; KV cache takes the room of idle models only if waiting for running requests to finish could not make it fit. A model is idle while none of
+its requests runs or waits. To an older claim a model with only younger waiting requests counts as idle too, after the truly idle models: the claim holds
+those requests back anyway, and their model would otherwise block the claim for ever. That model is then loaded again behind the claim.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Request:
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
         self.kv_bytes = kv_bytes  # for prompt and output, reserved from admission to the end
-        self.seq = seq  # order of arrival, shared with loads
-        self.cancelled = False  # nobody is told of it any more
+        self.seq = seq  # order of arrival, in one numbering with loads
+        self.cancelled = False  # no further notification names the request
 
 
 class ModelState:
-    """One model on one worker: where it stands, and the sums over its batch that the step time needs."""
+    """One model on one worker: its stage, and the sums over its batch that the step time needs."""
 
     __slots__ = (
         "a_s", "batch", "context_tokens", "idle_since", "k_s", "kv_bytes_per_token", "load_seq", "model", "name", "overhead_s", "p_s", "prefill_extra", "queue",
@@ -57,16 +57,16 @@ class ModelState:
         self.tokens_max = _request_tokens_max(model, hardware)
         self.stage = ABSENT
         self.batch = 0  # running requests
-        self.context_tokens = 0  # of those, at the start of the current segment
-        self.prefill_extra = 0  # new tokens beyond one for each running request in a step that prefills
-        self.queue: deque[Request] = deque()  # requests that wait, the oldest first
+        self.context_tokens = 0  # of the running requests, at the start of the current segment
+        self.prefill_extra = 0  # new tokens in a step that prefills, beyond one for each running request
+        self.queue: deque[Request] = deque()  # waiting requests, the oldest first
         self.idle_since = 0.0
-        self.load_seq = 0  # order of arrival of its load, shared with requests
+        self.load_seq = 0  # order of arrival of the model's load, in one numbering with requests
 
 
 def _request_tokens_max(model: Model, hardware: Hardware) -> float:
-    """Tokens, prompt and output, of the largest request that can ever be served: the context of the model, or what GPU memory holds beside its weights. Below 0
-    if the weights alone do not fit."""
+    """Tokens, prompt and output, of the largest request that can ever be served: bounded by the model's context and by the GPU memory beside the weights.
+    Below 0 if the weights alone do not fit."""
     room_bytes = hardware.usable_gpu_bytes - model.size_bytes
     if room_bytes < 0:
         return -1
@@ -88,11 +88,11 @@ class MemoryClaims:
         self.request_seq = NO_CLAIM  # of the request that waits for KV cache; loads younger than that request are held back
 
     def is_empty(self) -> bool:
-        """Nobody waits for memory."""
+        """Whether no claim waits for memory."""
         return self.load_seq == self.request_seq  # both are NO_CLAIM
 
     def withdraw_request(self, seq: int) -> None:
-        """The request does not wait for KV cache any more, if it did."""
+        """Drop the claim of the request with this order of arrival, if that request waits for KV cache."""
         if self.request_seq == seq:
             self.request_seq = NO_CLAIM
 
@@ -122,21 +122,21 @@ class LocalTiers:
         return DISK if self.disk_complete or name in self._disk else REMOTE
 
     def fetched(self, model: Model) -> None:
-        """The model has come through on its way to the GPU: host memory and disk keep it, if they are large enough at all."""
+        """Keep the model in host memory and on disk, where they are large enough, after a load has brought it to the GPU."""
         self._host_room = _keep(self._host, self._host_room, model)
         self._names = None
         if not self.disk_complete:
             self._disk_room = _keep(self._disk, self._disk_room, model)
 
     def names(self) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
-        """(those in host memory, those on disk, whether the disk has every model of the catalogue: then the second is empty), sorted."""
+        """(models in host memory, models on disk, whether the disk has every model of the catalogue; the second is then empty). Names are sorted."""
         if self._names is None:
             self._names = tuple(sorted(self._host)), tuple(sorted(self._disk)), self.disk_complete
         return self._names
 
 
 def _keep(kept: dict[str, int], room: int, model: Model) -> int:
-    """Make the model the most recently used of `kept`, dropping the least recently used for it. Returns the room left."""
+    """Make the model the most recently used one of `kept`, and drop the least recently used models to make room. Returns the bytes of room left."""
     size = kept.pop(model.name, None)
     if size is not None:
         room += size
@@ -149,7 +149,7 @@ def _keep(kept: dict[str, int], room: int, model: Model) -> int:
 
 
 class GpuResidency(ABC):
-    """GPU memory, the load path and the tiers below: the part of an engine that knows nothing of steps."""
+    """GPU memory, the load path and the tiers below the GPU: the part of an engine that does not depend on steps."""
 
     __slots__ = (
         "_capacity_bytes", "_catalog", "_claims", "_gpu_names", "_hardware", "_idle", "_keep_alive_s", "_kv_bytes", "_load", "_load_end", "_load_queue",
@@ -162,7 +162,7 @@ class GpuResidency(ABC):
         self._keep_alive_s = keep_alive_s or inf
         self._capacity_bytes = hardware.usable_gpu_bytes
         self._weights_bytes = 0  # of loaded and loading models
-        self._weights_byte_s = 0.0  # those bytes times the seconds they were there, up to `_weighed_at`
+        self._weights_byte_s = 0.0  # integral of `_weights_bytes` over time, up to `_weighed_at`
         self._weighed_at = 0.0
         self._kv_bytes = 0  # reserved by running requests
         self._tiers = LocalTiers(catalog, hardware)
@@ -184,7 +184,7 @@ class GpuResidency(ABC):
 
     @abstractmethod
     def _memory_changed(self, now: float) -> None:
-        """Claims may fit now that did not before."""
+        """Called when memory has changed, so that claims may fit that did not fit before."""
 
     # --- loads ----------------------------------------------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class GpuResidency(ABC):
         self._load_queue.append(state)
 
     def _start_load(self, now: float) -> bool:
-        """Begin the load at the head of the queue if the path is free and memory suffices; says whether it did."""
+        """Begin the load at the head of the queue if the load path is free and memory suffices; returns whether a load began."""
         if self._load is not None or not self._load_queue:
             return False
         state = self._load_queue[0]
@@ -244,13 +244,13 @@ class GpuResidency(ABC):
         self._memory_changed(now)
 
     def _weigh(self, more_bytes: int, now: float) -> None:
-        """Add to the bytes of weights on the GPU, or take away from them, and to their integral over time."""
+        """Change the bytes of weights on the GPU by `more_bytes`, and bring their integral over time up to `now`."""
         self._weights_byte_s += self._weights_bytes * (now - self._weighed_at)
         self._weighed_at = now
         self._weights_bytes += more_bytes
 
     def _loading(self, now: float) -> tuple[tuple[tuple[str, float], ...], float]:
-        """(each model that is being loaded or waits for the load path, with the seconds until it is there; seconds until the last of them is)."""
+        """((model, seconds until it is loaded) for each model that is being loaded or waits for the load path, seconds until the last one is loaded)."""
         loading = []
         left_s = 0.0
         if self._load is not None:
@@ -278,14 +278,15 @@ class GpuResidency(ABC):
             self._gpu_names = None
 
     def gpu_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(those on the GPU, those of them that cannot be evicted now), sorted."""
+        """(models on the GPU, models on the GPU that cannot be evicted now). Names are sorted."""
         if self._gpu_names is None:
             loaded = tuple(sorted(state.name for state in self._states.values() if state.stage == LOADED))
             self._gpu_names = loaded, tuple(name for name in loaded if name not in self._idle)
         return self._gpu_names
 
     def _make_room(self, missing_bytes: int, claim_seq: int, now: float) -> bool:
-        """Evict until `missing_bytes` more are free, for a claim of that age. If that cannot be done now, nothing is evicted."""
+        """Evict models until `missing_bytes` more are free, for the claim with that order of arrival. False, and nothing is evicted, if that cannot be done
+        now."""
         victims = list(self._idle.values())
         found_bytes = sum(state.size_bytes for state in victims)
         if found_bytes < missing_bytes:
@@ -314,7 +315,7 @@ class GpuResidency(ABC):
             self._queue_load(state)
 
     def _expire_idle(self, now: float) -> None:
-        """Evict what has been idle for `keep_alive_s`."""
+        """Evict the models that have been idle for `keep_alive_s`."""
         while self._idle:
             state = next(iter(self._idle.values()))
             if state.idle_since + self._keep_alive_s > now:
@@ -330,5 +331,5 @@ class GpuResidency(ABC):
 
 
 def head_seq(state: ModelState) -> int:
-    """The age of the oldest request that waits for the model."""
+    """The order of arrival of the oldest request that waits for the model."""
     return state.queue[0].seq

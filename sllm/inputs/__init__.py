@@ -1,1 +1,1 @@
-"""Reading what people write: TOML files, and folders of Python files."""
+"""Reading files that people write: TOML files, and folders of Python files."""

@@ -1,4 +1,4 @@
-"""Folders whose files are found by listing them: each file adds something under its name, and one that cannot be imported takes nothing from the others."""
+"""Folders whose Python files are found by listing: each file adds something under its name, and a file that cannot be imported does not affect the others."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ T = TypeVar("T")
 
 
 class Folder(NamedTuple, Generic[T]):
-    """What the files of a package add, by name in alphabetical order, and what is wrong with those that cannot be imported, by the file's name without
-    its ending: file, line and reason, on one line."""
+    """`found`: the things that the files of a package add, by name in alphabetical order. `broken`: for each file that cannot be imported, under its name
+    without the ending, one line with file, line and reason."""
 
     found: dict[str, T]
     broken: dict[str, str]
 
 
 def read_folder(package: ModuleType, take: Callable[[ModuleType], dict[str, T]]) -> Folder[T]:
-    """Import every file of the package; `take` says what a module adds."""
+    """Import every file of the package; take(module) returns the things that a module adds, by name."""
     found: dict[str, T] = {}
     broken: dict[str, str] = {}
     for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         try:
             found |= take(importlib.import_module(info.name))
-        except (Exception, SystemExit) as error:  # whatever a file does when it is imported
+        except (Exception, SystemExit) as error:  # a file can raise anything when it is imported
             folder, _, stem = info.name.replace(".", "/").rpartition("/")
             broken[stem] = _where_and_why(error, Path(folder, f"{stem}.py"))
     return Folder(dict(sorted(found.items())), broken)
 
 
 def import_file(path: Path) -> ModuleType:
-    """Import a file that is in no package, anew each time. UsageError, with line and reason, if it cannot be imported."""
+    """Import a file that is in no package; each call imports the file anew. UsageError, with line and reason, if the file cannot be imported."""
     name = f"{path.stem} of {path.resolve()}"
     spec = importlib.util.spec_from_loader(name, importlib.machinery.SourceFileLoader(name, str(path)))
     assert spec is not None

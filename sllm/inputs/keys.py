@@ -1,4 +1,4 @@
-"""What may stand behind a key of a TOML table: rules for values, each of which says what is wrong with a value that does not fit."""
+"""Rules for the values of keys in TOML tables. Each rule describes what is wrong with a value that does not fit."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ T = TypeVar("T")
 
 
 class Rule(Protocol):
-    """Which values a key takes."""
+    """The values that a key takes."""
 
     def problem(self, value: Any) -> str:
-        """What is wrong with the value, as `must be ...`; "" if it fits."""
+        """What is wrong with the value, as `must be ...`; "" if the value fits."""
 
     def read(self, value: Any) -> Any:
-        """A value that fits, as the program uses it."""
+        """A value that fits, converted to the type that the program uses."""
 
 
 class Number(NamedTuple):
-    """A number. `low` and `high` are inclusive bounds; `above`, an exclusive lower one, stands instead of `low`."""
+    """A number. `low` and `high` are inclusive bounds; `above`, an exclusive lower bound, replaces `low`."""
 
     low: float = 0.0
     above: float | None = None
@@ -64,7 +64,7 @@ class Flag:
 
 
 class Names:
-    """A list of names that is not empty; `such_as` is an example of one."""
+    """A list of names that is not empty; `such_as` is an example for the error text."""
 
     def __init__(self, what: str, such_as: str) -> None:
         self._wanted = f"must be a list of {what}, such as {such_as}"
@@ -87,12 +87,12 @@ class Key(NamedTuple):
 
 
 def is_number(value: Any) -> bool:
-    """TOML has nan, which no key takes, and true and false, which Python takes for numbers."""
+    """Whether the value is a number. TOML's nan is not accepted, nor are true and false, which Python counts as numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
 def find(kind: str, name: str, known: Mapping[str, T]) -> T:
-    """What has that name; `kind` says in an error what it should have been. UsageError lists the known names."""
+    """The value of `known` under `name`. UsageError, which names the `kind` of thing and lists the known names, if there is none."""
     try:
         return known[name]
     except KeyError:

@@ -1,4 +1,4 @@
-"""TOML files that people write: catalogues, fault schedules, model maps. Whatever is in such a file, reading it gives tables of a sane size or a UsageError."""
+"""TOML files that people write: catalogues, fault schedules, model maps. Reading any such file gives tables of a bounded size or a UsageError."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sllm.protocol.errors import UsageError
 from sllm.protocol.limits import NUMBER_MAX
 
 NAME_SHOWN = 60  # characters of a name in an error
-DEPTH_MAX = 50  # tables and arrays in each other: every file here needs four at most
+DEPTH_MAX = 50  # levels of nested tables and arrays; the files of this project need four at most
 
 
 def read_text(path: str | Path, label: str) -> str:
@@ -28,7 +28,7 @@ def read(path: str | Path, label: str) -> dict[str, Any]:
 
 
 def read_pairs(path: str | Path, label: str, such_as: str) -> dict[str, Any]:
-    """The pairs of a name and a value in a file that has nothing else, such as `such_as`. UsageError as `read`, and for a table."""
+    """The pairs of name and value in a file without tables. UsageError as `read`, and for a table; `such_as` is an example for the error text."""
     pairs = read(path, label)
     for name, value in pairs.items():
         if isinstance(value, dict):
@@ -55,7 +55,7 @@ _TOO_DEEP = f"tables or arrays are nested too deeply: at most {DEPTH_MAX} in eac
 
 
 def _check_size(tables: dict[str, Any], source: str) -> None:
-    """Without recursion: a key with 5,000 points makes as many tables."""
+    """UsageError for whole numbers beyond 64 bits and for deep nesting. Without recursion, because a key with 5,000 points makes 5,000 nested tables."""
     level: list[Any] = [tables]
     for _ in range(DEPTH_MAX):
         values = [value for one in level for value in (one.values() if isinstance(one, dict) else one)]

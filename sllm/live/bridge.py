@@ -1,4 +1,4 @@
-"""Questions from other threads to the event loop: the roles' state is touched by the loop's thread only."""
+"""Questions from other threads to the event loop, because only the loop's thread may touch the state of roles."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 Answer = Callable[[Any], None]
-Work = Callable[[Answer], None]  # runs in the loop and gives its answer, at once or some rounds later; the answer must be immutable
+Work = Callable[[Answer], None]  # runs in the loop and calls its argument with the answer, at once or some rounds later; the answer must be immutable
 
 
 class Loop(Protocol):
-    """What calls back when a descriptor can be read."""
+    """An event loop that calls back when a descriptor can be read."""
 
     def add_reader(self, descriptor: int, callback: Callable[[], None]) -> Any: ...
     def remove_reader(self, descriptor: int) -> Any: ...
@@ -25,29 +25,29 @@ class LoopSilent(Exception):
 
 
 class _Question:
-    """What a thread wants to know. `settled` is set once there is an answer or an error."""
+    """A question of a thread. `completed` is set once there is an answer or an error."""
 
-    __slots__ = ("abandoned", "answer", "error", "settled", "work")
+    __slots__ = ("abandoned", "answer", "completed", "error", "work")
 
     def __init__(self, work: Work) -> None:
         self.work = work
         self.answer: Any = None
         self.error: Exception | None = None
-        self.settled = threading.Event()
-        self.abandoned = False  # nobody waits for it any more
+        self.completed = threading.Event()
+        self.abandoned = False  # no thread waits for the answer any more
 
-    def settle(self, answer: Any = None, error: Exception | None = None) -> None:
+    def complete(self, answer: Any = None, error: Exception | None = None) -> None:
         self.answer, self.error = answer, error
-        self.settled.set()
+        self.completed.set()
 
 
 class Bridge:
-    """Lets HTTP threads ask the loop. Made, and closed, by the loop's thread."""
+    """Lets HTTP threads ask the loop. The loop's thread makes and closes the bridge."""
 
     def __init__(self, driver: Loop) -> None:
         self._driver = driver
         self._questions: deque[_Question] = deque()
-        self._asked: set[_Question] = set()  # a question that waits for an answer; those that ask bound their number
+        self._asked: set[_Question] = set()  # questions that wait for an answer, at most one for each asking thread
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
@@ -55,8 +55,8 @@ class Bridge:
         driver.add_reader(self._wake_out.fileno(), self._answer)
 
     def ask(self, work: Work, timeout_s: float = 2.0) -> Any:
-        """What `work` answers. Blocks the calling thread, never the loop. LoopSilent when no answer comes; what `work` raises is raised here, and not in
-        the loop."""
+        """The answer of `work`. Blocks the calling thread, never the loop. LoopSilent if no answer comes within `timeout_s`; an exception of `work` is raised
+        here, and not in the loop."""
         question = _Question(work)
         self._asked.add(question)
         try:
@@ -65,7 +65,7 @@ class Bridge:
             self._questions.append(question)
             with contextlib.suppress(OSError):
                 self._wake_in.send(b"\0")
-            if not question.settled.wait(timeout_s):
+            if not question.completed.wait(timeout_s):
                 raise LoopSilent(f"no answer within {timeout_s:.12g} s")
             if question.error is not None:
                 raise question.error
@@ -80,18 +80,18 @@ class Bridge:
                 pass
         while self._questions:
             question = self._questions.popleft()
-            if question.abandoned:  # the loop was stalled longer than the thread would wait
+            if question.abandoned:  # the loop was stalled for longer than the thread waited
                 continue
             try:
-                question.work(question.settle)
+                question.work(question.complete)
             except Exception as error:
-                question.settle(error=error)
+                question.complete(error=error)
 
     def close(self) -> None:
-        """Who waits for an answer is told that none will come."""
+        """Close the bridge; threads that wait for an answer get LoopSilent."""
         self._open = False
         for question in list(self._asked):
-            question.settle(error=LoopSilent("shutting down"))
+            question.complete(error=LoopSilent("shutting down"))
         self._driver.remove_reader(self._wake_out.fileno())
         self._wake_in.close()
         self._wake_out.close()

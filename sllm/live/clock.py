@@ -1,8 +1,8 @@
 """The clock of a live run: monotonic seconds since its start, as fast as the wall clock or `speedup` times faster.
 
-At speedup 1 it is the real clock and nothing else. A sped-up run, in which every node lives in one process, goes by a clock that may
-advance only a bounded step from one round of the event loop to the next: when the machine stalls, the run's time stalls with it, so that
-a stall is not taken for the silence of every peer at once. What it did not advance is accounted for in `behind_s`.
+At speedup 1 the clock is the real clock. The clock of a sped-up run, in which every node lives in one process, advances by at most a bounded
+step from one round of the event loop to the next: when the machine stalls, the run's time stalls with it, so that a stall does not look like
+the silence of every peer at once. The time that the clock did not advance is summed up in `behind_s`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ STEP_MAX_S = 0.1  # a fifth of the shortest default timeout (RETRY_INITIAL): one
 
 
 class Clock:
-    """`now` is the time of the current round; the driver moves it with `advance`. Seconds of the run's clock unless said otherwise."""
+    """`now` is the time of the current round; the driver moves it with `advance`. Times are in seconds of the run's clock unless a name says otherwise."""
 
     def __init__(
         self,
@@ -60,14 +60,14 @@ class Clock:
 
     @property
     def wall_offset_s(self) -> float:
-        """What to add to `now` for seconds since 1970. The real clock follows the system's when that is set; a sped-up one, which only
-        nodes of the same process compare with each other, starts at the wall clock and then keeps its own time."""
+        """The difference between seconds since 1970 and `now`. The real clock follows the system's clock when that is set. A sped-up clock starts at the wall
+        clock and then keeps its own time, because only nodes of the same process compare it."""
         if self.speedup == 1.0 and self.step_max_s is None:
             return self._wall() - (self._monotonic() - self._start)
         return self._start_wall_s
 
     @property
     def lag(self) -> float:
-        """The part of the run's time that the machine could not keep up with: 0 on time, 0.5 half as fast as asked for."""
+        """The part by which the machine fell behind the speed asked for: 0 means on time, 0.5 half as fast as asked for."""
         wanted = self.now + self.behind_s
         return self.behind_s / wanted if wanted > 0 else 0.0

@@ -1,12 +1,12 @@
-"""TCP connections that each ask once and are answered once, all in one thread: slow, silent and many clients cost memory and time within bounds.
+"""TCP connections with one request and one answer each, all in one thread. Slow, silent and many clients cost a bounded amount of memory and time.
 
     reading   the head of the request must be whole within its time and `HEAD_MAX_BYTES`
     working   an answer that takes longer is made by one of `WORKERS` threads; at most `JOBS_MAX` wait for one
     writing   the answer must be taken within its time; all answers not taken yet have `UNSENT_MAX_BYTES`
-    closing   what the client still says is thrown away for a second, because closing at once could cost it the answer
+    closing   bytes that the client still sends are thrown away for a second, because closing at once could destroy the answer on its way
 
-A new connection is always accepted: when there are `CONNECTIONS_MAX`, or no file descriptor is left, the one that has waited longest for its client goes.
-A health check says what it wants at once and is answered in the same round, so it is never the one that waits.
+A new connection is always accepted: if there are `CONNECTIONS_MAX`, or no file descriptor is left, the connection that has waited longest for its client is
+closed. The client of a health check sends its request at once and is answered in the same round, so health checks are not closed.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from collections import deque
 from collections.abc import Callable
 
 READING, WORKING, WRITING, CLOSING = "reading", "working", "writing", "closing"
-PATIENCE_S = {READING: 5.0, WRITING: 10.0, CLOSING: 1.0}  # with the client; a connection that is still in that state then is closed
-LOOK_S = 0.25  # between looks at who has used up that patience
+PATIENCE_S = {READING: 5.0, WRITING: 10.0, CLOSING: 1.0}  # a connection that stays in a state for longer is closed
+LOOK_S = 0.25  # between two searches for connections to close
 HEAD_MAX_BYTES = 8192
 CONNECTIONS_MAX = 128
 UNSENT_MAX_BYTES = 8 << 20
 WORKERS = 2
 JOBS_MAX = 16
-REST_MAX_S = 0.25  # a worker rests as long as its last answer took of the processor, at most so long: the event loop gets half of the interpreter
-ACCEPT_PAUSE_S = 0.1  # no descriptor is left and no connection can be given up: accepting waits, it does not spin
+REST_MAX_S = 0.25  # longest rest of a worker; it rests for the CPU time of its last answer, which leaves the event loop half of the interpreter
+ACCEPT_PAUSE_S = 0.1  # pause in accepting when no descriptor is left and no connection can be closed
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _GIVEN_UP_FIRST = {CLOSING: 0, READING: 1, WRITING: 2}
 
 Work = Callable[[], bytes]
 Respond = Callable[[bytes, bool], bytes | Work]
-"""(head, whole) -> the answer, or what makes it in a worker thread. Raises nothing."""
+"""(head, whole) -> the answer, or a function that makes the answer in a worker thread. Raises nothing."""
 
 _log = logging.getLogger("sllm")
 
@@ -53,14 +53,14 @@ class _Connection:
         self.socket = sock
         self.state = READING
         self.since = now
-        self.data: bytes | memoryview = b""  # the head so far; then what is left of the answer
+        self.data: bytes | memoryview = b""  # the head so far; later the part of the answer that is not sent yet
 
 
 class Connections:
-    """Serves what comes to `listener` from threads of its own until `close`. `busy` is the answer when too many wait already."""
+    """Serves the connections of `listener` in its own threads until `close`. `busy` is the answer when too many requests wait already."""
 
     def __init__(self, listener: socket.socket, respond: Respond, busy: bytes) -> None:
-        """RuntimeError when the threads cannot be started. None is started later on, so nothing can fail then."""
+        """RuntimeError if the threads cannot be started. No thread is started later."""
         self._listener = listener
         self._respond = respond
         self._busy = busy
@@ -70,7 +70,7 @@ class Connections:
         self._jobs_open = 0
         self._done: deque[tuple[_Connection, bytes]] = deque()
         self._ending = False
-        self._spare: int | None = None  # a file descriptor kept for the day when there is no other
+        self._spare: int | None = None  # a file descriptor kept in reserve for when the process has no other
         self._accept_again_at: float | None = None
         self._selector = selectors.DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
@@ -131,18 +131,18 @@ class Connections:
         return LOOK_S if self._open else None
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: it is awake anyway
+        with contextlib.suppress(OSError):  # a full buffer means that the thread has been woken already
             self._wake_in.send(b"\0")
 
     def _move(self, connection: _Connection) -> None:
-        """Its socket is ready for what it waits for."""
+        """The socket of the connection is ready to be read or written."""
         if connection not in self._open:
-            return  # given up in this very round
+            return  # closed earlier in this round
         try:
             {READING: self._read, WRITING: self._write, CLOSING: self._discard}[connection.state](connection)
         except BlockingIOError:
             pass
-        except OSError:  # it went away
+        except OSError:  # the client went away
             self._drop(connection)
 
     def _expire(self, now: float) -> None:
@@ -159,7 +159,7 @@ class Connections:
             sock, _ = self._listener.accept()
         except BlockingIOError:
             return
-        except OSError as error:  # others: the client went away before it was accepted
+        except OSError as error:  # an errno not in _NO_ROOM: the client went away before it was accepted
             if error.errno in _NO_ROOM and not self._make_room():
                 self._selector.unregister(self._listener)
                 self._accept_again_at = time.monotonic() + ACCEPT_PAUSE_S
@@ -171,10 +171,10 @@ class Connections:
         connection = _Connection(sock, time.monotonic())
         self._open[connection] = None
         self._selector.register(sock, selectors.EVENT_READ, connection)
-        self._move(connection)  # mostly its request is there already
+        self._move(connection)  # the request has mostly arrived already
 
     def _make_room(self) -> bool:
-        """Have a file descriptor free for the next connection; False if there is none to be had."""
+        """Make sure that a file descriptor is free for the next connection; False if none can be freed."""
         if self._give_up_one():
             return True
         if self._spare is None:
@@ -189,7 +189,7 @@ class Connections:
                 self._spare = os.open(os.devnull, os.O_RDONLY)
 
     def _give_up_one(self) -> bool:
-        """Close the connection that has waited longest for its client; False if all wait for us."""
+        """Close the connection that has waited longest for its client; False if no connection waits for its client."""
         waiting = [connection for connection in self._open if connection.state != WORKING]
         if not waiting:
             return False
@@ -214,7 +214,7 @@ class Connections:
         if not whole and more and len(head) < HEAD_MAX_BYTES:
             return
         if not head.strip():
-            self._drop(connection)  # it came and went
+            self._drop(connection)  # the client closed without sending a request
             return
         answer = self._respond(head, whole)
         if isinstance(answer, bytes):

@@ -1,20 +1,20 @@
 """Garbage collection for a loop that must not pause.
 
-CPython's full collection looks at every container of the process: over 100 milliseconds with 100,000 workers in the table, again and again. But
-nearly nothing here is garbage in the collector's sense: objects die by reference count, and the few cycles come from the odd exception. So
-nothing is collected by itself; once a second, when the loop has little to do, the objects made since are looked at, and what survives is set
-aside for good (`gc.freeze`): it still dies by reference count, but is never looked at again.
+CPython's full collection visits every container of the process, which takes over 100 milliseconds with 100,000 workers in the table. But this program
+makes almost no reference cycles: objects die by reference count, and the few cycles come from rare exceptions. So automatic collection is off. Once a
+second, when the loop has little to do, the objects made since the last time are collected, and the survivors are excluded from later collections
+(`gc.freeze`); they still die by reference count.
 """
 
 from __future__ import annotations
 
 import gc
 
-QUIET = 2000  # datagrams since the last time; looking at what that many leave behind takes one to two milliseconds
+QUIET = 2000  # datagrams since the last collection; collecting the objects of 2,000 datagrams takes one to two milliseconds
 
 
 class GarbageTamer:
-    """Takes garbage collection of this process into its hands. Make it once everything that stays is there; `tick` it once a second."""
+    """Replaces automatic garbage collection of this process. To be made when all long-lived objects exist; `tick` has to be called once a second."""
 
     def __init__(self) -> None:
         self._received = 0
@@ -30,6 +30,6 @@ class GarbageTamer:
         gc.freeze()
 
     def close(self) -> None:
-        """Give it back to the interpreter."""
+        """Switch automatic garbage collection on again."""
         gc.unfreeze()
         gc.enable()

@@ -29,14 +29,14 @@ class UdpHost:
     def __init__(self, driver: UdpDriver, node: Node, index: int, inlet: Inlet, routes: Routes) -> None:
         self._driver = driver
         self.index = index
-        self.inlet = inlet  # of the socket at `address`
-        self.inlets: list[Inlet] = []  # of all open sockets
+        self.inlet = inlet  # the inlet of the socket at `address`
+        self.inlets: list[Inlet] = []  # the inlets of all open sockets
         self.socket = sock = inlet.socket
         self.uplink: socket.socket | None = None  # what leaves for the coordinator leaves through this one
         self.address: Address = sock.getsockname()[:2]
         self.receive_buffer_bytes: int = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)  # effective; the kernel's overhead included
         self.due_at = self.entry_at = inf  # of its timer
-        self.rest_until = -inf  # no timer before: the last one raised
+        self.rest_until = -inf  # no timer runs before this time, because the last timer raised an exception
         self.backlog: Backlog = deque()
         self.routes = routes
         self.adopt(node)

@@ -6,8 +6,8 @@
     /state    JSON, paged: ?offset=&limit=
     /         a page for people, where the site has one
 
-Health checks are answered by the thread that holds the connections (`sllm.live.connections`), whatever else is asked; metrics and state are made by two
-others. A request for a name that is not ours is refused: a web page elsewhere could give its own name our address, and read what it gets (DNS rebinding).
+Health checks are answered at once by the thread that holds the connections (`sllm.live.connections`); two other threads make metrics and state. A request with
+a foreign name in its Host header is refused: otherwise a web page elsewhere could give its own name our address and read the answers (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BACKLOG = 128
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TEXT_TYPE = "text/plain; charset=utf-8"
 ANY_HOST = "*"
-PIECE_ITEMS = 100  # of a list, made JSON at once
+PIECE_ITEMS = 100  # items of a list that are turned into JSON in one call
 _dumps = partial(json.dumps, separators=(",", ":"), allow_nan=False)
 _HOST_HEADER = re.compile(rb"^host[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 
@@ -45,12 +45,12 @@ _log = logging.getLogger("sllm")
 
 
 class BadQuery(Exception):
-    """A query that makes no sense; the message goes to the client."""
+    """The query of a request is invalid; the message goes to the client."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page and the Content-Security-Policy it lives under."""
+    """A page and its Content-Security-Policy."""
 
     body: bytes
     policy: str
@@ -58,7 +58,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Site:
-    """What is served. All of it is called in HTTP threads. `live` and `ready` return (yes or no, why), at once; `metrics` and `state` may raise
+    """The functions behind the paths. All are called in HTTP threads. `live` and `ready` return (yes or no, reason), at once; `metrics` and `state` may raise
     LoopSilent, `state` BadQuery too."""
 
     live: Callable[[], tuple[bool, str]]
@@ -103,8 +103,8 @@ class HttpServer:
     # --- requests ---------------------------------------------------------------------------------------------------------------------
 
     def _respond(self, head: bytes, whole: bool) -> bytes | Work:
-        """The answer to a request, or what makes it. Of the headers only Host means anything to us. They are not parsed by the standard library, whose
-        parser leaves reference cycles behind, which a process that seldom collects garbage cannot afford."""
+        """The answer to a request, or a function that makes the answer. Only the header Host is read. The standard library's parser is not used, because it
+        leaves reference cycles behind, which a process that seldom collects garbage cannot afford."""
         line = head.partition(b"\n")[0].decode("latin-1").strip()
         words = line.split()
         if len(words) != 3 or not words[2].startswith("HTTP/1.") or not words[1].startswith("/"):
@@ -128,7 +128,7 @@ class HttpServer:
         return _guarded(bodiless, lambda: route(bodiless, query))
 
     def _serves(self, host: str) -> bool:
-        """Whether a Host header names us. A literal address does: no name can be turned to another address in it."""
+        """Whether a Host header names this server. A literal address always does, because DNS rebinding needs a name."""
         name = host.lower()
         if name.startswith("["):
             name = name[1:].partition("]")[0]
@@ -171,20 +171,20 @@ class HttpServer:
 
 
 def _guarded(bodiless: bool, make: Callable[[], Made]) -> Made | bytes:
-    """What `make` makes, or an answer that says why there is none."""
+    """The answer that `make` makes, or an error answer."""
     try:
         return make()
     except LoopSilent as error:
         return _reply(bodiless, 503, f"the event loop is silent: {error}\n")
     except BadQuery as error:
         return _reply(bodiless, 400, f"{error}\n")
-    except Exception:  # a fault of ours
+    except Exception:  # a bug of this program
         _log.exception("an HTTP request could not be answered")
         return _reply(bodiless, 500, "an error of this program; its log says more\n")
 
 
 def _pieces(value: Any) -> Iterator[str]:
-    """`value` as JSON, in pieces: one call for all of it would hold the interpreter, and with it the event loop, for as long as it takes."""
+    """`value` as JSON, made in pieces: a single call would hold the interpreter, and so stop the event loop, until all of the JSON is made."""
     if isinstance(value, dict):
         for number, (name, inner) in enumerate(value.items()):
             yield ("," if number else "{") + _dumps(name) + ":"

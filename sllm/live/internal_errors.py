@@ -1,4 +1,5 @@
-"""Exceptions of our own: each is a bug that is counted by the place that raised it, told once for each place, and dropped with what was being handled."""
+"""Internal errors: exceptions of this program, each a bug. An internal error is counted by its place in the code, told once for each place, and dropped
+together with the datagram, timer or question being handled."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ TRACE_MAX = 20  # innermost frames of an exception that are told
 
 
 class InternalErrors:
-    """Counts them, and tells the first from each place as an event of the node that was concerned."""
+    """Counts internal errors, and tells the first one of each place as an event of the node that was being called."""
 
     def __init__(self, bus: EventBus, now: Callable[[], float]) -> None:
         self.counts: Counter[str] = Counter()  # by file and line
@@ -24,7 +25,7 @@ class InternalErrors:
         self._now = now
 
     def note(self, what: str, error: Exception, node: Node | None = None) -> None:
-        """`what` was being handled, and is dropped. Without a node nothing is told."""
+        """Count an error. `what`: the work that was being done and is dropped. Without a node no event is told."""
         place = place_of(error)
         self.counts[place] += 1
         if node is not None and self.counts[place] == 1:
@@ -42,5 +43,5 @@ def place_of(error: BaseException) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """A name for what went wrong with a socket: the system's, or that of the exception."""
+    """A name for an error of a socket: the system's name, or the class of the exception."""
     return errno.errorcode.get(error.errno or 0, "EUNKNOWN").lower() if isinstance(error, OSError) else type(error).__name__.lower()

@@ -1,4 +1,4 @@
-"""What waits for sockets: epoll where there is one, else poll."""
+"""Waiting for sockets: by epoll where the system has it, otherwise by poll."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 READ, WRITE = 1, 4  # EPOLLIN and EPOLLOUT; the same numbers as POLLIN and POLLOUT
-READY_MAX = 4096  # descriptors told at once
+READY_MAX = 4096  # descriptors returned by one call
 
 
 class Poller(Protocol):
-    """What `select.epoll` and `select.poll` have in common."""
+    """The common methods of `select.epoll` and `select.poll`."""
 
     def register(self, fd: int, mask: int) -> None: ...
     def modify(self, fd: int, mask: int) -> None: ...
@@ -19,7 +19,7 @@ class Poller(Protocol):
 
 
 def make_poller() -> tuple[Poller, Callable[[float], list[tuple[int, int]]]]:
-    """A poller, and what waits at most so many seconds and returns (descriptor, mask) of what is ready."""
+    """(poller, function that waits at most a given number of seconds and returns (descriptor, mask) of each ready descriptor)."""
     if hasattr(select, "epoll"):
         epoll = select.epoll()
         return epoll, lambda timeout_s: epoll.poll(timeout_s, READY_MAX)

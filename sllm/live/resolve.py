@@ -1,4 +1,4 @@
-"""Names to addresses without ever blocking the event loop: a thread asks the system, the answer comes back to the loop.
+"""Resolves names to addresses without blocking the event loop: a thread asks the system, and the loop gets the answer.
 
 `Resolver.resolve` looks a name up once, `Resolver.follow` goes on trying until there is an answer, and again when told to. Callbacks run in the
 loop's thread.
@@ -17,10 +17,10 @@ from collections.abc import Callable
 from sllm.live.sockets import literal_address
 from sllm.live.udp import UdpDriver
 
-RETRY_FIRST_S = 0.25  # wall seconds until a name that has no address is looked up again; doubles
+RETRY_FIRST_S = 0.25  # wall seconds until a name without an address is looked up again; doubles with each try
 RETRY_MAX_S = 5.0  # a pod's name appears within seconds of the pod
 WAITING_MAX = 1000  # names being looked up; peers name hosts, and one look-up may take the system many seconds
-FIRST, LATER = 0, 1  # the coordinator's name does not wait for those that peers name
+FIRST, LATER = 0, 1  # ranks: the coordinator's name is looked up before names that peers use
 
 Answer = Callable[[str | None], None]
 _log = logging.getLogger("sllm")
@@ -30,7 +30,7 @@ def look_up(name: str) -> str | None:
     """The name's first IPv4 address, else its first IPv6 address, else None. Blocks."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
-    except (OSError, ValueError):  # no such name, or nothing that could be one
+    except (OSError, ValueError):  # the name does not exist, or is not valid
         return None
     for family in (socket.AF_INET, socket.AF_INET6):
         for entry in found:
@@ -40,7 +40,7 @@ def look_up(name: str) -> str | None:
 
 
 class Resolver:
-    """Name resolution for a driver. Attaches itself to it; `close` it before the driver."""
+    """Name resolution for a driver. A new resolver attaches itself to the driver, and has to be closed before the driver."""
 
     def __init__(self, driver: UdpDriver, look_up: Callable[[str], str | None] = look_up) -> None:
         self._driver = driver
@@ -57,8 +57,8 @@ class Resolver:
         driver.add_reader(self._wake_out.fileno(), self._deliver)
 
     def resolve(self, name: str, answer: Answer, rank: int = LATER) -> None:
-        """Call `answer` with the address, or None; later, unless `name` is a literal address or too many names are being looked up. Questions under way are
-        shared."""
+        """Call `answer` with the address, or None; at once if `name` is a literal address or too many names are being looked up, otherwise later. Several
+        questions about one name share a look-up."""
         if any(literal_address(name, family) for family in (socket.AF_INET, socket.AF_INET6)):
             answer(name)
             return
@@ -77,7 +77,7 @@ class Resolver:
         self._questions.put((rank, self._asked, name))
 
     def _started(self) -> bool:
-        """The thread is there; False if none is to be had."""
+        """Start the thread, unless it runs; False if the system has no thread left."""
         if self._thread is None:
             thread = threading.Thread(target=self._work, name="resolver", daemon=True)
             try:
@@ -89,13 +89,13 @@ class Resolver:
         return True
 
     def follow(self, name: str, found: Callable[[str], None]) -> Callable[[], None]:
-        """Call `found` with the name's address once there is one, however long it takes. Returns what asks anew."""
+        """Call `found` with the name's address as soon as the name has one, without a time limit. Returns a function that looks the name up again."""
         return _Follower(self, name, found).ask
 
     def _work(self) -> None:
         while name := self._questions.get()[2]:
             self._answers.append((name, self._look_up(name)))
-            with contextlib.suppress(OSError):  # full: the loop is woken anyway; closed: nobody is waiting any more
+            with contextlib.suppress(OSError):  # a full buffer means that the loop has been woken; a closed one that no answer is wanted any more
                 self._wake_in.send(b"\0")
 
     def _deliver(self) -> None:
@@ -108,7 +108,7 @@ class Resolver:
                 answer(address)
 
     def close(self) -> None:
-        """End the thread; one that the system keeps waiting ends with the process."""
+        """End the thread; a thread that still waits for the system ends with the process."""
         self._waiting.clear()
         if self._thread is not None:
             self._put(FIRST - 1, "")
@@ -120,7 +120,7 @@ class Resolver:
 
 
 class _Follower:
-    """Asks until it is answered, with backoff. Told to ask while it does, or waits to, it does nothing more."""
+    """Looks a name up, with backoff, until there is an answer. A call while a look-up is under way or planned does nothing."""
 
     def __init__(self, resolver: Resolver, name: str, found: Callable[[str], None]) -> None:
         self._resolver = resolver

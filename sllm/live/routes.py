@@ -1,4 +1,4 @@
-"""Destinations: which socket address an address of a node means. A name is looked up beside the loop; until there is an answer it leads nowhere."""
+"""Destinations: the socket address for the address of a node. Names are looked up by another thread; until then datagrams to a name are not sent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sllm.protocol.messages import Address
 
 ROUTES_MAX = 200_000  # destinations remembered; then the table starts anew
 NAME_KEEP_WALL_S = 30.0  # a destination's name is looked up again after this time
-NO_NAME_KEEP_WALL_S = 1.0  # the same for a name that has no address
+NO_NAME_KEEP_WALL_S = 1.0  # a destination's name without an address is looked up again after this time
 
 SockAddr = tuple[str, int]
 
@@ -26,7 +26,7 @@ class Routes:
     """Destinations of the sockets of one address family. `known` has the socket address of each, or None while there is none."""
 
     def __init__(self, family: int, call_after_wall: Callable[[float, Callable[[], object]], object]) -> None:
-        """`call_after_wall` has something called after so many wall seconds."""
+        """call_after_wall(seconds, function) lets the driver call the function after a number of wall seconds."""
         self.known: dict[Address, SockAddr | None] = {}
         self.resolver: NameResolver | None = None
         self._family = family

@@ -1,4 +1,4 @@
-"""Sending datagrams, and keeping those for which a send buffer has no room."""
+"""Sends datagrams, and keeps datagrams for which a send buffer has no room."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Backlog = deque[tuple[socket.socket, bytes, SockAddr]]
 
 
 class Sender:
-    """Sends for every host of a driver. Whatever keeps a datagram from being sent is counted: it is lost, as any datagram may be."""
+    """Sends for every host of a driver. A datagram that cannot be sent is counted by reason and lost, as any datagram may be."""
 
     def __init__(self, poller: Poller, internal: InternalErrors) -> None:
         self.sent = 0
-        self.deferred = 0  # the send buffer was full: kept, and sent later
+        self.deferred = 0  # datagrams that were kept, because the send buffer was full, and sent later
         self.errors: Counter[str] = Counter()  # datagrams not sent, by reason
         self._poller = poller
         self._internal = internal
 
     def send(self, host: UdpHost) -> None:
-        """Send what the host's node has in its outbox; what is for the node's coordinator leaves through the uplink, if the host has one."""
+        """Send the outbox of the host's node; datagrams for the coordinator leave through the uplink, if the host has one."""
         routes, uplinked = host.routes, host.uplinked
         known, coordinator = routes.known, uplinked.coordinator if uplinked is not None else None
         for data, addr in host.node.datagrams_to_send(partial(self._internal.note, "a message to send", node=host.node)):
@@ -64,7 +64,7 @@ class Sender:
             self._poller.modify(sock.fileno(), READ | WRITE)
 
     def send_backlog(self, host: UdpHost) -> None:
-        """There is room again: send what was kept, as far as the room goes."""
+        """The send buffer has room again: send kept datagrams until it is full."""
         backlog = host.backlog
         while backlog:
             sock, data, target = backlog[0]

@@ -1,4 +1,4 @@
-"""UDP sockets as the driver wants them: bound, non-blocking, with a receive buffer sized on purpose; and clear errors where they cannot be had."""
+"""UDP sockets for the driver: bound, non-blocking, with a receive buffer of a chosen size; and clear errors if the system refuses one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SO_RCVBUFFORCE = 33  # Linux: a receive buffer beyond net.core.rmem_max, with CA
 
 
 def literal_address(host: str, family: int) -> str | None:
-    """`host` as a literal address a socket of `family` can send to; None if it is a name or belongs to the other family. An IPv6 socket
+    """`host` as a literal address that a socket of `family` can send to; None if it is a name or belongs to the other family. An IPv6 socket
     reaches IPv4 addresses in their mapped form."""
     try:
         socket.inet_pton(socket.AF_INET, host)
@@ -31,8 +31,8 @@ def literal_address(host: str, family: int) -> str | None:
 
 
 def local_address(towards: Address) -> str:
-    """Our own address as `towards`, a literal one, would see it if nothing on the way translated it; "" if there is none that others could use. Nothing is
-    sent, and nothing waits."""
+    """This machine's address as the literal address `towards` would see it without address translation; "" if there is none that others could use. Sends
+    nothing and does not block."""
     host, port = towards
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     if literal_address(host, family) is None:
@@ -43,7 +43,7 @@ def local_address(towards: Address) -> str:
             found: str = probe.getsockname()[0]
     except (OSError, OverflowError):
         return ""
-    return "" if "%" in found else found.removeprefix("::ffff:")  # a zone means something on this machine only
+    return "" if "%" in found else found.removeprefix("::ffff:")  # an address with a zone is valid on this machine only
 
 
 def bound_socket(bind: Address, receive_buffer_bytes: int = 0, setting: str = "") -> socket.socket:

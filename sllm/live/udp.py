@@ -35,11 +35,11 @@ from sllm.protocol.messages import Address
 from sllm.protocol.node import Node
 from sllm.protocol.timers import Timers
 
-UPLINKS_OPEN = 2  # of a host: the one datagrams leave through, and the one before, through which answers may still come
+UPLINKS_OPEN = 2  # uplinks of a host: the one that datagrams leave through, and the one before, through which answers may still come
 CATCH_UP_WALL_S = 0.25  # a socket that stays full may hold back its node's timers for this time
 IDLE_WALL_S = 0.5  # the loop turns at least once in this time: its heartbeat
 FINE_WALL_S = 0.002  # shorter waits of a sped-up run do not use epoll, whose milliseconds are too coarse for it
-TIMER_PAUSE_WALL_S = 0.1  # a timer that raised is tried again after this time, however soon the node would have it
+TIMER_PAUSE_WALL_S = 0.1  # least time until a timer that raised an exception is tried again
 
 
 class UdpDriver:
@@ -159,7 +159,7 @@ class UdpDriver:
     # --- other things the loop watches ------------------------------------------------------------------------------------------------
 
     def resolve_with(self, resolver: NameResolver | None) -> None:
-        """Let this one look names up; None: a name leads nowhere."""
+        """Use this resolver for names; None: datagrams to names are not sent."""
         for routes in self._routes.values():
             routes.resolver = resolver
 
@@ -180,12 +180,12 @@ class UdpDriver:
         return call
 
     def every(self, interval_s: float, action: Callable[[], object]) -> Callable[[], None]:
-        """Call action() each `interval_s` of the run's clock, first after one interval; a late call does not make the next ones late, those missed
-        are left out. Returns what stops it."""
+        """Call action() every `interval_s` of the run's clock, first after one interval; a late call does not delay the calls after it, and missed calls are
+        left out. Returns a function that ends the calls."""
         return Repeated(self, interval_s, action).stop
 
     def cancel(self, call: Call) -> None:
-        """The call is not made. Nothing happens if it has been made."""
+        """Do not make the call. Nothing happens if it has been made already."""
         call.cancel()
 
     def _call_after_wall(self, wall_s: float, action: Callable[[], object]) -> Call:
@@ -343,14 +343,14 @@ class UdpDriver:
     # --- what must not end the loop ---------------------------------------------------------------------------------------------------
 
     def _attempt(self, what: str, callback: Callable[[], object]) -> None:
-        """Call back something beside the nodes. What it raises ends the loop unless `survive` says otherwise."""
+        """Call a function that belongs to no node. Its exceptions end the loop, unless `survive` is set."""
         try:
             callback()
         except Exception as error:
             self._bear(what, error, next((host.node for host in self.hosts.values()), None))
 
     def _on_handler_error(self, error: Exception) -> None:
-        """A handler of an event has raised: it is told to nobody, who might be the one that raised."""
+        """A handler of an event has raised. No event is told about that, because its handler might be the one that raised."""
         self._bear("an event", error, None)
 
     def _bear(self, what: str, error: Exception, node: Node | None) -> None:

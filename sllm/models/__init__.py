@@ -1,1 +1,1 @@
-"""Models and hardware: what they are, and what they cost."""
+"""Models and hardware: their data, and the time that loads and steps take."""

@@ -1,4 +1,4 @@
-"""What a fleet can do, as a closed formula: the rate of requests at which it saturates, from slots, KV cache and the costs of steps and loads.
+"""The rate of requests at which a fleet saturates, as a closed formula of slots, KV cache and the costs of steps and loads.
 
 A worker's batch in the long run: N requests run, as many as slots and KV cache allow, and each yields one token a round. A round takes
 
@@ -10,10 +10,10 @@ and half of the output for each. KV cache is reserved for prompt and output in f
 
 W workers dealt out to M models in proportion to their demand make W + M - 1 pairs of a worker and a model at most: cut a line of the demand of all models
 into W equal parts, and each of the M - 1 borders between models adds one pair. A policy that follows demand up and down keeps some models on more workers
-than that: so g = 1 + BORDERS * (M - 1) / W, as long as g models leave room for KV cache. Where the fleet has no room for all models, requests for the least
-wanted ones pay a load from disk each. No fleet reaches the sum: its workers are never all equally full. EFFICIENCY is the part that the default policy
-reaches. A fleet of fewer workers than wanted models loads and evicts all the time: of that part it reaches sqrt(workers / wanted models). How many models
-are wanted is the exponential of the entropy of the demand: M models that are wanted alike count as M, rare ones count little.
+than W + M - 1 pairs: so g = 1 + BORDERS * (M - 1) / W, as long as g models leave room for KV cache. Where the fleet has no room for all models, each request
+for one of the least wanted models pays a load from disk. No fleet reaches the sum, because the workers of a fleet are never all equally full: the default
+policy reaches the part EFFICIENCY. A fleet of fewer workers than wanted models loads and evicts all the time, and reaches EFFICIENCY * sqrt(workers / wanted
+models). The number of wanted models is the exponential of the entropy of the demand: M equally wanted models count as M, rare models count little.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from sllm.models.cost import load_s, step_cost
 from sllm.models.model import DISK, Hardware, Model
 
 BORDERS, EFFICIENCY = 1.75, 0.82  # fitted to experiments/saturation.py for the demonstration mix on 5, 20 and 100 H100s; docs/compare.md says how well
-KV_PART_MIN = 0.25  # of the GPU memory that models leave for KV cache, where they need not all be there
+KV_PART_MIN = 0.25  # part of the GPU memory that stays for KV cache on workers that cannot hold all models
 
-Demand = Sequence[tuple[Model, float]]  # models, the most wanted first, and the part of the requests that is for each
+Demand = Sequence[tuple[Model, float]]  # (model, part of the requests that ask for it), the most wanted model first
 
 
 class Mean(NamedTuple):
-    """A model as the mean over those of a demand that fit a hardware: what another model beside one's own costs."""
+    """The mean over the models of a demand that fit a hardware: the cost of one further model on a worker."""
 
     size_bytes: float
-    round_s: float  # of a step, whatever is in it
+    round_s: float  # weight floor and overhead of a step
 
 
 def saturation_rate(workers: Mapping[Hardware, int], demand: Demand, prompt_tokens: float, output_tokens: float, slots: int = 0) -> float:
@@ -44,7 +44,7 @@ def saturation_rate(workers: Mapping[Hardware, int], demand: Demand, prompt_toke
     fitting = {hardware: [pair for pair in demand if pair[0].size_bytes < hardware.usable_gpu_bytes] for hardware in workers}
     means = {hardware: _mean(hardware, models) for hardware, models in fitting.items() if models}
     room = {hardware: max(1.0, (1.0 - KV_PART_MIN) * hardware.usable_gpu_bytes / mean.size_bytes) for hardware, mean in means.items()}
-    kept = int(sum(workers[hardware] * most for hardware, most in room.items()))  # models that the fleet can have on its GPUs
+    kept = int(sum(workers[hardware] * most for hardware, most in room.items()))  # models that the fleet can hold on its GPUs
     rate_per_s = 0.0
     for hardware, mean in means.items():
         models, at_once = fitting[hardware], min(together, room[hardware])
@@ -63,7 +63,7 @@ def _mean(hardware: Hardware, models: Demand) -> Mean:
 def service_s(
     model: Model, hardware: Hardware, other: Mean, at_once: float, prompt_tokens: float, output_tokens: float, slots: int
 ) -> float:  # fmt: skip
-    """Seconds of a full worker that a request for `model` takes, when the worker serves `at_once` models, this one and others like `other`."""
+    """Seconds of a full worker that a request for `model` takes, when the worker serves `at_once` models: `model` and others like `other`."""
     kv_bytes = hardware.usable_gpu_bytes - model.size_bytes - (at_once - 1.0) * other.size_bytes
     running = max(1.0, min(slots, kv_bytes / ((prompt_tokens + output_tokens) * model.kv_bytes_per_token)))
     weight_floor_s, a_s, p_s, k_s, overhead_s, sequence_s = step_cost(model, hardware)

@@ -1,4 +1,4 @@
-"""The catalogue of a run: the models that can be asked for, in order, and hardware beside the presets. A catalogue file (TOML) adds both."""
+"""The catalogue of a run: the models that can be requested, in order, and hardware beside the presets. A catalogue file (TOML) adds both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sllm.protocol.limits import HARDWARE_SEPARATORS, SLOTS_MAX, name_problem
 
 
 class Catalog:
-    """The models that can be asked for, in order, and any hardware that a catalogue file adds."""
+    """The models that can be requested, in order, and any hardware that a catalogue file adds."""
 
     __slots__ = ("_hardware", "models", "names", "size_bytes")
 
@@ -51,7 +51,7 @@ class Catalog:
         return tuple(self._hardware)
 
     def with_profiles(self, engine: str, loader: str) -> Catalog:
-        """The same catalogue with all hardware under these profiles; an empty name leaves each hardware its own. UsageError for unknown ones."""
+        """The same catalogue with all hardware under these profiles; an empty name leaves each hardware its own. UsageError for an unknown profile."""
         chosen: dict[str, Any] = {}
         if engine:
             chosen["engine"] = find("engine profile", engine, ENGINE_PROFILES)
@@ -101,7 +101,7 @@ class Figure(NamedTuple):
 
     field: str
     factor: float = 1
-    rule: Number | Whole = Number(above=0.0)  # up to an exabyte in GB, whose bytes a report can still say
+    rule: Number | Whole = Number(above=0.0)  # at most an exabyte in GB, because a report must be able to give the number of bytes
     required: bool = True
 
 
@@ -135,7 +135,7 @@ _WHOLE_FIELDS = {field.name for kind in (Model, Hardware) for field in dataclass
 
 
 class _Reader:
-    """Turns the tables of a catalogue file into a Catalog; every complaint names file, table and key."""
+    """Turns the tables of a catalogue file into a Catalog; every error names file, table and key."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -190,8 +190,8 @@ class _Reader:
         return fields
 
     def preset(self, table: str, values: dict[str, Any], presets: Mapping[str, Any], own_name: str, keys: Mapping[str, Figure]) -> Any:
-        """The preset to start from, which is the one that the table names or else one of its own name; None if there is none, and then every key that is
-        required must be there."""
+        """The preset to start from: the preset that the table names, or else the preset called `own_name`; None if there is neither, and then every required
+        key must be in the table (UsageError)."""
         name = values.get("preset", own_name if own_name in presets else None)
         if name is None:
             for key, figure in keys.items():
@@ -217,7 +217,7 @@ class _Reader:
         table = f"model.{name}"
         fields = self.fields(table, values, _MODEL_KEYS, ("preset", "count", "step"))
         base = self.preset(table, values, MODELS, name, _MODEL_KEYS)
-        same = fields.keys() <= {"context_tokens"}  # a changed model is another one: its preset's measurements do not hold
+        same = fields.keys() <= {"context_tokens"}  # the preset's measurements do not hold for a changed model
         steps = list(base.steps) if base and same else []
         if not isinstance(values.get("step", {}), dict):
             raise self.fail(table, "step must be a table")

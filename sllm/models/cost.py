@@ -1,16 +1,16 @@
-"""Seconds for loads, prefills and decodes: pure functions, used by the engine and by the coordinator's policies alike.
+"""Seconds for loads, prefills and decodes: pure functions, which both the engine and the coordinator's policies use.
 
 One step of a model's batch takes
 
     step = max(weight_floor, a + p * new tokens) + k * (sum of context tokens) + overhead + sequence * sequences
 
-A sequence in its prefill step brings its whole prompt as new tokens, later one token a step. Its context in the step that yields token i (counted
-from 0, the prefill's) is prompt + i tokens. Coefficients come from the first of these that there is:
+A sequence brings its whole prompt as new tokens in its prefill step, and one token in each later step. The context of a sequence in the step that yields
+token i (counted from 0, the prefill's token) is prompt + i tokens. The coefficients come from the first of these sources that has them:
 
-1. what a catalogue file says of the model on the hardware (`step`): it holds whatever the engine profile
-2. a measurement of the hardware's engine profile (the tables of `sllm.models.presets`); the hardware's own overhead per layer, if it has one,
-   stands for its overhead
-3. the profile's parts of what the hardware can do, bandwidth and FLOP/s being those of all GPUs that work as one:
+1. a `step` table of a catalogue file for the model on the hardware, which holds for every engine profile
+2. a measurement with the hardware's engine profile (the tables of `sllm.models.presets`); the hardware's own overhead per layer, if it has one, replaces
+   the measured overhead
+3. the profile's parts of the hardware's bandwidth and FLOP/s, which are the sums over all GPUs that work as one:
     - weight_floor = size / (weights_bandwidth * GPU bandwidth)
     - p = size / (flops * FP16 FLOP/s), a token being 2 FLOP a parameter and a parameter 2 bytes
     - a = weight_floor - flat_tokens * p, at least 0: the floor is flat up to `flat_tokens` new tokens
@@ -18,7 +18,7 @@ from 0, the prefill's) is prompt + i tokens. Coefficients come from the first of
     - sequence is the profile's
     - overhead = layers * the hardware's own overhead per layer if it has one, else the profile's fixed part
 
-A load takes the fixed part of the hardware's own, else of its loader profile, and the bytes through the slowest of loader, bus, disk and network.
+A load takes a fixed time (the hardware's own, else the loader profile's) and size / bandwidth of the slowest of loader, bus, disk and network.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def load_s(model: Model, hardware: Hardware, tier: int) -> float:
 
 @lru_cache(maxsize=65536)
 def step_cost(model: Model, hardware: Hardware) -> StepCost:
-    """The model's step coefficients on that hardware; the module's text says where they come from."""
+    """The step coefficients of the model on the hardware; the module's text gives their sources."""
     engine, own_s = hardware.engine, hardware.layer_overhead_s
     for known in model.steps:
         if known.hardware == hardware.name and known.engine in ("", engine.name):
@@ -67,7 +67,7 @@ def step_cost(model: Model, hardware: Hardware) -> StepCost:
 
 
 def step_s(cost: StepCost, new_tokens: int, context_tokens: int, sequences: int = 1) -> float:
-    """Seconds of one step of one model's batch of `sequences`."""
+    """Seconds of one step of a batch of one model with `sequences` sequences."""
     weight_floor_s, a_s, p_s, k_s, overhead_s, sequence_s = cost
     work_s = a_s + p_s * new_tokens
     return (work_s if work_s > weight_floor_s else weight_floor_s) + k_s * context_tokens + overhead_s + sequence_s * sequences

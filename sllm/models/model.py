@@ -1,7 +1,7 @@
-"""A model and a hardware: what is served, and on what.
+"""The data of a model and of a hardware.
 
-Sizes in bytes, bandwidths in bytes per second, 1 GB = 1e9 bytes, 1 KiB = 1024 bytes. `sllm.models.presets` has the built-in ones, `sllm.models.catalogue`
-reads others from a file, and `sllm.models.cost` works out what a load or a step costs.
+Sizes are in bytes, bandwidths in bytes per second; 1 GB = 1e9 bytes, 1 KiB = 1024 bytes. `sllm.models.presets` has the built-in models and hardware,
+`sllm.models.catalogue` reads others from a file, and `sllm.models.cost` computes the time of a load or a step.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class StepCost(NamedTuple):
 
 
 class MeasuredStep(NamedTuple):
-    """What a model's step costs on one hardware."""
+    """The step coefficients of a model on one hardware."""
 
     hardware: str
     cost: StepCost
-    engine: str = ""  # the engine profile that it is a measurement of; empty: what a catalogue file says, which holds whatever the profile
+    engine: str = ""  # the engine profile that was measured; empty: from a catalogue file, and valid for every profile
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Something that can be served. `steps` holds measured coefficients; `sllm.models.cost` scales the rest."""
+    """A model that can be served. `steps` has measured coefficients; `sllm.models.cost` computes them for other hardware."""
 
     name: str
     size_bytes: int  # weights, FP16
@@ -69,11 +69,11 @@ class Hardware:
     network_bytes_per_s: float  # remote store to local disk
     gpu_bytes_per_s: float  # GPU memory bandwidth
     gpu_flops_per_s: float  # dense FP16
-    layer_overhead_s: float | None = None  # fixed part of a step, per layer of the model; None: what the engine profile says
-    init_s: float | None = None  # fixed part of a load; None: what the loader profile says
+    layer_overhead_s: float | None = None  # fixed part of a step, per layer of the model; None: the engine profile's
+    init_s: float | None = None  # fixed part of a load; None: the loader profile's
     slots: int = 256  # sequences in the batch at once (vLLM's default max_num_seqs)
-    gpus: int = 1  # that work as one
-    gpu: str = ""  # of which kind, for profiles that tell kinds apart
+    gpus: int = 1  # GPUs that work as one
+    gpu: str = ""  # name of the GPU, for profiles that have figures per GPU
     engine: EngineProfile = CUDA_GRAPHS
     loader: LoaderProfile = SERVERLESSLLM
 

@@ -1,4 +1,4 @@
-"""The built-in models and hardware. Beside each number stands where it comes from."""
+"""The built-in models and hardware, with the source of each number beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 from sllm.models.model import GB, KIB, Hardware, MeasuredStep, Model, StepCost
 from sllm.models.profiles import A100_LAYER_S, H100_LAYER_S
 
-# Measured tables of 2023. They are measurements of that generation's engine, so they hold under the engine profile `splitwise` only.
+# Measured tables of 2023. The tables are measurements of engines of that year, so they hold for the engine profile `splitwise` only.
 #
 # Llama-2-70B, measured as a whole by Splitwise (ISCA 2024; splitwise-sim's performance table): least squares of the relative error over medians. Decode:
 # batches of 1 to 64 with prompts of 512, and single prompts of 128 to 8192; prefill: 512 to 2048 tokens. The weight floors are Vidur's (mlp.csv, kernels
@@ -56,7 +56,7 @@ _H100 = Hardware(
     "h100-80g",
     gpu_memory_bytes=80 * GB,  # NVIDIA H100 SXM datasheet
     host_memory_bytes=256 * GB,  # an eighth of the 2 TiB of a server with eight (AWS p5.48xlarge), rounded down
-    disk_bytes=3_000 * GB,  # about an eighth of its 8 x 3.84 TB of NVMe, with room for other things
+    disk_bytes=3_000 * GB,  # about an eighth of the server's 8 x 3.84 TB of NVMe, with room for other things
     pcie_bytes_per_s=52.3e9,  # Qwen3-32B from the page cache in 1.253 s (ServerlessLLM, benchmarks/results): 65.5 GB / 1.253 s; PCIe 5
     disk_bytes_per_s=23.7e9,  # Llama-3.1-8B from NVMe in 0.678 s (likewise): 16.06 GB / 0.678 s; Qwen3-32B in 3.216 s is 20.4 GB/s
     network_bytes_per_s=1.25e9,  # 10 Gbps
@@ -68,7 +68,7 @@ _A100 = Hardware(
     "a100-80g",
     gpu_memory_bytes=80 * GB,  # NVIDIA A100 SXM datasheet
     host_memory_bytes=144 * GB,  # an eighth of 1152 GiB (AWS p4de.24xlarge), rounded down
-    disk_bytes=1_000 * GB,  # an eighth of its 8 x 1 TB of NVMe
+    disk_bytes=1_000 * GB,  # an eighth of the server's 8 x 1 TB of NVMe
     pcie_bytes_per_s=25e9,  # PCIe 4 x16 (ServerlessLLM, hardware_info_collector.py)
     disk_bytes_per_s=12e9,  # NVMe RAID 0 (ServerlessLLM, OSDI 2024, second hand)
     network_bytes_per_s=1.25e9,  # 10 Gbps

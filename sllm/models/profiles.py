@@ -1,8 +1,8 @@
-"""What a step and a load cost beside the hardware's datasheet: the generation of the engine, and the loader.
+"""The costs of a step and a load that do not follow from the hardware's datasheet: those of the engine's generation and of the loader.
 
-An **engine profile** says which parts of a GPU's bandwidth and FLOP/s an engine reaches and what it pays for a step whatever is in it; a **loader
-profile** which bandwidth a loader reaches and what it pays for a load whatever its size. Both are chosen for a run (`--engine-profile`, `--loader`) or for
-the hardware of a catalogue file. What a catalogue file says in numbers (`layer_overhead_ms`, `init_s`, `step` tables) wins over either.
+An **engine profile** gives the parts of a GPU's bandwidth and FLOP/s that an engine reaches, and the fixed time of a step. A **loader profile** gives the
+bandwidth that a loader reaches, and the fixed time of a load. Both are chosen for a run (`--engine-profile`, `--loader`) or for the hardware of a catalogue
+file. Numbers in a catalogue file (`layer_overhead_ms`, `init_s`, `step` tables) win over both profiles.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ class EngineProfile:
     """An engine generation; `sllm.models.cost` has the formulas."""
 
     name: str
-    weights_bandwidth: float  # part of the GPU memory bandwidth that reading weights gets
-    kv_bandwidth: float  # part of it that attention gets
-    flops: float  # part of the dense FP16 FLOP/s that a prefill gets
+    weights_bandwidth: float  # part of the GPU memory bandwidth that reading weights reaches
+    kv_bandwidth: float  # part of the GPU memory bandwidth that attention reaches
+    flops: float  # part of the dense FP16 FLOP/s that a prefill reaches
     flat_tokens: int  # new tokens up to which a step takes as long as reading the weights
     step_s: float  # of every step
     layer_s: float  # of every step, per layer
@@ -35,7 +35,7 @@ class EngineProfile:
 
 @dataclass(frozen=True, slots=True)
 class LoaderProfile:
-    """A way to bring weights onto the GPU. The bandwidths are what the loader itself can do; a slower bus, disk or network bounds them further."""
+    """A way to bring weights onto the GPU. The bandwidths are the loader's own limits; a slower bus, disk or network bounds a load further."""
 
     name: str
     init_s: float  # of every load
@@ -44,7 +44,7 @@ class LoaderProfile:
     disk_bytes_per_s: float  # from disk and from the remote store
 
     def fixed_s(self, layers: int) -> float:
-        """Seconds of a load of nothing."""
+        """Seconds of a load besides the transfer of the weights."""
         return self.init_s + layers * self.layer_s
 
 
@@ -59,7 +59,7 @@ VLLM_V0 = EngineProfile(
     weights_bandwidth=0.923,
     kv_bandwidth=0.836,
     flops=0.524,
-    flat_tokens=1,  # fits no worse than more
+    flat_tokens=1,  # larger values fit no better
     step_s=2.09e-3,
     layer_s=0.0096e-3,
     parallel_layer_s=0.061e-3,
@@ -72,14 +72,14 @@ CUDA_GRAPHS = EngineProfile(
     flops=0.73,
     flat_tokens=1,
     step_s=1.15e-3,
-    layer_s=VLLM_V0.layer_s,  # not to be told from step_s by the second core's figures: all are of models with 32 layers
+    layer_s=VLLM_V0.layer_s,  # the second core's figures, all of models with 32 layers, cannot tell layer_s from step_s
     parallel_layer_s=VLLM_V0.parallel_layer_s,  # no figure of the second core is of more than one GPU
     sequence_s=0.005e-3,
 )
 
-# Everything as measured by Splitwise and Vidur for engines of 2023. Llama-2-70B on eight GPUs was measured as a whole by Splitwise (the tables of
-# `sllm.models.presets` belong to this profile); what its decode takes beyond Vidur's weight floor is 29.2 ms on A100 and 20.8 ms on H100 over 80
-# layers, and is assumed to hold for every model and for one GPU too, A100's for every other kind of GPU.
+# Measurements by Splitwise and Vidur of engines of 2023. Llama-2-70B on eight GPUs was measured as a whole by Splitwise (the tables of
+# `sllm.models.presets` belong to this profile). Its decode takes 29.2 ms on A100 and 20.8 ms on H100 more than Vidur's weight floor, over 80 layers; this
+# time per layer is assumed to hold for every model and for one GPU too, and the time of the A100 for every GPU but the H100.
 A100_LAYER_S = 29.2e-3 / 80
 H100_LAYER_S = 20.8e-3 / 80
 SPLITWISE = EngineProfile(
@@ -100,7 +100,7 @@ SERVERLESSLLM = LoaderProfile(
     "serverlessllm",
     init_s=0.05,  # a choice: with it the measured 1.175 s of OPT-6.7B onto an A5000 is 12 GB/s, the NVMe RAID 0 of ServerlessLLM's OSDI 2024 paper
     layer_s=0.0,
-    host_bytes_per_s=inf,  # as fast as bus, disk and network are: the presets' bandwidths were measured with this loader
+    host_bytes_per_s=inf,  # no limit beyond bus, disk and network: the presets' bandwidths were measured with this loader
     disk_bytes_per_s=inf,
 )
 # Weights of 13 to 65 GB read by the safetensors library. From the page cache: 8.3 GB/s into an H100 NVL and an L40S (vLLM 0.8 to 0.10, vllm-startup-profiler),

@@ -1,1 +1,1 @@
-"""From events to figures and pictures."""
+"""Turns events into figures, logs, metrics and pages."""

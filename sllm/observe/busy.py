@@ -1,4 +1,4 @@
-"""How long hosts were busy and what of them was in use, in seconds of the world, whatever befell them."""
+"""The time for which hosts were busy, and the part of each host that was in use, in seconds of virtual time and across crashes and clock changes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sllm.virtual.world import World
 
 
 class BusyTime:
-    """What the engine of a host had in use since `begin`, all lives together. It looks when a life ends, when a clock changes and when asked.
+    """The usage of each host's engine since `begin`, over all lives of the host. Engines are read when a life ends, when a clock changes and when asked.
 
-    A life counts until it crashes, has drained, or another takes its place. A frozen host counts to the end of what its engine was about when it froze;
-    what it makes up for when it thaws counts then. Nobody is busy for longer than there was time.
+    A life counts until it crashes, has drained, or another life takes its place. A frozen host counts up to the end of the segment during which it froze;
+    work that the host catches up on after thawing counts at that time. No host is busy for longer than the time since `begin`.
     """
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._began_s = world.now
-        self._used: dict[str, EngineUsage] = {}  # by host, up to the last look
-        self._seen: dict[Node, EngineUsage] = {}  # what the engine of each life said then, by its own clock
+        self._used: dict[str, EngineUsage] = {}  # by host, up to the last reading
+        self._seen: dict[Node, EngineUsage] = {}  # by life: the engine's usage at the last reading, by the life's own clock
         self._drained: set[Node] = set()
         world.lifecycle.append(self._on_life)
         world.bus.subscribe(self._on_drained, WorkerDrained)
@@ -37,11 +37,11 @@ class BusyTime:
         self._began_s = self._world.now
 
     def busy_s(self, name: str) -> float:
-        """Up to now, of the host of this name."""
+        """Busy seconds up to now of the host of this name."""
         return self.usage(name).busy_s
 
     def usage(self, name: str) -> EngineUsage:
-        """Up to now, of the host of this name."""
+        """Usage up to now of the host of this name."""
         self._look(name, self._world.hosts[name])
         return self._used.get(name, NOTHING_USED)
 
@@ -62,11 +62,11 @@ class BusyTime:
     def _on_life(self, what: str, host: Host) -> None:
         if what in ("crash", "clock"):
             self._look(host.name, host)
-        elif what == "zombie":  # it lives on, but the fleet has another in its place
+        elif what == "zombie":  # the old life runs on, but a new life has its place in the fleet
             self._look(host.name.partition(GHOST_MARK)[0], host)
 
     def _on_drained(self, node: Node, event: Any) -> None:
-        """Its process goes; whatever its engine was still about was given up."""
+        """A drained worker's process ends, and its engine gives up the work that is left."""
         host = self._world.hosts.get(event.worker_id)
         if host is not None and host.node is node:
             self._look(host.name, host)

@@ -1,6 +1,6 @@
-"""What is likely wrong, said to whoever runs this: a coordinator that does not answer, and datagrams of others that are refused.
+"""Likely causes of trouble, logged for the operator: a coordinator that does not answer, and datagrams that are refused.
 
-Each is told when it begins and then ever more seldom, and what is remembered of others has a bound.
+Each trouble is logged when it begins and then at growing intervals; the number of remembered peers is bounded.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import logging
 from sllm.protocol.events import CoordinatorSilent
 from sllm.protocol.messages import Address
 
-SILENCE_GROWTH = 2.0  # times as long as it was when it was last told, a silence is told again ...
-SILENCE_STEP_MAX_S = 600.0  # ... or so much longer
-SAME_SILENCE_S = 0.001  # a silence that begins where the last one was told goes on; rounding aside
-SOURCES_MAX = 1000  # addresses and reasons remembered
-REMEMBER_S = 3600.0  # then everybody is told again
+SILENCE_GROWTH = 2.0  # a silence is logged again when it has grown by this factor since it was last logged,
+SILENCE_STEP_MAX_S = 600.0  # or by this many seconds, whichever comes first
+SAME_SILENCE_S = 0.001  # a silence that begins within this time of the last log line continues the silence of that line
+SOURCES_MAX = 1000  # pairs of address and reason remembered
+REMEMBER_S = 3600.0  # after this time every address is logged again
 
 REFUSALS = {
     "magic": "they are not of this program",
@@ -23,22 +23,23 @@ REFUSALS = {
     "tag": "they are signed with another key than ours of that number, so the sender has another key file; or they were damaged on their way",
     "stale_time": "the sender's clock and ours are more than 30 s apart",
 }
-"""Why a datagram is refused (`sllm.wire.frame.REASONS`), where that says something about its sender."""
+"""Explanations of the reasons for refusals (`sllm.wire.frame.reasons`) that say something about the sender."""
 
 
 class SilenceLog:
-    """Tells of a coordinator that does not answer."""
+    """Logs that the coordinator does not answer."""
 
     def __init__(self, log: logging.Logger, name: str) -> None:
-        """`name` is what COORDINATOR_HOST says."""
+        """`name`: the value of COORDINATOR_HOST."""
         self._log = log
         self._name = name
-        self._since: float | None = None  # when the silence began; None: there was none yet
+        self._since: float | None = None  # when the silence began; None: no silence yet
         self._told_at = 0.0
-        self._tell_from_s = 0.0  # the silence is told again when it has lasted so long
+        self._tell_from_s = 0.0  # seconds after which the silence is logged again
 
     def tell(self, event: CoordinatorSilent, address: Address, answered: bool) -> None:
-        """`answered`: it has answered before. Events come while the silence lasts, each with the time since the last one or since an answer."""
+        """Log a silence if a log line is due. `answered`: the coordinator has answered before. Each event has the time since the event before or the last
+        answer."""
         began = event.at - event.silent_s
         if self._since is None or began > self._told_at + SAME_SILENCE_S:
             self._since, self._tell_from_s = began, 0.0
@@ -59,7 +60,7 @@ class SilenceLog:
 
 
 class RefusalLog:
-    """Tells once of each address whose datagrams are refused, and of the likely cause."""
+    """Logs once for each address that its datagrams are refused, and the likely cause."""
 
     def __init__(self, log: logging.Logger, now: float) -> None:
         self._log = log
@@ -81,7 +82,7 @@ class RefusalLog:
             self._log.warning("datagrams from %s are refused: %s", source[0], REFUSALS[reason], extra=extra)
 
     def forget(self, now: float) -> None:
-        """To be called now and then: what goes on for long is told again."""
+        """Forget the addresses logged so far when `REMEMBER_S` have passed, so that a lasting trouble is logged again. To be called regularly."""
         if now - self._since >= REMEMBER_S:
             self._since = now
             self._told.clear()

@@ -1,4 +1,4 @@
-"""What a coordinator says of itself over HTTP: ready or not, the fleet page, /state and /metrics. The same for a process and for a whole fleet in one."""
+"""What a coordinator serves over HTTP: health, the fleet page, /state and /metrics. The coordinator's own process and a live run of a whole fleet use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sllm.protocol.events import CoordinatorReady
 
 
 class CoordinatorView:
-    """Everything is called in the loop's thread but `page_state` and `ready`, which only read what does not change."""
+    """The coordinator's answers to HTTP requests. All methods are called in the loop's thread, except `page_state` and `ready`, which any thread may call."""
 
     def __init__(
         self,
@@ -25,8 +25,8 @@ class CoordinatorView:
         kernel_drops: Callable[[], int],
         started_wall_s: float,
     ) -> None:
-        """`policy` is the name that the page shows; `coordinator` gives the life that is to be looked at; `later` has a function called in one
-        of the loop's next rounds."""
+        """`policy`: the name that the page shows. coordinator() returns the present life of the coordinator. later(function) lets the loop call the function
+        in one of its next rounds."""
         self._policy = policy
         self._coordinator = coordinator
         self._kernel_drops = kernel_drops
@@ -46,7 +46,7 @@ class CoordinatorView:
         return True, f"ready, degraded: {node.degraded}" if node.degraded else "ready"
 
     def subscribe(self, bus: EventBus) -> None:
-        """Hear what the page and the metrics are made of."""
+        """Subscribe to the events that the page and the metrics need."""
         bus.subscribe_all(self.metrics.handlers)
         bus.subscribe_all(self._history.handlers)
         bus.subscribe(self._on_ready, CoordinatorReady)
@@ -55,7 +55,7 @@ class CoordinatorView:
         self._ready_at = event.at
 
     def tick(self) -> None:
-        """Once a second."""
+        """To be called once a second."""
         self._history.tick()
 
     def collect(self, answer: Callable[[], None]) -> None:
@@ -69,10 +69,10 @@ class CoordinatorView:
         self._photographer.take(take)
 
     def state(self, answer: Answer) -> None:
-        """Answer with what `page_state` needs."""
+        """Call `answer` with the state that `page_state` needs."""
 
         def take(picture: FleetPicture) -> None:
-            if picture.at < self._ready_at:  # of before the coordinator was ready: the picture may lack who was heard until then
+            if picture.at < self._ready_at:  # the picture is older than the coordinator's readiness and may lack workers heard until then
                 self._photographer.latest = None
                 self._photographer.take(take)
             else:
@@ -97,7 +97,7 @@ class CoordinatorView:
         }
 
     def page_state(self, state: Any, query: Mapping[str, str]) -> dict[str, Any]:
-        """What `/state` says to this query. Raises BadQuery."""
+        """The answer of `/state` to this query. Raises BadQuery."""
         picture, figures = state
         grid = {"grid": cells_of(picture)} if query.get("view") == "page" else {}
         return {**figures, **grid, **page_of(picture, query)}

@@ -1,7 +1,7 @@
-"""The fleet as people and programs look at it: an immutable picture that the loop takes in small steps, and pages of it.
+"""The fleet for people and programs: an immutable picture of the fleet, taken by the loop in small steps, and pages of that picture.
 
-A walk over 100,000 workers takes the better part of a second; the loop takes it a few hundred workers at a time, and only when somebody
-looks. What comes of it is read by HTTP threads without locks.
+A walk over 100,000 workers takes the better part of a second, so the loop walks a few hundred workers at a time, and only on request. HTTP threads read the
+finished picture without locks.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from sllm.live.http import BadQuery
 from sllm.protocol import events
 from sllm.protocol.bus import Handler
 
-STEP_ROWS = 400  # workers looked at in one go: about a millisecond ...
-STEP_NAMES = 10_000  # ... and so many of the models that they name, or those of one more worker: likewise
+STEP_ROWS = 400  # workers per step of a walk, which take about a millisecond
+STEP_NAMES = 10_000  # model names per step of a walk, which take about a millisecond; the names of one worker may exceed this
 LIMIT_DEFAULT, LIMIT_MAX = 100, 1000
-CELLS_MAX = 10_000  # workers drawn in the page's grid; of more, evenly spaced ones
+CELLS_MAX = 10_000  # workers drawn in the page's grid; of a larger fleet every n-th worker is drawn
 MODELS_MAX = 200  # models listed, the most loaded ones first
 HISTORY_S = 120  # seconds of history kept
-SAMPLES_MAX = 1000  # estimates kept of one second, for its percentiles
-WAIT_FULL_S = 2.0  # a wait at which a worker counts as full: the goal for a first token (`sllm.observe.results.TTFT_SLO_S`)
+SAMPLES_MAX = 1000  # estimates kept for the percentiles of one second
+WAIT_FULL_S = 2.0  # a wait at which a worker counts as full: the target for a first token (`sllm.observe.results.TTFT_SLO_S`)
 
 
 class WorkerView(NamedTuple):
@@ -31,15 +31,15 @@ class WorkerView(NamedTuple):
 
     worker_id: str
     state: str
-    current: bool  # False: it is silent or gone, and what follows is what was last known of it, `age_s` ago
+    current: bool  # False: the worker is silent or gone, and the other fields are from its last report, `age_s` ago
     host: str
     port: int
     hardware: str
     incarnation: int
-    age_s: float  # since its last report
+    age_s: float  # since the last report
     running: int
     waiting: int
-    pending: int  # sent to it and not yet confirmed
+    pending: int  # requests sent to the worker that no report has confirmed yet
     slots: int
     kv_used: float
     wait_s: float
@@ -58,11 +58,11 @@ class FleetPicture(NamedTuple):
     pending: int
     slots: int
     kv_used: float  # mean over the workers that are neither dead nor gone
-    models: tuple[tuple[str, int, int, int], ...]  # (name, workers that have it on the GPU, loading it, in host memory)
+    models: tuple[tuple[str, int, int, int], ...]  # (name, workers with the model on the GPU, workers loading it, workers with it in host memory)
 
 
-GONE = ("DEAD", "LEFT")  # states of workers that are no part of the fleet any more
-NOT_CURRENT = ("SUSPECT", *GONE)  # states in which nothing has been heard for a while
+GONE = ("DEAD", "LEFT")  # states of workers that are no longer part of the fleet
+NOT_CURRENT = ("SUSPECT", *GONE)  # states of workers whose reports are missing
 
 
 def view_of(row: Any, now: float) -> WorkerView:
@@ -77,7 +77,7 @@ def view_of(row: Any, now: float) -> WorkerView:
 
 
 def walk(rows: Iterable[Any], now: float) -> Iterator[FleetPicture | None]:
-    """Look at every row, a few for each step; the last thing yielded is the picture, None before that. Rows name models of the catalogue only."""
+    """Read every row, a few rows per step. Each step yields None, the last one the picture. Rows name models of the catalogue only."""
     views: list[WorkerView] = []
     states: Counter[str] = Counter()
     gpu: Counter[str] = Counter()
@@ -118,17 +118,17 @@ def _by_copies(model: tuple[str, int, int, int]) -> tuple[int, int, int, str]:
 
 
 class Photographer:
-    """Takes pictures in the loop, no more than one a second, shared by all who ask meanwhile."""
+    """Takes pictures in the loop, at most one at a time; all requests that come during a walk share its picture."""
 
     def __init__(self, rows: Callable[[], Iterable[Any]], now: Callable[[], float], later: Callable[[Callable[[], None]], Any]) -> None:
-        """`later` has a function called in one of the loop's next rounds."""
+        """later(function) lets the loop call the function in one of its next rounds."""
         self._rows, self._now, self._later = rows, now, later
         self._waiting: list[Callable[[FleetPicture], None]] = []
         self._walk: Iterator[FleetPicture | None] | None = None
         self.latest: FleetPicture | None = None
 
     def take(self, answer: Callable[[FleetPicture], None], fresh_s: float = 1.0) -> None:
-        """Give `answer` a picture no older than `fresh_s`."""
+        """Call `answer` with a picture that is at most `fresh_s` old."""
         if self.latest is not None and self._now() - self.latest.at < fresh_s:
             answer(self.latest)
             return
@@ -153,7 +153,7 @@ class Photographer:
 
 
 class Second(NamedTuple):
-    """What one second brought."""
+    """Counts and estimates of one second."""
 
     routed: int
     cold: int
@@ -163,13 +163,13 @@ class Second(NamedTuple):
 
 
 class History:
-    """Counts by second, from the event stream: what the page draws. `tick` ends a second."""
+    """Counts by second for the page, from events. `tick` ends a second."""
 
     def __init__(self) -> None:
         self.seconds: deque[Second] = deque(maxlen=HISTORY_S)
         self.routed: Counter[str] = Counter()  # by action, since the start
         self.refused: Counter[str] = Counter()  # by code
-        self.by_model: Counter[str] = Counter()  # requests routed; the catalogue bounds it
+        self.by_model: Counter[str] = Counter()  # requests routed, by model; the catalogue bounds the number of models
         self.handlers: dict[type, Handler] = {events.RequestRouted: self._on_routed, events.RequestRefused: self._on_refused}
         self._new()
 
@@ -197,7 +197,7 @@ class History:
         self._new()
 
     def as_columns(self) -> dict[str, list[float | None]]:
-        """One list a line of the page's plots, oldest first."""
+        """One list for each line of the page's plots, the oldest second first."""
         columns = zip(*self.seconds, strict=True) if self.seconds else [()] * len(Second._fields)
         return {name: list(column) for name, column in zip(Second._fields, columns, strict=True)}
 
@@ -218,7 +218,7 @@ SORTS: dict[str, Callable[[WorkerView], Any]] = {
 
 
 def natural(name: str) -> tuple[str, int, str]:
-    """worker-10 after worker-9."""
+    """A key for natural order, in which worker-10 comes after worker-9."""
     head = name.rstrip("0123456789")
     digits = name[len(head) :]
     return (head, int(digits[:18]), name) if digits else (head, -1, name)
@@ -235,7 +235,7 @@ def whole(query: Mapping[str, str], name: str, default: int, high: int) -> int:
 
 
 def page_of(picture: FleetPicture, query: Mapping[str, str]) -> dict[str, Any]:
-    """Workers of the picture: filtered (q: part of a name, state, model), sorted (sort, order), and of those `limit` from `offset` on."""
+    """`limit` workers from `offset` on, filtered by the query (q: part of a name, state, model) and sorted (sort, order). BadQuery for an invalid query."""
     offset = whole(query, "offset", 0, 10_000_000)
     limit = whole(query, "limit", LIMIT_DEFAULT, LIMIT_MAX)
     sort, order = query.get("sort") or "worker_id", query.get("order") or "asc"
@@ -250,14 +250,14 @@ def page_of(picture: FleetPicture, query: Mapping[str, str]) -> dict[str, Any]:
             view for view in rows
             if wanted in view.worker_id.lower() and (not state or view.state == state) and (not model or model in view.models or model in view.loading)
         ]  # fmt: skip
-    # Without holding the interpreter through one long sort: the loop's thread gets its turns in between.
+    # A heap releases the interpreter between its steps, so that the loop's thread runs meanwhile; one long sort would not.
     pick = heapq.nlargest if order == "desc" else heapq.nsmallest
     chosen = pick(offset + limit, rows, key=SORTS[sort])[offset:] if offset < len(rows) else []
     return {"total": len(rows), "offset": offset, "limit": limit, "workers": [view._asdict() for view in chosen]}
 
 
 def cells_of(picture: FleetPicture) -> dict[str, Any]:
-    """The fleet as a grid: for each worker its name, state, load, requests, KV cache, wait and seconds since it was heard, in the order of names."""
+    """The fleet as a grid: for each worker name, state, load, requests, KV cache, wait and seconds since its last report, in natural order of names."""
     views = sorted(zip(map(natural, map(itemgetter(0), picture.workers)), picture.workers, strict=True), key=itemgetter(0))
     step = -(-len(views) // CELLS_MAX) or 1
     states = sorted(picture.states)
@@ -270,7 +270,7 @@ def cells_of(picture: FleetPicture) -> dict[str, Any]:
 
 
 def load_of(view: WorkerView) -> float:
-    """How full a worker is, 1 being full, by the worst of its measures: requests against slots, the KV cache, and the wait of a request that comes now."""
+    """How full a worker is, 1 meaning full: the largest of requests / slots, the part of the KV cache in use, and wait / WAIT_FULL_S."""
     requests = view.running + view.waiting + view.pending
     return max(requests / max(1, view.slots), view.kv_used, view.wait_s / WAIT_FULL_S)
 

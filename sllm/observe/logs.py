@@ -1,9 +1,10 @@
-"""Log lines, for people (text) or for machines (one JSON object a line), and the lines that events become.
+"""Log lines, for people (text) or for machines (one JSON object per line), and the log lines of events.
 
-What happens to a single request is told at level debug; what an operator wants to know (members, loads, holds, failures) at info and above. Of one kind a
-burst is printed and then so many lines a second (`Limit`), so that five thousand workers starting together do not bury everything else.
+Events of single requests are logged at level debug; events for the operator (members, loads, holds, failures) at info and above. Each kind of line has a rate
+limit after a burst (`Limit`), so that five thousand workers starting together do not bury all other lines.
 
-A reader that does not read must not stop the process: lines go into a buffer that a thread writes out; what does not fit is dropped, counted and told.
+A reader that does not read must not stop the process: lines go into a buffer that a thread writes out. Lines that do not fit the buffer are dropped and
+counted, and their number is logged.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from sllm.protocol.events import Event
 from sllm.protocol.node import Node
 
 LOGGER = "sllm"
-BURST, REFILL_PER_S = 50, 10.0  # lines of one kind printed at once, and a second after that; the rest is counted and told as a sum
+BURST, REFILL_PER_S = 50, 10.0  # lines of one kind that are printed at once, and per second after that; the number of the others is logged
 DEBUG_BURST, DEBUG_REFILL_PER_S = 1000, 200.0  # at level debug
 BUFFER_BYTES = 4 << 20  # of lines that nobody has read yet
-WRITE_BYTES = 1 << 16  # handed to the system at once, about
-FLUSH_S = 2.0  # at the end of the process, for a reader that is slow
+WRITE_BYTES = 1 << 16  # handed to the system in one call, roughly
+FLUSH_S = 2.0  # longest wait for a slow reader at the end of the process
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 RESERVED = frozenset({"time", "level", "message", "event", "error", "stack", "pid"})
 
 
 class Line(NamedTuple):
-    """How a kind of event is told: its level, and a template of its fields."""
+    """The log line of a kind of event: its level, and a template with the event's fields."""
 
     level: int
     template: str
@@ -78,7 +79,7 @@ LINES: dict[type, Line] = {
 
 
 def describe(event: Event) -> tuple[int, str, dict[str, Any]]:
-    """(level, message, fields) of any event; one without a line of its own is told by its name. The run's clock (`at`) is left out."""
+    """(level, message, fields) of an event. The message of an event without an entry in LINES is the name of its class. The field `at` is left out."""
     fields = {name: value for name, value in zip(event.FIELDS, event.values(), strict=True) if name != "at"}
     line = LINES.get(type(event))
     if line is None:
@@ -87,13 +88,14 @@ def describe(event: Event) -> tuple[int, str, dict[str, Any]]:
 
 
 class Limit(logging.Filter):
-    """Lets a burst of one kind of line through and then so many a second. A kind is an event's, or the place in the program that logs: both are few."""
+    """Lets a burst of lines of one kind through, and then a fixed number a second. The kind of a line is its class of event, or the place in the program
+    that logs; both are few."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._now = now
-        self._budgets: dict[object, tuple[float, float]] = {}  # lines left, as of when
-        self._held: dict[object, tuple[int, int, str, str]] = {}  # kind -> lines, level, what they say or are, event
+        self._budgets: dict[object, tuple[float, float]] = {}  # kind -> (lines left, time of that count)
+        self._held: dict[object, tuple[int, int, str, str]] = {}  # kind -> (suppressed lines, level, event or message, event)
         self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -118,7 +120,7 @@ class Limit(logging.Filter):
         return allowed
 
     def flush(self, log: logging.Logger) -> None:
-        """Tell how many lines were suppressed since the last time; to be called now and then."""
+        """Log the number of lines suppressed since the last call; to be called regularly."""
         with self._lock:
             held, self._held = self._held, {}
         for count, level, what, event in held.values():
@@ -127,7 +129,7 @@ class Limit(logging.Filter):
 
 
 class EventLog:
-    """Hears all events and logs them, but for those that somebody else tells."""
+    """A handler that logs every event, except the kinds in `told_elsewhere`."""
 
     def __init__(self, log: logging.Logger | None = None, told_elsewhere: Collection[type] = ()) -> None:
         self._logger = log or logging.getLogger(LOGGER)
@@ -152,7 +154,7 @@ def timestamp(seconds: float) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, whatever is in the message."""
+    """One JSON object per line, for any message."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -168,11 +170,11 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
             line["stack"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
-        return json.dumps(line, allow_nan=False)  # all ASCII: no reader splits it in the middle or cannot decode it
+        return json.dumps(line, allow_nan=False)  # all ASCII, which every reader can decode and no reader splits in the middle
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, message, and the fields that the message does not show already. What peers said cannot break out of its line."""
+    """Time, level, message, and the fields that the message does not show already. Text from peers is escaped and cannot begin a new line."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = one_line(record.getMessage())
@@ -191,7 +193,7 @@ class TextFormatter(logging.Formatter):
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON can say it: no NaN, no types of ours."""
+    """`value` in types that JSON has; NaN, infinities and other objects as text."""
     if isinstance(value, float):
         return value if value - value == 0.0 else str(value)
     if value is None or isinstance(value, (bool, int, str)):
@@ -204,7 +206,7 @@ def _plain(value: Any) -> Any:
 
 
 def one_line(text: str) -> str:
-    """`text` with everything escaped that is not a printable character: it can neither leave its line nor change how the line is shown (U+202E)."""
+    """`text` with every unprintable character escaped, so that the text can neither begin a new line nor change how a line is shown (U+202E)."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -219,9 +221,9 @@ def _value(value: Any) -> str:
 
 
 class Output(logging.Handler):
-    """Writes lines to a stream. One that somebody reads (a pipe, a terminal, a file) is written by a thread of its own, so that whoever logs never waits for
-    the reader. A reader that has gone away is no reason to stop working, nor to complain about it for every line; nor is a stream that was closed before the
-    process began (None): its lines go nowhere."""
+    """Writes lines to a stream. A stream with a file descriptor (a pipe, a terminal, a file) is written by a separate thread, so that logging never waits for
+    the reader. Errors of the stream, such as a reader that has gone away, are ignored; without a stream (None: it was closed before the process began) lines
+    are discarded."""
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__()
@@ -229,19 +231,19 @@ class Output(logging.Handler):
         self.dropped = 0  # lines that did not fit, since the start
         self._lines: deque[str] = deque()
         self._size = 0
-        self._untold = 0  # of those dropped
+        self._untold = 0  # dropped lines whose number has not been logged yet
         self._writing = False
-        self._unread = False  # somebody waited for the reader in vain
+        self._unread = False  # a wait for the reader has timed out
         self._ended = False
         self._changed = threading.Condition()
         self._descriptor: int | None = None
         if stream is not None:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 self._descriptor = stream.fileno()
-        self._thread: threading.Thread | None = None  # none: lines are written where they are logged
+        self._thread: threading.Thread | None = None  # None: lines are written by the thread that logs them
         if self._descriptor is not None:
             thread = threading.Thread(target=self._run, name="log", daemon=True)
-            with contextlib.suppress(RuntimeError):  # no thread to be had
+            with contextlib.suppress(RuntimeError):  # the system has no thread left
                 thread.start()
                 self._thread = thread
 
@@ -264,11 +266,11 @@ class Output(logging.Handler):
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until everything is written, `FLUSH_S` at most."""
+        """Wait until everything is written, for at most `FLUSH_S`."""
         self.wait_until_written(FLUSH_S)
 
     def wait_until_written(self, patience_s: float) -> bool:
-        """Whether everything was written within `patience_s`. Once somebody waited in vain, nobody waits again."""
+        """Wait until everything is written, for at most `patience_s`; returns whether it was. After one wait has timed out, no later call waits."""
         if self._thread is None:
             return True
         with self._changed:
@@ -280,7 +282,7 @@ class Output(logging.Handler):
         return not self._lines and not self._writing and not self._untold
 
     def close(self) -> None:
-        """Write what there is, within `FLUSH_S`; then end the thread, unless its reader holds it: such a one ends with the process."""
+        """Write the remaining lines within `FLUSH_S` and end the thread. A thread that is blocked by its reader ends with the process."""
         self.flush()
         with self._changed:
             self._ended = True
@@ -303,7 +305,7 @@ class Output(logging.Handler):
                 self._changed.notify_all()
 
     def _take(self) -> str:
-        """Some lines out of the buffer, and what became of those that did not fit; "": there is nothing."""
+        """Take lines out of the buffer, with a line about dropped lines at the end; "" if there are none."""
         taken: list[str] = []
         size = 0
         while self._lines and size < WRITE_BYTES:
@@ -325,12 +327,12 @@ class Output(logging.Handler):
     def _write(self, text: str) -> None:
         if self.stream is None:
             return
-        with contextlib.suppress(OSError, ValueError):  # the reader, or the stream, is gone
+        with contextlib.suppress(OSError, ValueError):  # the reader has gone, or the stream is closed
             if self._descriptor is None:
                 self.stream.write(text)
                 self.stream.flush()
                 return
-            # Past the stream's own buffer: its lock, held here when the process ends, would end that with a fatal error.
+            # Not through the stream's own buffer: if this thread held the buffer's lock when the process ends, Python would abort with a fatal error.
             data = memoryview(text.encode(self.stream.encoding or "utf-8", "backslashreplace"))
             while data:
                 data = data[os.write(self._descriptor, data) :]
@@ -342,7 +344,7 @@ def logger() -> logging.Logger:
 
 
 def flush() -> None:
-    """Tell what was suppressed; to be called now and then."""
+    """Log the numbers of suppressed lines; to be called regularly."""
     log = logger()
     for handler in log.handlers:
         for limit in handler.filters:
@@ -351,19 +353,19 @@ def flush() -> None:
 
 
 def dropped() -> int:
-    """Lines that were dropped because nobody read them."""
+    """The number of lines dropped because nobody read them."""
     return sum(handler.dropped for handler in logger().handlers if isinstance(handler, Output))
 
 
 def finish(patience_s: float = FLUSH_S) -> None:
-    """Wait until what was logged is written, `patience_s` at most."""
+    """Wait until all lines are written, for at most `patience_s`."""
     for handler in logger().handlers:
         if isinstance(handler, Output):
             handler.wait_until_written(patience_s)
 
 
 def setup(level: str = "info", form: str = "text", stream: TextIO | None = None, now: Callable[[], float] = time.monotonic) -> logging.Logger:
-    """Log to `stream` (stdout) from `level` on, in `form` text or json; uncaught exceptions too. Returns the logger. Replaces what was set up before."""
+    """Log to `stream` (None: stdout) from `level` on, in `form` text or json. Returns the logger. Replaces an earlier setup."""
     log = logging.getLogger(LOGGER)
     for old in log.handlers[:]:
         log.removeHandler(old)

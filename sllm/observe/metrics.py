@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' text format 0.0.4, and what the event stream and a node's counters add to them.
+"""Metrics in Prometheus' text format 0.0.4, fed by events and by the counters of nodes.
 
 Labels are bounded: actions, codes, reasons, states, tiers. There is no label for a worker, a model or a request.
 """
@@ -21,19 +21,19 @@ from sllm.protocol.messages import ERROR_CODES, EngineSnapshot
 
 LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 DECISION_BUCKETS_S = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 5e-3, 2.5e-2, 0.1)
-SERIES_MAX = 100  # label values of one metric; what comes after counts as "other"
+SERIES_MAX = 100  # label values of one metric; further values count as "other"
 
 _NAME = re.compile(r"^[a-zA-Z_:][a-zA-Z0-9_:]*$")
 Labels = tuple[str, ...]
 
 
 def escape_label(value: str) -> str:
-    """A label's value as the format wants it."""
+    """A label's value, escaped for the text format."""
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def number(value: float) -> str:
-    """A sample's value; whole numbers without a fraction."""
+    """A sample's value in the text format; whole numbers without a fraction."""
     if value != value:
         return "NaN"
     if value in (float("inf"), float("-inf")):
@@ -67,7 +67,7 @@ class Metric(ABC):
 
     @abstractmethod
     def samples(self) -> Iterable[str]:
-        """Its lines, one for each set of labels."""
+        """The metric's lines, one for each set of label values."""
 
     def render(self) -> str:
         help_text = self.help.replace("\\", "\\\\").replace("\n", "\\n")
@@ -106,13 +106,13 @@ class Counter(Gauge):
         self.values[key] = self.values.get(key, 0.0) + amount
 
     def begin(self, *values: str) -> Counter:
-        """Show 0 for these values of the only label from the start: a rate sees the first increase then. Returns itself."""
+        """Show 0 for these values of the only label from the start, so that `rate` sees the first increase. Returns the counter."""
         for value in values:
             self.add(0.0, value)
         return self
 
     def set_all(self, totals: Mapping[str, float]) -> None:
-        """Totals by the value of the only label."""
+        """Set the total of each value of the only label."""
         for value, total in totals.items():
             self.set(total, value)
 
@@ -156,7 +156,7 @@ class Histogram(Metric):
 
 
 class Registry:
-    """Metrics by name; each name once."""
+    """Metrics by name. ValueError for a name that is taken."""
 
     def __init__(self) -> None:
         self._metrics: dict[str, Metric] = {}
@@ -185,14 +185,11 @@ class Registry:
         return "".join(metric.render() for metric in self._metrics.values())
 
 
-# --- what the roles tell ------------------------------------------------------------------------------------------------------------
+# --- the metrics of each role -------------------------------------------------------------------------------------------------------
 
 
 class RoleMetrics:
-    """Metrics of one process: `observe` takes its events, `collect` what is counted elsewhere, `render` is what a scrape gets.
-
-    `on` maps a kind of event to what it adds; a kind that is not there costs one look-up.
-    """
+    """Metrics of one process: `handlers` count events, `collect` takes over counters of the node and the driver, `render` gives the text of a scrape."""
 
     def __init__(self, role: str, started_wall_s: float) -> None:
         self.registry = Registry()
@@ -213,7 +210,7 @@ class RoleMetrics:
         self.handlers: dict[type, Handler] = {}
 
     def collect(self, node: Any) -> None:
-        """Take over the node's own counters. Overridden by each role's metrics."""
+        """Take over the node's own counters. Each role's metrics extend this method."""
         self.rejected.set_all(node.rejected)
 
     def collect_driver(self, driver: Any, host: Any) -> None:
@@ -231,7 +228,7 @@ class RoleMetrics:
 
 
 class CoordinatorMetrics(RoleMetrics):
-    """What the coordinator knows."""
+    """Metrics of the coordinator."""
 
     def __init__(self, started_wall_s: float) -> None:
         super().__init__("coordinator", started_wall_s)
@@ -258,7 +255,7 @@ class CoordinatorMetrics(RoleMetrics):
 
     def _on_state_changed(self, node: object, event: events.WorkerStateChanged) -> None:
         self.transitions.add(1, event.new)
-        if event.new == DEAD and event.reason != "reported":  # one that reports its own end has left in order
+        if event.new == DEAD and event.reason != "reported":  # a worker that reports its own end is not lost
             self.lost.add()
         elif event.old == DEAD:
             self.returned.add()
@@ -275,7 +272,7 @@ class CoordinatorMetrics(RoleMetrics):
         self.degraded.set(1 if node.degraded else 0)
 
     def collect_fleet(self, states: Mapping[str, int], running: int, waiting: int, pending: int) -> None:
-        """Totals over the fleet, as of its last walk."""
+        """Totals over the fleet, from the last picture."""
         for state in self.workers.values:
             self.workers.values[state] = 0.0
         for name, count in states.items():
@@ -286,7 +283,7 @@ class CoordinatorMetrics(RoleMetrics):
 
 
 class WorkerMetrics(RoleMetrics):
-    """What one worker knows."""
+    """Metrics of one worker."""
 
     def __init__(self, started_wall_s: float) -> None:
         super().__init__("worker", started_wall_s)
@@ -343,7 +340,7 @@ class WorkerMetrics(RoleMetrics):
 
 
 class ClientMetrics(RoleMetrics):
-    """What a load generator saw."""
+    """Metrics of a load generator."""
 
     def __init__(self, started_wall_s: float) -> None:
         super().__init__("client", started_wall_s)

@@ -1,4 +1,4 @@
-"""The coordinator's page for people: one file, nothing from outside, and a policy that lets a browser run exactly what is in it."""
+"""The coordinator's page for people: one file that loads nothing from elsewhere, with a policy that lets a browser run only the script in that file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hears the events of a run and keeps plain columns of numbers, about 100 bytes for each request, so that percentiles are exact and a million requests fit."""
+"""Keeps the events of a run as columns of numbers, about 100 bytes per request, so that percentiles are exact and a million requests fit into memory."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from sllm.protocol.events import (
 from sllm.protocol.messages import ACTIONS, COLD_START
 
 _ACTION_INDEX = {action: index for index, action in enumerate(ACTIONS)}
-GLANCE_MAX = 4000  # requests that figures in passing are estimated from
+GLANCE_MAX = 4000  # requests from which the percentiles of a `Glance` are estimated
 
 
 class Glance(NamedTuple):
-    """Figures in passing, for progress. Percentiles are estimated from a sample spread evenly over the run."""
+    """Figures of a run that is still going on, for progress. Percentiles are estimated from a sample spread evenly over the run."""
 
     sent: int
     completed: int
@@ -49,11 +49,10 @@ class Glance(NamedTuple):
 
 
 class Recorder:
-    """Hears the events of a run.
+    """Records the events of a run; `handlers` maps each kind of event to its handler, for `EventBus.subscribe_all`.
 
-    `handlers` maps each type of event it wants to what takes it, for drivers that dispatch by type themselves; `observe` takes any event.
-    Columns with one entry for each request sent: `sent_at`; for each completed: `done_at`, `ttft_s`, `e2e_s`, `tpot_s`, `queue_wait_s`, `served_by`,
-    `of_model`, `prompt_tokens`, `output_tokens`; for each of those whose stream broke off: `stalled`, its place in those columns, and `stall_s`;
+    Columns with one entry for each request sent: `sent_at`; for each completed request: `done_at`, `ttft_s`, `e2e_s`, `tpot_s`, `queue_wait_s`, `served_by`,
+    `of_model`, `prompt_tokens`, `output_tokens`; for each completed request that stalled: `stalled` (index into the columns before) and `stall_s`;
     for each placement: `routed_at`, `routed_action` (index into ACTIONS); for each measured placement: `decision_s`.
     """
 
@@ -86,15 +85,15 @@ class Recorder:
         self._routed = [0] * len(ACTIONS)
         self.failed: Counter[str] = Counter()  # by reason
         self.rejected: Counter[str] = Counter()  # by code
-        self.retried: Counter[str] = Counter()  # placements that came to nothing, by reason
+        self.retried: Counter[str] = Counter()  # failed placements, by reason
         self.duplicates = 0
-        self.loads = 0  # begun; so are those by model and by worker
-        self.loads_by_tier: Counter[str] = Counter()  # finished, by the tier they came from
-        self.load_s = 0.0  # of all loads that were finished, together
+        self.loads = 0  # loads begun, as are `loads_by_model` and `loads_by_worker`
+        self.loads_by_tier: Counter[str] = Counter()  # loads finished, by the tier they came from
+        self.load_s = 0.0  # total time of the loads finished
         self._loaded = 0
         self.fleet = StateTimeline()
         self._admitted = 0
-        self._missed = 0  # of those admitted: the model was not on the GPU
+        self._missed = 0  # admitted requests whose model was not on the GPU
         self._last_admitted: RequestAdmitted | None = None
         self._loading: set[tuple[str, str]] = set()  # (worker, model)
         self.handlers: dict[type, Handler] = {
@@ -159,14 +158,14 @@ class Recorder:
             self.decision_s.append(event.decision_s)
 
     def _on_admitted(self, node: object, event: RequestAdmitted) -> None:
-        """A request that finds its model still loading misses the GPU, whoever the load was begun for."""
+        """Count a miss if the model is still being loaded, even if the load was begun for another request."""
         self._admitted += 1
         self._last_admitted = event
         if self._loading and (event.worker_id, event.model) in self._loading:
             self._missed += 1
 
     def _on_load_started(self, node: object, event: ModelLoadStarted) -> None:
-        """A load begun by a request follows its admission at once; a preload follows nothing."""
+        """Count a miss if the load was begun for a request: such a load follows the request's admission at once, a preload follows no admission."""
         self._loading.add((event.worker_id, event.model))
         self.loads += 1
         self.loads_by_model[event.model] += 1
@@ -189,20 +188,19 @@ class Recorder:
 
     @property
     def actions(self) -> dict[str, int]:
-        """Placements by action, a request placed again counted again; where no coordinator was heard, those that completed requests ended up with."""
+        """Placements by action; each further placement of a request counts again. If no coordinator was heard, the actions of completed requests."""
         if any(self._routed):
             return dict(zip(ACTIONS, self._routed, strict=True))
         return {action: self.completed_actions[action] for action in ACTIONS}
 
     @property
     def mean_load_s(self) -> float | None:
-        """Of the loads that were finished; None if none was."""
+        """Mean seconds of the finished loads; None if there are none."""
         return self.load_s / self._loaded if self._loaded else None
 
     @property
     def hit_rate(self) -> float | None:
-        """The part of requests that found their model on the GPU when they came to the worker; where no worker was heard, of placements that were no cold
-        start."""
+        """The part of the admitted requests that found their model on the GPU; if no worker was heard, the part of placements that were no cold start."""
         if self._admitted:
             return ratio(self._admitted - self._missed, self._admitted)
         actions = self.actions
@@ -210,7 +208,7 @@ class Recorder:
         return ratio(placed - actions[COLD_START], placed)
 
     def glance(self) -> Glance:
-        """Figures so far; cheap however long the run is."""
+        """The figures so far; the cost does not grow with the run."""
         count = len(self.ttft_s)
         sample = sorted(self.ttft_s[:: count // GLANCE_MAX + 1])
         return Glance(

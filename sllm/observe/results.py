@@ -1,7 +1,7 @@
-"""The results of a run, schema 2: what its recorder heard and what its fleet says, as one tree of atoms, lists and dicts.
+"""The results of a run, schema 2: the figures of its recorder and its fleet, as one tree of atoms, lists and dicts.
 
-Everything that depends on the machine is under `wall`; two virtual runs of one seed are equal in all else. The schema is only ever added to, so that a reader
-accepts keys that it does not know.
+All figures that depend on this computer are under `wall`; two virtual runs of one seed are equal in all other sections. Later versions only add keys, and a
+reader has to accept unknown keys.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sllm.observe.values import Check
 from sllm.protocol.messages import COLD_START, MIGRATE, SERVE
 
 SCHEMA = 2
-TTFT_SLO_S = 2.0  # within this a first token counts as in time, unless said otherwise
-WALL = "wall"  # all else is the same for the same seed in virtual time
-ROUNDING_S = 1e-9  # an arrival is a difference of two times
+TTFT_SLO_S = 2.0  # default target for the time to first token
+WALL = "wall"  # the section that differs between two virtual runs of the same seed
+ROUNDING_S = 1e-9  # tolerance for arrivals, which are computed as a difference of two times
 
 
 class RunInfo(NamedTuple):
-    """What was run. `workload` goes into the results as it is: atoms, lists and dicts."""
+    """The description of the run. `workload` goes into the results unchanged: atoms, lists and dicts."""
 
     mode: str  # "udp" or "virtual"
     architecture: str  # "centralized" or "decentralized"
@@ -40,50 +40,50 @@ class RunInfo(NamedTuple):
     workload: Mapping[str, Any] = {}
     hardware: Mapping[str, int] = {}  # workers by hardware
     engine_profile: str | None = None  # of the workers' hardware; None: their engine has none
-    loader: str | None = None  # likewise
-    duration_asked_s: float | None = None  # what `duration_s` was to be; None: the whole of a trace
-    interrupted: bool = False  # ended by a signal before everything had come to its end
+    loader: str | None = None  # loader profile of the workers' hardware; None: their engine has none
+    duration_asked_s: float | None = None  # the duration asked for; None: the whole of a trace
+    interrupted: bool = False  # a signal ended the run early
     version: str = ""
-    settings: Mapping[str, Any] = {}  # every setting in effect, by variable, exactly as it was given
-    clock_lag: float = 0.0  # by which part a live run's clock fell behind the speed asked for
+    settings: Mapping[str, Any] = {}  # every setting in effect, by variable, exactly as given
+    clock_lag: float = 0.0  # the part by which a live run's clock fell behind the speed asked for
 
 
 class Slo(NamedTuple):
-    """What a request is to attain."""
+    """The targets of a request (service level objectives)."""
 
     ttft_s: float = TTFT_SLO_S
-    tpot_s: float | None = None  # None: no matter how slowly tokens come
+    tpot_s: float | None = None  # None: no target
 
 
 class WorkerFigures(NamedTuple):
-    """One worker, all its lives together."""
+    """One worker, over all its lives."""
 
     worker_id: str
     hardware: str
     slots: int
     memory_bytes: int  # for weights and KV cache; 0: no bound
-    usage: EngineUsage  # while it was measured
+    usage: EngineUsage  # in the measured time
 
 
 class FleetFigures(NamedTuple):
-    """What only the fleet knows, at the end of the run."""
+    """Figures that only the fleet knows, at the end of the run."""
 
     ready: int  # workers
     workers: Sequence[WorkerFigures]
     measured_s: float  # from the end of the warm-up to the last arrival
-    began_s: float = 0.0  # of the run's clock: when requests began to come
-    warmup_s: float = 0.0  # from then on; what arrived in it is in no statistics
+    began_s: float = 0.0  # time of the run's clock at which requests began to arrive
+    warmup_s: float = 0.0  # seconds from `began_s`; requests that arrive in them are in no statistics
     timeline: UsageTimeline | None = None
 
 
 class ReportFigures(NamedTuple):
-    """Load reports. A copy made by the network counts as sent, so that the books close."""
+    """Counts of load reports. A copy made by the network counts as sent, so that sent = accepted + lost + under way + rejected."""
 
     sent: int
     accepted: int
     rejected: Mapping[str, int] = {}  # by reason
-    lost: int | None = None  # None: nobody counted them; all that were neither accepted nor rejected
-    under_way: int = 0  # when the books were closed
+    lost: int | None = None  # None: lost reports were not counted, and every report neither accepted nor rejected counts as lost
+    under_way: int = 0  # at the end of the run
 
 
 class Invariants(NamedTuple):
@@ -92,14 +92,15 @@ class Invariants(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """Requests in flight at the end of a run that count, by what is known of their targets: met, or not to be told yet. All others are late."""
+    """Requests in flight at the end of a run, outside the warm-up: those that met their targets, and those whose targets are undecided. All others in flight
+    are late."""
 
     in_time: int = 0
     undecided: int = 0
 
 
 class Selection:
-    """The completed requests that statistics are of: those that did not arrive in the warm-up."""
+    """The completed requests that count in statistics, which are those that did not arrive in the warm-up."""
 
     def __init__(self, recorder: Recorder, fleet: FleetFigures) -> None:
         self.from_s = fleet.began_s + fleet.warmup_s
@@ -117,7 +118,7 @@ class Selection:
 
 
 class Facts:
-    """All that the figures of a run are worked out from."""
+    """The inputs from which the figures of a run are computed, and intermediate figures."""
 
     def __init__(
         self, recorder: Recorder, run: RunInfo, fleet: FleetFigures, reports: ReportFigures, invariants: Invariants, in_flight: int | None, begun: Begun,
@@ -149,13 +150,13 @@ class Facts:
 
     @property
     def load_imbalance(self) -> float | None:
-        """The longest busy time of a worker against the mean one."""
+        """The longest busy time of a worker, divided by the mean busy time."""
         busy_s = [one.usage.busy_s for one in self.fleet.workers]
         return ratio(max(busy_s) * len(busy_s), fsum(busy_s)) if busy_s else None
 
     @property
     def reports_lost(self) -> int:
-        """Reports that the network lost; if nobody counted those, all that were neither accepted nor rejected."""
+        """Reports that the network lost; if lost reports were not counted, all reports neither accepted nor rejected."""
         reports = self.reports
         if reports.lost is not None:
             return reports.lost
@@ -165,9 +166,9 @@ class Facts:
 class Figure(NamedTuple):
     """One figure of the results."""
 
-    of: Callable[[Facts], Any]  # how it is worked out
-    check: Check  # what its value may be
-    threshold: str = ""  # its name in `--fail-if`; "": there is no threshold on it
+    of: Callable[[Facts], Any]  # computes the value
+    check: Check  # checks the value in a results file
+    threshold: str = ""  # the figure's name in `--fail-if`; "": users can set no threshold on it
 
 
 DISTRIBUTIONS: dict[str, Callable[[Facts], Sequence[float]]] = {
@@ -177,7 +178,7 @@ DISTRIBUTIONS: dict[str, Callable[[Facts], Sequence[float]]] = {
     "queue_wait_s": lambda facts: facts.chosen.of(facts.recorder.queue_wait_s),
     "stall_s": lambda facts: facts.chosen.of_stalls(facts.recorder),
 }
-"""Sections that are distributions, and what of. Each of their statistics has a threshold, such as `ttft_p99`."""
+"""Sections that are distributions, and the values of each. Users can set a threshold on each of their statistics, such as `ttft_p99`."""
 
 SECTIONS: dict[str, dict[str, Figure]] = {
     "run": {
@@ -216,7 +217,7 @@ SECTIONS: dict[str, dict[str, Figure]] = {
         COLD_START: Figure(lambda facts: facts.actions[COLD_START], values.count, "cold_start"),
         MIGRATE: Figure(lambda facts: facts.actions[MIGRATE], values.count, "migrate"),
     },
-    "slo": {  # a request that failed or was rejected met no target; of those in flight the ones count of which that is known
+    "slo": {  # a request that failed or was rejected met no target; a request in flight counts once it has met or missed its targets
         "ttft_s": Figure(lambda facts: rounded(facts.slo.ttft_s), values.number),
         "tpot_s": Figure(lambda facts: _rounded_or_none(facts.slo.tpot_s), values.number_or_null),
         "attainment": Figure(
@@ -260,7 +261,7 @@ SECTIONS: dict[str, dict[str, Figure]] = {
         "violations": Figure(lambda facts: list(facts.invariants.violations), values.texts),
     },
 }
-"""Sections that are objects with one key for each figure, in order. A new figure is one entry here; docs/results.md says what it means."""
+"""Sections that are objects with one key for each figure, in order. A new figure is one entry here, and its meaning a line in docs/results.md."""
 
 TOP_KEYS = (
     "schema", "run", WALL, "requests", "actions", *DISTRIBUTIONS, "slo", "throughput", "fleet", "models", "workers", "reasons", "series", "reports",
@@ -280,9 +281,9 @@ def make_results(
 ) -> dict[str, Any]:
     """The results in the order of their keys.
 
-    `in_flight` is what the clients count; without it, the number is what was sent and did not end, and the books balance by definition. Counts (`requests`,
-    `actions`, `reasons`, `reports`, those of `models` and `workers`) and `series` are of the whole run; distributions, `slo`, `throughput` and what the
-    fleet had in use leave the warm-up out. docs/results.md says what each key means.
+    `in_flight`: the number of requests that the clients count as in flight; None: sent requests that did not end, so that the sum of `requests` holds by
+    definition. Counts (`requests`, `actions`, `reasons`, `reports`, the counts in `models` and `workers`) and `series` cover the whole run; distributions,
+    `slo`, `throughput` and the usage of the fleet leave the warm-up out. docs/results.md gives the meaning of each key.
     """
     facts = Facts(recorder, run, fleet, reports, invariants, in_flight, begun, slo)
     made: dict[str, Any] = {section: {key: figure.of(facts) for key, figure in figures.items()} for section, figures in SECTIONS.items()}
@@ -296,7 +297,7 @@ def make_results(
 
 
 def without_wall(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What does not depend on the machine: the same for two virtual runs of one seed."""
+    """The results without the section `wall`: equal for two virtual runs of one seed."""
     return {key: value for key, value in results.items() if key != WALL}
 
 
@@ -308,7 +309,7 @@ def _capacity(workers: Sequence[WorkerFigures]) -> Capacity:
 
 
 def total(usages: Iterable[EngineUsage]) -> EngineUsage:
-    """The sum."""
+    """The sum of the usages."""
     rows = list(usages)
     return EngineUsage(
         busy_s=fsum([one.busy_s for one in rows]),
@@ -319,7 +320,7 @@ def total(usages: Iterable[EngineUsage]) -> EngineUsage:
 
 
 def _model_rows(recorder: Recorder, chosen: Selection) -> list[dict[str, Any]]:
-    """A row for each model that was asked for, the one with the most requests first."""
+    """A row for each model that had requests, the model with the most requests first."""
     of_model, ttft_s = chosen.of(recorder.of_model), chosen.of(recorder.ttft_s)
     by_index: dict[int, list[float]] = defaultdict(list)
     for index, value in zip(of_model, ttft_s, strict=True):

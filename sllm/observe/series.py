@@ -1,4 +1,4 @@
-"""A run over time, in bins: what goes into the results as `series`, and what plots are drawn from."""
+"""A run over time, in bins: the section `series` of the results, and the data of plots."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sllm.observe.timeline import LOOKS_MAX, UsageTimeline
 from sllm.protocol.messages import ACTIONS, COLD_START
 
 BINS_MIN = 30
-BINS_USUAL = 60  # of a run that nobody looked at meanwhile
+BINS_USUAL = 60  # of a run without a usage timeline
 CURVE_POINTS = 400
-STEPS_MAX = 1200  # changes of the requests in flight that a line shows: more than a screen has places for
+STEPS_MAX = 1200  # changes of the requests in flight that a line shows, more than a screen has columns
 
 Points = list[tuple[float, float]]
 
@@ -41,11 +41,11 @@ class Bins:
         return [self.start_s + index * self.width_s for index in range(self.count + 1)]
 
     def index(self, at: float) -> int:
-        """The bin of a moment; moments outside fall into the first or last."""
+        """The bin of a moment; moments outside all bins belong to the first or the last bin."""
         return min(max(int((at - self.start_s) / self.width_s), 0), self.count - 1)
 
     def counts(self, moments: Iterable[float]) -> list[int]:
-        """How many moments fall into each bin."""
+        """The number of moments in each bin."""
         counts = [0] * self.count
         start_s, per_s, last = self.start_s, 1.0 / self.width_s, self.count - 1
         for at in moments:
@@ -55,27 +55,27 @@ class Bins:
 
 
 class Capacity(NamedTuple):
-    """What a fleet has."""
+    """The totals of a fleet."""
 
     workers: int
     slots: int
     memory_bytes: int
 
     def shares(self, usage: EngineUsage, time_s: float) -> tuple[float | None, float | None, float | None]:
-        """The parts that were in use on average of so much time: of the workers, of the slots, of the KV cache that weights left room for."""
+        """The mean parts in use over `time_s`: (of the workers, of the slots, of the memory that weights left for KV cache)."""
         room_byte_s = self.memory_bytes * time_s - usage.weights_byte_s
         return _part(usage.busy_s, self.workers * time_s), _part(usage.slot_s, self.slots * time_s), _part(usage.kv_byte_s, room_byte_s)
 
 
 def _part(used: float, whole: float) -> float | None:
-    """At most 1: a frozen host makes up in a moment for what it did not do before."""
+    """used / whole, at most 1: a host that thaws can do more work in a moment than the moment has room for."""
     part = ratio(used, whole)
     return None if part is None else min(1.0, max(0.0, part))
 
 
 def make_bins(recorder: Recorder, began_s: float = 0.0, timeline: UsageTimeline | None = None) -> Bins | None:
-    """Bins from the moment at which requests began to come to the last sign of life of one; None if nothing was sent. They are as wide as the steps of the
-    timeline, or as a whole part of one, so that there are at least `BINS_MIN`."""
+    """Bins from `began_s`, when requests began to arrive, to the last event of a request; None if no request was sent. Each bin is as wide as a step of the
+    timeline, or as a whole fraction of a step, so that there are at least `BINS_MIN` bins."""
     if not recorder.sent_at:
         return None
     last = max(recorder.sent_at[-1], max(recorder.done_at, default=began_s), max(recorder.given_up_at, default=began_s))
@@ -89,8 +89,8 @@ def make_bins(recorder: Recorder, began_s: float = 0.0, timeline: UsageTimeline 
 
 
 def series_section(recorder: Recorder, bins: Bins | None, timeline: UsageTimeline | None, capacity: Capacity) -> dict[str, Any]:
-    """One list for each figure, an entry for each bin. `at_s`: the end of each bin, from the moment at which requests began to come; `in_flight` and
-    `waiting` (at the workers, a sample) are of that moment; counts, parts in use and percentiles (of the requests that arrived in it) are of the bin."""
+    """One list for each figure, with one entry per bin. `at_s`: the end of each bin, in seconds after requests began to arrive; `in_flight` and `waiting` (at
+    the workers, a sample) are values at the end of the bin; counts, parts in use and percentiles (of requests that arrived in the bin) are of the bin."""
     if bins is None:
         return {"bin_s": None, "at_s": []}
     given_up = bins.counts(recorder.given_up_at)
@@ -116,13 +116,13 @@ def series_section(recorder: Recorder, bins: Bins | None, timeline: UsageTimelin
 
 
 def _between(timeline: UsageTimeline, begin: float, end: float) -> tuple[EngineUsage, float]:
-    """What was in use between two moments, as far as anybody looked, and the time between them."""
+    """The usage between two moments and the seconds between them, up to the last look of the timeline."""
     end = min(end, timeline.looks[-1].at)
     return timeline.at(end) - timeline.at(begin), max(0.0, end - begin)
 
 
 def spread(points: Points, bins: Bins) -> list[float | None]:
-    """Points at the middles of some bins as one value for each bin."""
+    """One value for each bin, from points at the middles of bins; None for a bin without a point."""
     values: list[float | None] = [None] * bins.count
     for middle, value in points:
         values[bins.index(middle)] = rounded(value)
@@ -130,7 +130,7 @@ def spread(points: Points, bins: Bins) -> list[float | None]:
 
 
 def cdf(values: Sequence[float]) -> Points:
-    """(value, fraction of values at most it) in at most CURVE_POINTS points, half of them in the upper tenth, where the tail is."""
+    """The cumulative distribution, (value, part of the values that are at most that value), in about CURVE_POINTS points, half of them in the upper tenth."""
     ordered = sorted(values)
     count = len(ordered)
     if count <= CURVE_POINTS:
@@ -141,7 +141,7 @@ def cdf(values: Sequence[float]) -> Points:
 
 
 def ttft_percentiles(recorder: Recorder, bins: Bins, percents: Sequence[int]) -> list[Points]:
-    """For each percentage, TTFT over the time of arrival; bins without a request are left out."""
+    """For each of `percents`, that percentile of TTFT by bin of arrival; bins without a request are left out."""
     content: list[list[float]] = [[] for _ in range(bins.count)]
     for at, e2e_s, ttft_s in zip(recorder.done_at, recorder.e2e_s, recorder.ttft_s, strict=True):
         content[bins.index(at - e2e_s)].append(ttft_s)
@@ -156,7 +156,8 @@ def ttft_percentiles(recorder: Recorder, bins: Bins, percents: Sequence[int]) ->
 
 
 def in_flight(recorder: Recorder, bins: Bins) -> Points:
-    """Requests sent and not yet ended: a step at each change, exactly; of more than `STEPS_MAX` changes the highest in each small piece of time."""
+    """The requests in flight over time, one point for each change; with more than `STEPS_MAX` changes, the highest value in each of `STEPS_MAX` pieces of time.
+    """
     changes = [(at, 1) for at in recorder.sent_at] + [(at, -1) for column in (recorder.done_at, recorder.given_up_at) for at in column]
     changes.sort()
     piece_s = (bins.end_s - bins.start_s) / STEPS_MAX if len(changes) > STEPS_MAX else 0.0
@@ -173,7 +174,7 @@ def in_flight(recorder: Recorder, bins: Bins) -> Points:
 
 
 def actions(recorder: Recorder, bins: Bins) -> list[list[int]]:
-    """Placements in each bin, for each of ACTIONS."""
+    """For each of ACTIONS, the number of placements in each bin."""
     counts = [[0] * bins.count for _ in ACTIONS]
     for at, action in zip(recorder.routed_at, recorder.routed_action, strict=True):
         counts[action][bins.index(at)] += 1

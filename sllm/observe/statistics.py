@@ -1,7 +1,7 @@
-"""Statistics of what was measured, with the digits that go into results.
+"""Statistics, rounded to the digits that go into results.
 
 Percentiles interpolate linearly between the two nearest order statistics: of n sorted values, percentile p lies at index (n - 1) * p / 100. That is the
-`inclusive` method of `statistics.quantiles` and the default of most tools. A figure of nothing (the TTFT of no requests) is null.
+`inclusive` method of `statistics.quantiles` and the default of most tools. A statistic of no values is null.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Statistics = dict[str, float | None]
 
 
 def percentile(ordered: Sequence[float], percent: int) -> float | None:
-    """The percentile, by linear interpolation, of sorted values; None of no values. `percent` is a whole number from 0 to 100."""
+    """The percentile of sorted values, by linear interpolation; None if there are no values. `percent` is a whole number from 0 to 100."""
     if not ordered:
         return None
     index, part = divmod((len(ordered) - 1) * percent, 100)
@@ -43,12 +43,12 @@ def rounded(value: float) -> float:
 
 
 def ratio(part: float, whole: float) -> float | None:
-    """part / whole, rounded; None of nothing."""
+    """part / whole, rounded; None if `whole` is not above 0."""
     return rounded(part / whole) if whole > 0 else None
 
 
 def rounded_tree(value: Any) -> Any:
-    """The same with every float rounded, tuples as lists."""
+    """The tree with every float rounded, tuples as lists, and NaN and infinities as None."""
     if isinstance(value, float):
         return rounded(value) if isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What a fleet was like over time, in a bounded number of points however long the run is."""
+"""The usage and the states of a fleet over time, in a bounded number of points for runs of any length."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 from sllm.engine.base import EngineUsage
 
 TIMELINE_MAX = 1024  # points of the fleet's states kept over time
-LOOKS_MAX = 120  # looks at what is in use
+LOOKS_MAX = 120  # looks at the usage of the fleet
 
 
 class Look(NamedTuple):
-    """What the whole fleet had in use up to a moment, and how many requests waited then."""
+    """A reading of the whole fleet: its usage up to a moment, and the number of requests waiting then."""
 
     at: float  # of the run's clock
     usage: EngineUsage  # the sum over the workers
@@ -23,7 +23,7 @@ class Look(NamedTuple):
 class UsageTimeline:
     """Looks at the fleet at equal steps from `begin`. When there are more than `LOOKS_MAX`, every other one is dropped and the step doubles.
 
-    The looks are of integrals over time, so what lies between two of them is an exact mean whatever the step is; `waiting` is a sample.
+    Looks contain integrals over time, so the difference of two looks gives an exact mean for any step; `waiting` is a sample.
     """
 
     def __init__(self) -> None:
@@ -31,12 +31,12 @@ class UsageTimeline:
         self.step_s = 0.0
 
     def begin(self, look: Look, step_s: float) -> None:
-        """The first look, and the step to begin with."""
+        """Start with the first look and the first step."""
         self.looks, self.step_s = [look], step_s
 
     @property
     def next_at(self) -> float:
-        """When to look again."""
+        """The time of the next look."""
         return self.looks[0].at + len(self.looks) * self.step_s
 
     def add(self, look: Look) -> None:
@@ -46,7 +46,7 @@ class UsageTimeline:
             self.step_s *= 2.0
 
     def at(self, when: float) -> EngineUsage:
-        """The integrals up to a moment, taken to grow evenly between two looks, and no more after the last."""
+        """The usage up to a moment, interpolated linearly between two looks, and constant after the last look."""
         looks = self.looks
         index = bisect_right(looks, when, key=lambda look: look.at)
         if index == 0 or index == len(looks):
@@ -55,13 +55,13 @@ class UsageTimeline:
         return before.usage.plus(after.usage - before.usage, (when - before.at) / (after.at - before.at))
 
     def waiting(self, when: float) -> int:
-        """Requests that waited at the last look before that."""
+        """The requests waiting at the last look up to `when`."""
         index = bisect_right(self.looks, when, key=lambda look: look.at)
         return self.looks[max(0, index - 1)].waiting
 
 
 class StateTimeline:
-    """How many workers were in each state over time, in at most `TIMELINE_MAX` points: when there are more, the time step doubles."""
+    """The number of workers in each state over time, in at most `TIMELINE_MAX` points: when there are more, the time step doubles."""
 
     def __init__(self) -> None:
         self.points: list[tuple[float, dict[str, int]]] = []  # (since, workers by state)
@@ -71,11 +71,11 @@ class StateTimeline:
         self._ended = False
 
     def end(self) -> None:
-        """What happens from now on is the end of the run itself, in which all workers go home: no part of what it was about."""
+        """Ignore further changes: the workers stop because the run is over."""
         self._ended = True
 
     def move(self, at: float, worker_id: str, state: str) -> None:
-        """A worker is in a state now. What it was in before is remembered here: a coordinator that restarts has forgotten it."""
+        """A worker is in `state` from `at` on. The worker's state before is kept here, because a restarted coordinator has forgotten it."""
         old = self._states.get(worker_id)
         if old == state or self._ended:
             return
@@ -91,7 +91,7 @@ class StateTimeline:
             self._thin()
 
     def _thin(self) -> None:
-        """Keep the last point of each step, twice as long as before until half are gone."""
+        """Double the step, keeping the last point of each step, until at most half of the points are left."""
         while len(self.points) > TIMELINE_MAX // 2:
             self._step_s *= 2.0
             last = {int(point[0] / self._step_s): point for point in self.points}

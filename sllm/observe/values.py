@@ -1,4 +1,4 @@
-"""What the value of a figure in the results may be: each check is given the figure's path and value, and returns what is wrong, one line each."""
+"""Checks of the values of figures in the results. Each check takes the figure's path and value, and returns a list of errors, one line each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Check = Callable[[str, Any], list[str]]
 
 
 def check_keys(where: str, content: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    """These keys must be there, in this order. Keys that are not known here are passed over: a later version may have added them."""
+    """Errors unless all `keys` are there, in this order. Unknown keys are ignored, because a later version may have added them."""
     wrong = [f"{where}: {key!r} is missing" for key in keys if key not in content]
     known = [key for key in content if key in keys]
     if not wrong and known != list(keys):
@@ -26,7 +26,7 @@ def _unless(right: bool, path: str, value: Any, what: str) -> list[str]:
 
 
 def is_count(value: Any) -> bool:
-    """A whole number of at least 0."""
+    """Whether the value is a whole number of at least 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
@@ -59,7 +59,7 @@ def mapping(path: str, value: Any) -> list[str]:
 
 
 def counts_by_name(path: str, value: Any) -> list[str]:
-    """A mapping of names to what was counted; a name that was counted nothing of is not there."""
+    """A mapping from names to counts above 0; names with a count of 0 are left out."""
     if not isinstance(value, dict):
         return mapping(path, value)
     return [f"{path}: {value!r}: {number!r} is not a whole number above 0" for number in value.values() if not (is_count(number) and number)]
@@ -83,5 +83,5 @@ def number_or_null(path: str, value: Any) -> list[str]:
 
 
 def part_or_null(path: str, value: Any) -> list[str]:
-    """A part from 0 to 1."""
+    """A number from 0 to 1, or null."""
     return number_or_null(path, value) or _unless(value is None or value <= 1, path, value, "is above 1")

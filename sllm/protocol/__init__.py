@@ -1,1 +1,1 @@
-"""What is said between roles, and what every role is made of; no input or output, no clock."""
+"""The messages between roles, and the parts that every role is made of. Nothing here reads a clock, a socket or a file."""

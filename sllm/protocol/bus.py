@@ -1,4 +1,4 @@
-"""The event bus: what nodes tell reaches everybody who asked for it, in live runs and in virtual time alike."""
+"""The event bus: it hands each event of a node to every handler subscribed to that kind of event, in live runs and in virtual time alike."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-RECENT_EVENTS = 60  # kept for whoever finds something wrong
+RECENT_EVENTS = 60  # events kept, to be shown when something turns out to be wrong
 
 Handler = Callable[[Any, Any], object]
-"""handler(node, event): the node that told, and what it told. Metrics, logs, recorder, CSV, pages and checkers all have this form."""
+"""handler(node, event): the node that told the event, and the event. Metrics, logs, recorder, CSV, pages and checkers all have this form."""
 
 
 class EventBus:
-    """Who hears a kind of event, in the order in which they asked. `recent` has the last events told."""
+    """The handlers of each kind of event, in the order of subscription. `recent` has the last `RECENT_EVENTS` events."""
 
     __slots__ = ("_handlers", "_of_all", "recent")
 
@@ -30,20 +30,20 @@ class EventBus:
             self._handlers[kind] = (*self.handlers_of(kind), handler)
 
     def subscribe_all(self, handlers: Mapping[type, Handler]) -> None:
-        """Each handler with the events of its kind."""
+        """Call each handler with events of the kind it stands under."""
         for kind, handler in handlers.items():
             self.subscribe(handler, kind)
 
     def handlers_of(self, kind: type) -> tuple[Handler, ...]:
-        """Who hears events of this kind."""
+        """The handlers called with events of this kind."""
         found = self._handlers.get(kind)
         if found is None:
             found = self._handlers[kind] = self._of_all
         return found
 
     def publish(self, node: Any, events: Iterable[Any], failed: Callable[[Exception], None] | None = None) -> None:
-        """Hand events that `node` told to those who hear them, in order. What a handler raises goes to failed(error), and the next handler has its turn;
-        without `failed` it goes to the caller."""
+        """Call the handlers of each event that `node` told, in order. An exception of a handler goes to failed(error), and the next handler is called;
+        without `failed` the exception goes to the caller."""
         self.recent.extend(events)
         known = self._handlers
         for event in events:

@@ -13,8 +13,8 @@ _KNOWN: dict[tuple[type, object], bool] = {}  # which class of nodes has which c
 
 
 def capable(node: object, capability: Callable[..., T]) -> T | None:
-    """The node as one that has the capability (one of the protocols of this module); None if the node has it not. A class of nodes is looked at once:
-    `isinstance` with a protocol takes microseconds."""
+    """The node, typed as one that has the capability (one of the protocols of this module); None if the node does not have it. Each class of nodes is
+    tested once, because `isinstance` with a protocol takes microseconds."""
     key = type(node), capability
     known = _KNOWN.get(key)
     if known is None:
@@ -24,7 +24,7 @@ def capable(node: object, capability: Callable[..., T]) -> T | None:
 
 @runtime_checkable
 class CarriesRequests(Protocol):
-    """A node that sees requests through to their ends, such as a client."""
+    """A node that follows requests until they end, such as a client."""
 
     @property
     def in_flight(self) -> int:
@@ -34,7 +34,7 @@ class CarriesRequests(Protocol):
 
 @runtime_checkable
 class Drainable(Protocol):
-    """A node that can be told to finish what it does, and to take nothing new."""
+    """A node that can be told to finish the requests it has and to take no new ones."""
 
     def drain(self, now: float) -> None: ...
 
@@ -48,7 +48,7 @@ class HasCoordinator(Protocol):
 
 @runtime_checkable
 class AsksCoordinator(HasCoordinator, Protocol):
-    """A node that waits for answers of its coordinator, and knows whether there has been one."""
+    """A node that waits for answers of its coordinator, and knows whether an answer has come."""
 
     @property
     def acknowledged(self) -> bool: ...

@@ -1,7 +1,7 @@
-"""What a driver of nodes offers, live and in virtual time alike: time, calls at a time, nodes to drive, and the bus on which their events travel.
+"""The interface of a driver, live and in virtual time alike: the time, calls at a given time, adding and removing nodes, and the bus that carries their events.
 
-`sllm.virtual.world.World` and `sllm.live.udp.UdpDriver` are the two drivers. They differ in what else they can do, and in the further parameters of `add`;
-whatever is written against `Driver` runs on both.
+`sllm.virtual.world.World` and `sllm.live.udp.UdpDriver` are the two drivers. Each has more methods than this interface and its own further parameters of
+`add`; code written against `Driver` runs on both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sllm.protocol.node import Node
 
 
 class Handle(Protocol):
-    """A node that a driver drives, and where it is heard."""
+    """A node that a driver drives, and the address at which the node receives."""
 
     address: Address
 
@@ -26,8 +26,7 @@ class Handle(Protocol):
         ...
 
     def touch(self) -> None:
-        """Send what the node wants to send, tell what it has told and note when it wants to wake. To be called after something other than the driver has
-        talked to the node."""
+        """Send the node's outbox, publish its events and note its next deadline. To be called after something other than the driver has called the node."""
         ...
 
 
@@ -47,7 +46,7 @@ class Call:
             action()
 
     def cancel(self) -> None:
-        """The call is not made. Nothing happens if it has been made."""
+        """Do not make the call. Nothing happens if it has been made already."""
         self._action = None
 
 
@@ -66,11 +65,11 @@ class Driver(Protocol[H]):
         ...
 
     def add(self, node: Node, address: Address, /) -> H:
-        """Drive this node, which is heard at `address`; the handle says at which address it really is."""
+        """Drive this node at `address`; the handle has the address that the node really got (port 0 asks for a free port)."""
         ...
 
     def remove(self, handle: H, /) -> None:
-        """Forget the node. What it has sent is on its way; what is on its way to it is lost."""
+        """Forget the node. Datagrams that the node has sent still arrive; datagrams on their way to the node are lost."""
         ...
 
     def call_at(self, at: float, action: Callable[[], object]) -> Call:
@@ -78,24 +77,24 @@ class Driver(Protocol[H]):
         ...
 
     def every(self, interval_s: float, action: Callable[[], object]) -> Callable[[], None]:
-        """Call action() every `interval_s`, first after one interval. Returns what stops it."""
+        """Call action() every `interval_s`, first after one interval. Returns a function that ends the calls."""
         ...
 
     def cancel(self, call: Call) -> None:
-        """The call is not made. Nothing happens if it has been made."""
+        """Do not make the call. Nothing happens if it has been made already."""
         ...
 
     def run(self, until: float = inf) -> float:
-        """Let happen what happens up to and including `until`, or until `stop`; returns the time reached. Can be called again to go on."""
+        """Run up to and including the time `until`, or until `stop`; returns the time reached. A further call goes on from there."""
         ...
 
     def stop(self) -> None:
-        """End `run` after what is happening now."""
+        """End `run` after the datagram, timer or call being handled now."""
         ...
 
 
 class Repeated:
-    """A call that is made again and again until it is stopped. A late one does not make the next ones late; those missed meanwhile are left out."""
+    """A call that is made at a fixed interval until stopped. A late call does not delay the calls after it; calls missed meanwhile are left out."""
 
     def __init__(self, driver: Driver[Any], interval_s: float, action: Callable[[], object]) -> None:
         self._driver = driver

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one line that names what is wrong and where."""
+"""Errors that the user can correct: one line that names what is wrong and where."""
 
 
 class UsageError(Exception):
@@ -8,6 +8,6 @@ class UsageError(Exception):
 
 
 class OutputError(UsageError):
-    """What was asked for could not be written: the disk is full, or the stream is closed."""
+    """An output that the user asked for could not be written: the disk is full, or the stream is closed."""
 
     status = 3

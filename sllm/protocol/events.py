@@ -1,7 +1,7 @@
-"""What a role tells its driver: facts, in the past tense, one each. Metrics, logs, progress, results and checkers derive from them.
+"""The events that a role tells its driver: facts in the past tense, one fact each. Metrics, logs, progress, results and checkers derive from events.
 
-Facts that come thousands a second (reports applied, datagrams rejected) are counted on the node instead (`Node.rejected`), so that hearing a report does not
-cost an object. A new event is a class here and, to be told in words, a line in `sllm.observe.logs`.
+Facts that occur thousands of times a second (reports applied, datagrams rejected) are counters of the node instead (`Node.rejected`), so that hearing a
+report does not cost an object. A new event is a class here and, to appear in the log, a line in `sllm.observe.logs`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RequestSent(Event):
 
 
 class FirstTokenReceived(Event):
-    """A client has the first token that a worker made of a request."""
+    """A client has received the first token that a worker produced for a request."""
 
     FIELDS = ("at", "request_id", "ttft_s", "worker_id")
     __slots__ = FIELDS
@@ -72,11 +72,11 @@ class RequestCompleted(Event):
         self.output_tokens = output_tokens
         self.placements = placements  # how many workers the request was given to
         self.retries = retries  # datagrams sent again
-        self.stalled_s = stalled_s  # from another worker's first token, whose answer was given up, to the first token of the answer that counts
+        self.stalled_s = stalled_s  # from the first token of an answer that was given up to the first token of the answer that counts
 
 
 class RequestFailed(Event):
-    """A client gave a request up: its tries were exhausted or its time was over."""
+    """A client gave a request up: its placements were used up or its timeout had passed."""
 
     FIELDS = ("at", "request_id", "model", "arrival_s", "reason")
     __slots__ = FIELDS
@@ -189,7 +189,7 @@ class WorkerDisplaced(Event):
 
 
 class RivalSeen(Event):
-    """Two lives of the coordinator acknowledge reports by turns, so two coordinators run. Told by a worker that hears both and by each coordinator."""
+    """Two lives of the coordinator acknowledge reports in turn, so two coordinators run. Told by a worker that hears both and by each coordinator."""
 
     FIELDS = ("at", "node_id")
     __slots__ = FIELDS
@@ -200,7 +200,7 @@ class RivalSeen(Event):
 
 
 class RivalGone(Event):
-    """Nobody has told of a second coordinator for some time."""
+    """No worker has reported a second coordinator for some time."""
 
     FIELDS = ("at", "node_id")
     __slots__ = FIELDS
@@ -222,7 +222,7 @@ class DisplacedByNamesake(Event):
 
 
 class TableFull(Event):
-    """A new worker was refused, because the coordinator has as many rows as it may have. Told once a minute."""
+    """A new worker was refused, because the coordinator's table has its largest number of rows. Told at most once a minute."""
 
     FIELDS = ("at", "node_id", "limit")
     __slots__ = FIELDS
@@ -257,7 +257,7 @@ class CoordinatorReady(Event):
 
 
 class ExpiryHeld(Event):
-    """Too much of the fleet fell silent at once, or the coordinator's own loop stalled: no worker is declared dead until ExpiryResumed."""
+    """Too much of the fleet fell silent at once, or the coordinator's own loop stalled: no worker is declared DEAD until ExpiryResumed."""
 
     FIELDS = ("at", "silent", "known", "reason")
     __slots__ = FIELDS
@@ -270,7 +270,7 @@ class ExpiryHeld(Event):
 
 
 class ExpiryResumed(Event):
-    """Silent workers are declared dead again."""
+    """The hold is over: silent workers are declared DEAD again."""
 
     FIELDS = ("at",)
     __slots__ = FIELDS
@@ -377,7 +377,7 @@ class WorkerDrained(Event):
 
 
 class CoordinatorSilent(Event):
-    """The coordinator has not answered for some time: its name is to be looked up again, and a new socket to be opened towards it."""
+    """The coordinator has not answered for `COORDINATOR_SILENT`: its name is to be looked up again, and a new socket to be opened."""
 
     FIELDS = ("at", "node_id", "silent_s")
     __slots__ = FIELDS
@@ -389,7 +389,7 @@ class CoordinatorSilent(Event):
 
 
 class CoordinatorOverdue(Event):
-    """An answer that the coordinator owes has not come: a new socket is to be opened towards it, and its name to be looked up. Told ever more rarely."""
+    """An answer that the coordinator owes has not come: its name is to be looked up again, and a new socket to be opened. Told at growing intervals."""
 
     FIELDS = ("at", "node_id", "silent_s")
     __slots__ = FIELDS
@@ -416,7 +416,7 @@ class CoordinatorChanged(Event):
 
 
 class InternalErrorCaught(Event):
-    """A live process raised an exception of its own while it handled one datagram, timer or question. Each one is counted, and told once for each place."""
+    """A live process raised an exception while it handled one datagram, timer or question. Every exception is counted; the first of each place is told."""
 
     FIELDS = ("at", "node_id", "place", "what", "problem", "trace")
     __slots__ = FIELDS
@@ -424,7 +424,7 @@ class InternalErrorCaught(Event):
     def __init__(self, at: float, node_id: str, place: str, what: str, problem: str, trace: str) -> None:
         self.at = at
         self.node_id = node_id
-        self.place = place  # file and line that raised it
-        self.what = what  # what was being done, and was dropped with the exception
+        self.place = place  # file and line that raised the exception
+        self.what = what  # the work that was dropped with the exception
         self.problem = problem  # the exception
         self.trace = trace  # the stack, several lines

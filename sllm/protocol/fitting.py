@@ -1,10 +1,10 @@
-"""A load report that fits a datagram, whatever a worker holds.
+"""Cuts a load report so that it fits a datagram, whatever a worker holds.
 
-The lists of a report grow with the catalogue. One that would be too long says what matters most and is marked `partial`: what is being loaded, what serves
-now, what else is on the GPU, then what is in host memory, then on disk. A model that a list leaves out counts as further away than it is, so placement
-errs on the side of too long an estimate; nothing is said that is not so.
+The lists of a report grow with the catalogue. A report that would be too long is marked `partial` and names the models that matter most, in this order:
+models being loaded, models that serve now, other models on the GPU, models in host memory, models on disk. A model left out counts as further away than it
+is, so placement errs towards too long an estimate; a partial report never says anything false.
 
-The worker cuts, not the codec: a run is the same whether messages travel as objects or as bytes.
+The worker cuts, not the codec, so a run is the same whether messages travel as objects or as bytes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Container, Iterable
 from sllm.protocol.limits import DATAGRAM_MAX_BYTES, NAME_MAX_BYTES, NAMES_MAX, OPCODES_MAX
 from sllm.protocol.messages import EngineSnapshot, LoadReport
 
-LISTS_MAX_BYTES = DATAGRAM_MAX_BYTES - 2192  # for the lists; the header, the tag and the other fields take less than the rest
+LISTS_MAX_BYTES = DATAGRAM_MAX_BYTES - 2192  # for the lists; the header, the tag and the other fields need less than 2,192 bytes
 LISTS_MAX_VALUES = OPCODES_MAX - 200
-SECONDS_BYTES = 10  # a float, and the pair around it
-SHORT_NAMES = LISTS_MAX_BYTES // (2 + NAME_MAX_BYTES + SECONDS_BYTES)  # that many names fit, however long they are and whatever list they are in
-WHOLE_NAMES = LISTS_MAX_VALUES // 7  # that many models fit in number, if all five lists name each
+SECONDS_BYTES = 10  # a float, and the pair around the float
+SHORT_NAMES = LISTS_MAX_BYTES // (2 + NAME_MAX_BYTES + SECONDS_BYTES)  # names that always fit, even the longest ones in the list that costs most
+WHOLE_NAMES = LISTS_MAX_VALUES // 7  # models whose values always fit, even if all five lists name every model
 
 
 def name_bytes(name: str) -> int:
@@ -32,14 +32,15 @@ def always_fits(names: tuple[str, ...]) -> bool:
 
 
 class _Room:
-    """What is left of a datagram."""
+    """The bytes and values that are left of a datagram."""
 
     def __init__(self) -> None:
         self._bytes = LISTS_MAX_BYTES
         self._values = LISTS_MAX_VALUES
 
     def take(self, names: Iterable[str], *, times: int = 1, more_bytes: int = 0) -> int:
-        """How many of the names, from the first on, fit one list, each said `times` over and with `more_bytes` beside it; they are taken."""
+        """Take room for as many of the names, from the first on, as fit one list; returns their number. Each name costs its bytes `times` times, and
+        `more_bytes` besides."""
         count = 0
         for name in names:
             size, values = times * name_bytes(name) + more_bytes, times + (2 if more_bytes else 0)
@@ -60,9 +61,10 @@ def same_models(one: EngineSnapshot, other: EngineSnapshot) -> bool:
 
 
 def within(report: LoadReport, models: Container[str]) -> tuple[LoadReport, int]:
-    """The report without the names that are not among these models, and how many of those were on the GPU and idle; the same object if it has none.
+    """(The report without the names that are not among `models`, how many of the removed names were on the GPU and idle). The same object if no name was
+    removed.
 
-    What a reader keeps of a report is then bounded by its own catalogue, whatever the sender says."""
+    The memory that a reader needs for a report is then bounded by the reader's own catalogue, whatever the sender says."""
     engine = report.engine
     gpu, busy, host, disk, loading = engine.gpu_models, engine.busy_models, engine.host_models, engine.disk_models, engine.loading
     known = models.__contains__
@@ -76,14 +78,14 @@ def within(report: LoadReport, models: Container[str]) -> tuple[LoadReport, int]
 
 
 def fitted(report: LoadReport) -> LoadReport:
-    """The report, with its lists cut to what a datagram holds for certain; the same object if they fit as they are."""
+    """The report, with its lists cut so that it certainly fits a datagram; the same object if nothing was cut."""
     engine = report.engine
     loading, busy, gpu, host, disk = engine.loading, engine.busy_models, engine.gpu_models, engine.host_models, engine.disk_models
     if len(loading) + len(busy) + len(gpu) + len(host) + len(disk) <= SHORT_NAMES:
         return report
     room = _Room()
     loading = loading[: room.take((name for name, _ in loading), more_bytes=SECONDS_BYTES)]
-    busy = busy[: room.take(busy, times=2)]  # each is on the GPU too: one without the other would call it idle
+    busy = busy[: room.take(busy, times=2)]  # a busy model is listed among the GPU's models too: without its place among the busy ones it would count as idle
     said, serving = set(busy), set(engine.busy_models)
     idle = [name for name in gpu if name not in serving]
     said.update(idle[: min(room.take(idle), NAMES_MAX - len(busy))])

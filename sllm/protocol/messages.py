@@ -1,8 +1,8 @@
-"""What is said between coordinator, workers and clients.
+"""The messages between coordinator, workers and clients.
 
-A message travels as an object in virtual time and as bytes on a network, with the same meaning. Its class says all there is to say of it: its fields and
-the rule that each keeps (`sllm.protocol.rules`), its code on the wire, who may say it, and who orders its repeats. A new message is a class here and a
-handler in whoever hears it; `sllm.wire` packs it without knowing it.
+A message travels as an object in virtual time and as bytes on a network, with the same meaning. The class of a message declares everything about that
+message: its fields and the rule that each field keeps (`sllm.protocol.rules`), its code on the wire, who may send it, and who detects repeats. A new
+message is a class here and a handler in each role that hears it; `sllm.wire` packs any class of message.
 
 Units: seconds for every `_s`, bytes for every `_bytes`, tokens for every `_tokens`. Ages and waits are relative, so that no message
 depends on the clocks of two machines agreeing.
@@ -37,7 +37,7 @@ MODEL_TOO_LARGE = "MODEL_TOO_LARGE"
 REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
 ERROR_CODES = (UNKNOWN_MODEL, SATURATED, NO_WORKERS, DEADLINE_UNMEETABLE, NOT_READY, MODEL_TOO_LARGE, REQUEST_TOO_LARGE)
 
-# What a worker says of itself in a report.
+# States that a worker reports of itself.
 STARTING = "STARTING"
 READY = "READY"
 DRAINING = "DRAINING"
@@ -55,7 +55,7 @@ REFUSED_UNKNOWN_MODEL = "unknown_model"
 REFUSED_FULL = "full"
 REFUSED_MISDIRECTED = "misdirected"
 REFUSED_INVALID = "invalid"
-CANCELLED = "cancelled"  # its client had asked for that
+CANCELLED = "cancelled"  # the client had sent a CancelRequest
 OUTCOMES = (
     COMPLETED, REFUSED_DRAINING, REFUSED_TOO_LARGE, REFUSED_UNKNOWN_MODEL, REFUSED_FULL, REFUSED_MISDIRECTED, REFUSED_INVALID, CANCELLED,
 )  # fmt: skip
@@ -67,13 +67,13 @@ class Message(Record):
     __slots__ = ()
     CODE: ClassVar[int] = 0  # on the wire; a code is never used again for another message
     RULES: ClassVar[dict[str, Rule]] = {}  # of the fields, in their order
-    ORDERED: ClassVar[bool] = False  # who applies it orders it by its numbers, more strictly than the replay window: a node asks its role
-    REPEATED: ClassVar[bool] = False  # a sender that has nothing new to say says the same again
-    OF_COORDINATOR: ClassVar[bool] = False  # heard from the coordinator that was asked, and from nobody else
+    ORDERED: ClassVar[bool] = False  # the role that hears the message checks its order (`Node.judge_order`), more strictly than the replay window
+    REPEATED: ClassVar[bool] = False  # a sender with nothing new to say sends an equal message again
+    OF_COORDINATOR: ClassVar[bool] = False  # accepted only from the coordinator that the node asked
 
 
 class Dispatch(Record):
-    """The coordinator's name for one placement: which life of the coordinator, and a number that grows per worker."""
+    """The coordinator's name for one placement: the life of the coordinator, and a number that counts that life's placements on the worker."""
 
     RULES: ClassVar[dict[str, Rule]] = {"epoch": rules.COUNT, "number": rules.COUNT}
     FIELDS = tuple(RULES)
@@ -85,7 +85,7 @@ class Dispatch(Record):
 
 
 class EngineSnapshot(Record):
-    """What a worker's engine is at."""
+    """The state of a worker's engine at one moment."""
 
     RULES: ClassVar[dict[str, Rule]] = {
         "slots": rules.SLOTS, "running": rules.RUNNING, "waiting": rules.REQUESTS, "blocked": rules.REQUESTS, "wait_s": rules.SECONDS,
@@ -103,18 +103,18 @@ class EngineSnapshot(Record):
     ) -> None:  # fmt: skip
         self.slots = slots
         self.running = running
-        self.waiting = waiting  # for a slot, memory, the end of a round or their model
-        self.blocked = blocked  # of those: for a slot or memory, which only others that finish can give
+        self.waiting = waiting  # requests that wait for a slot, for memory, for the end of a round or for their model
+        self.blocked = blocked  # waiting requests that wait for a slot or memory, which only requests that finish can free
         self.wait_s = wait_s  # estimate: until a request arriving now, for a model on the GPU, begins its prefill
         self.load_queue_s = load_queue_s  # until the load path is free
-        self.kv_used = kv_used  # 0..1 of the memory that loaded and loading models leave
-        self.kv_bytes = kv_bytes  # of that: in use by those that run
-        self.round_s = round_s  # in which each of those that run gets a token, at today's pace; 0: nothing runs
-        self.left_s = left_s  # mean over those that run: until the last token, at that pace
-        self.gpu_free_bytes = gpu_free_bytes  # neither in use by weights and KV cache nor wanted as KV cache by requests that wait
+        self.kv_used = kv_used  # part, 0..1, of the memory that loaded and loading models leave
+        self.kv_bytes = kv_bytes  # KV cache of the running requests
+        self.round_s = round_s  # time in which each running request gets one token, at the present pace; 0: nothing runs
+        self.left_s = left_s  # mean over the running requests: until the last token, at the present pace
+        self.gpu_free_bytes = gpu_free_bytes  # neither in use by weights and KV cache nor wanted as KV cache by waiting requests
         self.gpu_models = gpu_models  # loaded, sorted
-        self.busy_models = busy_models  # those of `gpu` that cannot be evicted now, sorted
-        self.loading = loading  # (model, seconds until it is there), in the order of loading
+        self.busy_models = busy_models  # models of `gpu_models` that cannot be evicted now, sorted
+        self.loading = loading  # (model, seconds until it is loaded), in the order of loading
         self.host_models = host_models  # sorted
         self.disk_models = disk_models  # sorted; empty if disk_complete
         self.disk_complete = disk_complete  # every model of the catalogue is on disk
@@ -139,21 +139,21 @@ class LoadReport(Message):
         dispatch_missing: tuple[int, ...], interval_s: float, rival: bool = False, partial: bool = False,
     ) -> None:  # fmt: skip
         self.state = state
-        self.host = host  # where requests are to be sent; "" means: where this datagram came from
+        self.host = host  # network address to which requests are to be sent; "" means the address that this datagram came from
         self.port = port
         self.hardware = hardware  # preset name
-        self.queue_max = queue_max  # requests it lets wait before it refuses
+        self.queue_max = queue_max  # requests that may wait at the worker before it refuses
         self.engine = engine
-        self.epoch = epoch  # of the coordinator life the next two fields speak of; 0: none yet
+        self.epoch = epoch  # of the coordinator's life whose dispatches the next two fields name; 0: none yet
         self.dispatch_high = dispatch_high  # highest dispatch number received in that epoch
-        self.dispatch_missing = dispatch_missing  # those below it that have not arrived, rising; of very many only the latest
-        self.interval_s = interval_s  # the next report comes after this
-        self.rival = rival  # two lives of the coordinator acknowledge its reports by turns
-        self.partial = partial  # its lists did not fit a datagram: models that it does not name may be there all the same
+        self.dispatch_missing = dispatch_missing  # numbers below it that have not arrived, rising; at most the latest `MISSING_MAX`
+        self.interval_s = interval_s  # until the next report
+        self.rival = rival  # two lives of the coordinator acknowledge the worker's reports in turn
+        self.partial = partial  # the lists did not fit a datagram: the worker may have models that the report does not name
 
 
 class ReportAck(Message):
-    """The coordinator has heard a worker. Sent now and then, so that a worker can tell silence from loss."""
+    """Coordinator to worker: a report was heard. Sent for one report in `ACK_EVERY`, so that a worker notices when the coordinator does not hear it."""
 
     CODE = 2
     OF_COORDINATOR = True
@@ -167,7 +167,7 @@ class ReportAck(Message):
 
 
 class ScheduleRequest(Message):
-    """Where shall this request go?"""
+    """Client to coordinator: where shall this request go?"""
 
     CODE = 3
     RULES = {
@@ -186,12 +186,12 @@ class ScheduleRequest(Message):
         self.max_tokens = max_tokens
         self.priority = priority
         self.deadline_s = deadline_s  # first token wanted within this many seconds from now; 0: no deadline
-        self.exclude = exclude  # worker ids that stayed silent or refused
-        self.attempt = attempt  # placements that came to nothing so far: another attempt is another question
+        self.exclude = exclude  # ids of workers that stayed silent or refused
+        self.attempt = attempt  # placements of this request that failed so far; a new attempt is answered anew
 
 
 class ScheduleResponse(Message):
-    """Send it there."""
+    """Coordinator to client: the worker to which the request is to be sent."""
 
     CODE = 4
     OF_COORDINATOR = True
@@ -214,7 +214,7 @@ class ScheduleResponse(Message):
 
 
 class ScheduleError(Message):
-    """It cannot be placed now."""
+    """Coordinator to client: the request cannot be placed now."""
 
     CODE = 5
     OF_COORDINATOR = True
@@ -230,7 +230,7 @@ class ScheduleError(Message):
 
 
 class InferenceRequest(Message):
-    """Client to worker. Sent again while unanswered; the worker does the work once per request_id."""
+    """Client to worker: serve this request. Sent again while unanswered; the worker does the work once per request_id."""
 
     CODE = 6
     RULES = {
@@ -246,11 +246,11 @@ class InferenceRequest(Message):
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
         self.dispatch = dispatch
-        self.worker_id = worker_id  # whom the coordinator meant: another one at a reused address refuses to guess
+        self.worker_id = worker_id  # the worker that the coordinator chose: another worker at a reused address refuses the request
 
 
 class InferenceAccepted(Message):
-    """Worker to client: queued or running. Sent when no first token has said so soon enough, and in answer to a request that comes again."""
+    """Worker to client: the request waits or runs. Sent if no first token came soon, and in answer to a request that is sent again."""
 
     CODE = 7
     RULES = {"request_id": rules.NAME, "queue_depth": rules.REQUESTS}
@@ -276,7 +276,7 @@ class FirstToken(Message):
 
 
 class Progress(Message):
-    """Worker to client, once a report interval while the client is owed tokens: one for all its requests there. Silence means that the worker is gone."""
+    """Worker to client, once a report interval while the client is owed tokens; one message for all its requests. Silence means that the worker is gone."""
 
     CODE = 11
     RULES = {"interval_s": rules.INTERVAL, "requests": rules.REQUESTS}
@@ -284,12 +284,13 @@ class Progress(Message):
     __slots__ = FIELDS
 
     def __init__(self, interval_s: float, requests: int) -> None:
-        self.interval_s = interval_s  # the next one comes after this, while anything is owed
-        self.requests = requests  # of the client, here
+        self.interval_s = interval_s  # until the next Progress, while the client is owed tokens
+        self.requests = requests  # unfinished requests of the client at this worker
 
 
 class WorkerLost(Message):
-    """Coordinator to the clients whose requests it placed on a worker: that life of it is suspected or dead. To a worker: another life has its name."""
+    """Coordinator to the clients whose requests it placed on a worker: this life of the worker is SUSPECT or DEAD. Coordinator to a worker: a newer life
+    has the worker's name."""
 
     CODE = 12
     OF_COORDINATOR = True
@@ -303,7 +304,8 @@ class WorkerLost(Message):
 
 
 class CancelRequest(Message):
-    """Client to worker: nobody waits for this request here any more. Answered with an InferenceResponse `cancelled`, whether it was there or not."""
+    """Client to worker: nobody waits for this request at this worker any more. Answered with an InferenceResponse `cancelled`, even if the request is
+    unknown."""
 
     CODE = 13
     RULES = {"request_id": rules.NAME}
@@ -315,7 +317,7 @@ class CancelRequest(Message):
 
 
 class InferenceResponse(Message):
-    """Worker to client: the end of a request. Kept by the worker for a while and sent again on a poll."""
+    """Worker to client: the end of a request. The worker keeps the message for `RESPONSE_KEEP` and sends it again on a poll."""
 
     CODE = 9
     RULES = {
@@ -332,7 +334,7 @@ class InferenceResponse(Message):
         self.queue_wait_s = queue_wait_s
         self.first_token_s = first_token_s  # from arrival at the worker to the first token
         self.total_s = total_s  # from arrival at the worker to the last token
-        self.load_s = load_s  # time of a model load begun for this request; 0: the model was there
+        self.load_s = load_s  # time of a model load begun for this request; 0: no load was needed
 
 
 MESSAGES: tuple[type[Message], ...] = tuple(sorted(Message.__subclasses__(), key=lambda kind: kind.CODE))
@@ -342,7 +344,7 @@ M = TypeVar("M", bound=Message)
 
 
 class Envelope(Record, Generic[M]):
-    """A message and who says it: the authenticated header that goes with every datagram."""
+    """A message and its sender: the authenticated header of every datagram."""
 
     FIELDS = ("sender_id", "incarnation", "sequence", "wall_s", "message")
     __slots__ = FIELDS

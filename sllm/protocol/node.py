@@ -1,6 +1,6 @@
-"""The shell that every role shares: a state machine without sockets or clocks.
+"""The base of every role: a state machine without sockets or clocks.
 
-A driver hands in what arrived and what time it is, and takes out what is to be sent, what has happened and when to come back:
+A driver hands in what arrived and the time, and takes out the datagrams to send, the events and the next deadline:
 
     node.receive_datagram(data, address, now)      or, in virtual time, node.receive(envelope, address, now)
     node.handle_timer(now)
@@ -21,14 +21,14 @@ from typing import Any, Protocol
 from sllm.protocol.messages import COORDINATOR_ID, Address, AnyEnvelope, Envelope, Message
 from sllm.protocol.replay import FRESH_WITHIN_S, Senders
 
-LIFE_TIMEOUT_S = 10.0  # a sender's life that has been silent for so long is forgotten, unless the role has a timeout of its own
+LIFE_TIMEOUT_S = 10.0  # silence after which a sender's life is forgotten, unless the role has a timeout of its own
 
 Handler = Callable[[Any, Address, float], None]
 """handler(envelope, address, now): hears a message of one type."""
 
 
 class Rejected(Exception):
-    """A datagram that changes nothing but a counter; its only argument is the counter's label."""
+    """A datagram is refused and changes nothing but a counter. The only argument is the counter's label."""
 
     @property
     def reason(self) -> str:
@@ -36,26 +36,26 @@ class Rejected(Exception):
 
 
 Judge = Callable[[type[Message], str, int, int, float, float], str]
-"""(message type, sender id, incarnation, sequence, wall_s, now) of an authentic datagram -> why it is refused, or ""."""
+"""(message type, sender id, incarnation, sequence, wall_s, now) of an authentic datagram -> why the datagram is refused, or ""."""
 
 
 class Codec(Protocol):
-    """Bytes for an envelope, and back. `decode` and `read` are two forms of one thing; what derives from this class need not have a `read` of its own."""
+    """Packs an envelope into bytes and back. `decode` and `read` differ only in how they refuse; a codec that derives from this class inherits `read`."""
 
     def encode(self, envelope: AnyEnvelope) -> bytes: ...
 
     def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> AnyEnvelope:
-        """Raises Rejected. `judge` is asked once the datagram is known to be authentic, before its body is looked at."""
+        """The envelope. Raises Rejected. `judge` is asked after the datagram has proved authentic and before its body is parsed."""
 
     def read(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> AnyEnvelope | str:
-        """The envelope, or why there is none. Under a flood most datagrams are refused, and to raise for each costs more than to say so."""
+        """The envelope, or the reason for a refusal. Under a flood most datagrams are refused, and raising an exception costs more than returning a text."""
         try:
             return self.decode(data, judge, now)
         except Rejected as rejection:
             return rejection.reason
 
     def forget(self, sender_id: str) -> None:
-        """Nobody keeps what this sender said last: a codec that would know it again need not."""
+        """Drop what the codec caches of this sender, whose last message nobody keeps any more."""
 
 
 class Node:
@@ -74,21 +74,21 @@ class Node:
         self.codec = codec
         self.wall_offset_s = wall_offset_s
         self.life_timeout_s = life_timeout_s
-        self.coordinator: Address = ("", 0)  # of a role that asks it
-        self._heard_from: Address = ("", 0)  # the source of what is being judged
-        self.wake_at = inf  # when `handle_timer` wants to be called, absolute; inf: not until something arrives
+        self.coordinator: Address = ("", 0)  # where the coordinator is, for roles that ask it
+        self._heard_from: Address = ("", 0)  # the source of the datagram being judged
+        self.wake_at = inf  # when `handle_timer` is to be called, absolute seconds; inf: not until something arrives
         self.outbox: list[tuple[AnyEnvelope, Address]] = []
         self.events: list[Any] = []
         self.rejected: Counter[str] = Counter()
-        self.on_refused: Callable[[str, Address], None] | None = None  # is told the reason and the source of a datagram refused by `receive_datagram`
-        self.last_refused: tuple[str, Address] | None = None  # of several alike in a row, only the first is told. Set it to None to hear of them again
+        self.on_refused: Callable[[str, Address], None] | None = None  # called with the reason and the source of a datagram refused by `receive_datagram`
+        self.last_refused: tuple[str, Address] | None = None  # of equal refusals in a row only the first is told; None: the next refusal is told
         self.handlers: dict[type[Message], Handler] = {}
         self._sequences: defaultdict[type[Message], int] = defaultdict(int)
         self._replay: defaultdict[type[Message], Senders] = defaultdict(Senders)
 
     def set_wall_clock(self, wall_offset_s: float, now: float) -> None:
-        """The wall clock was set. If it was so far ahead at our start that peers would refuse our life as one of the future, now that they hear us, our life
-        begins anew: none of them has heard of it."""
+        """The wall clock was set to `now` + `wall_offset_s`. If the old clock was so far ahead at this life's start that peers would now refuse the
+        incarnation as one of the future, the node takes a new incarnation: no peer has accepted the old one."""
         self.wall_offset_s = wall_offset_s
         if self.incarnation > (max(now, now + wall_offset_s) + FRESH_WITHIN_S) * 1e9:
             self.incarnation = max(0, round((now + wall_offset_s) * 1e9))
@@ -96,7 +96,7 @@ class Node:
     # --- in -------------------------------------------------------------------------------------------------------------------------
 
     def receive_datagram(self, data: bytes | memoryview, addr: Address, now: float) -> None:
-        """Hear bytes from the network. Whatever they are, nothing is raised: what is not accepted is counted in `rejected` by reason."""
+        """Hear bytes from the network. No bytes raise an error: a datagram that is not accepted is counted in `rejected` by reason."""
         assert self.codec is not None, "a node without a codec hears envelopes only"
         self._heard_from = addr
         envelope = self.codec.read(data, self.judge, now)
@@ -121,17 +121,17 @@ class Node:
             self.handlers[kind](envelope, addr, now)
 
     def judge(self, kind: type[Message], sender_id: str, incarnation: int, sequence: int, wall_s: float, now: float) -> str:
-        """Why something authentic is refused: it is not for this role, not from the coordinator that was asked, stale or repeated. "" if it is not; then its
-        number is taken."""
+        """Why an authentic message is refused: it is not for this role, not from the coordinator that was asked, stale or repeated. "" if the message is
+        accepted; its sequence number then counts as used."""
         if kind not in self.handlers:
             return "unexpected"
         if kind.OF_COORDINATOR and (sender_id != COORDINATOR_ID or self._heard_from != self.coordinator):
-            return "not_asked"  # before its number counts, which would make those of the coordinator old
+            return "not_asked"  # without using the number, which would make the true coordinator's numbers old
         wall_now = now + self.wall_offset_s
-        if not -FRESH_WITHIN_S <= wall_now - wall_s <= FRESH_WITHIN_S:  # "not": a time that is no number is not fresh
+        if not -FRESH_WITHIN_S <= wall_now - wall_s <= FRESH_WITHIN_S:  # written with "not" so that NaN is refused
             return self.refuse(kind, "stale_time", now)
         latest_s = (wall_now if wall_now > now else now) + FRESH_WITHIN_S  # virtual time begins at 0, whatever wall clocks say
-        if incarnation * 1e-9 > latest_s:  # it is the time of a start
+        if incarnation * 1e-9 > latest_s:  # an incarnation is the time of a start
             return self.refuse(kind, "future_incarnation", now)
         if kind.ORDERED:
             return self.judge_order(kind, sender_id, incarnation, sequence, now)
@@ -139,22 +139,23 @@ class Node:
         return self.refuse(kind, reason, now) if reason == "old_incarnation" else reason
 
     def judge_order(self, kind: type[Message], sender_id: str, incarnation: int, sequence: int, now: float) -> str:
-        """Why a message that its reader orders by itself (`Message.ORDERED`) is refused before its body is looked at; "" if it is not. A role that hears such
-        messages says here what it knows already."""
+        """Why a message whose order its role checks (`Message.ORDERED`) is refused before its body is parsed; "" if the message is accepted. A role that hears
+        such messages overrides this method."""
         return ""
 
     def refuse(self, kind: type, reason: str, now: float) -> str:
-        """A message of this kind is refused for a time in it: returns the reason. A role that keeps books of a kind enters it there too."""
+        """Count nothing and return the reason: a message of this kind is refused for a time in its header. A role that counts refusals of a kind of
+        message overrides this method."""
         return reason
 
     def relocate(self, address: Address) -> None:
-        """A driver says where this node is heard from now on."""
+        """The driver receives for this node at `address` from now on."""
 
     def handle_timer(self, now: float) -> None:
         """Do what is due at `now`."""
 
     def next_deadline(self) -> float | None:
-        """When `handle_timer` wants to be called, absolute; None: not until something arrives."""
+        """When `handle_timer` is to be called, absolute seconds; None: not until something arrives."""
         return self.wake_at if self.wake_at < inf else None
 
     # --- out ------------------------------------------------------------------------------------------------------------------------
@@ -166,8 +167,8 @@ class Node:
         self.outbox.append((Envelope(self.node_id, self.incarnation, sequence, now + self.wall_offset_s, message), addr))
 
     def datagrams_to_send(self, unsendable: Callable[[Exception], None] | None = None) -> list[tuple[bytes, Address]]:
-        """Take out what is to be sent, packed and signed. `unsendable` is told of each message that cannot be packed, and the others are packed all the
-        same; without it, the error is raised."""
+        """Take out the messages to send, packed and signed. unsendable(error) is called for each message that cannot be packed, and the other messages are
+        still packed; without `unsendable` the error is raised."""
         if not self.outbox:
             return []
         assert self.codec is not None

@@ -1,7 +1,7 @@
-"""A dictionary of what happened lately, for answers that may be asked for again.
+"""A dictionary that forgets old entries, for answers that may be asked for again.
 
-Entries are forgotten a generation at a time. To take out old keys one by one costs each entry a deletion, and every look for the oldest one a walk past
-those deleted before it; here forgetting is one assignment, however many entries there are.
+A whole generation of entries is forgotten at a time, by one assignment. Deleting the oldest keys one by one would cost a deletion for each entry, and each
+search for the oldest key would walk past the places of keys deleted before.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """Two generations of entries. Put in with `recent.new[key] = value`; it stays until its owner has called `turn` twice."""
+    """Two generations of entries. `recent.new[key] = value` puts an entry in; the entry stays until the owner has called `turn` twice."""
 
     __slots__ = ("new", "old")
 
@@ -34,10 +34,10 @@ class Recent(Generic[K, V]):
         return value if value is not None else self.old.get(key)
 
     def discard(self, key: K) -> None:
-        """Forget one entry now, if it is there."""
+        """Forget one entry now, if there is one under `key`."""
         self.new.pop(key, None)
         self.old.pop(key, None)
 
     def turn(self) -> None:
-        """Forget the older generation; what is new becomes old."""
+        """Forget the old generation; the new generation becomes the old one."""
         self.old, self.new = self.new, {}

@@ -1,7 +1,7 @@
-"""What messages and events have in common: immutable records with named fields, compared, shown and copied field by field.
+"""The base of messages and events: immutable records with named fields, compared, shown and copied field by field.
 
-A record is a plain class with `__slots__`, its fields in order, and an `__init__` that takes them in that order: the form that is made and read fastest both
-by the interpreter and when the module is compiled (bench/README.md has the figures). Nothing assigns to a field after `__init__`; tests hold that.
+A record is a plain class with `__slots__`, its fields in order, and an `__init__` with the same order of parameters. This form is the fastest to make and to
+read, both interpreted and compiled (bench/README.md has the figures). No code assigns to a field after `__init__`; tests hold that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a node remembers of each sender, so that no datagram counts twice and no earlier life of a sender speaks for the present one.
+"""The replay window: what a node remembers of each sender, so that no datagram counts twice and no earlier life of a sender speaks for the present one.
 
-Time and numbers of a message say whether it is fresh: a sender numbers the messages of each type 1, 2, 3, ... in each of its lives. A message that comes late
-is still told from one that is repeated, as far back as the window reaches.
+A sender numbers the messages of each type 1, 2, 3, ... in each of its lives. Within the window a message that arrives late is accepted and a message that
+arrives twice is refused.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from sllm.protocol.recent import Recent
 
 FRESH_WITHIN_S = 30.0  # a datagram stamped further from our wall clock than this is refused
-REPLAY_WINDOW = 64  # sequence numbers below the highest in which a late datagram is still told from a repeated one
-GUARDED_MAX = 200_000  # senders remembered for each message type; those longest silent go first. A repeat they would have shown is harmless
+REPLAY_WINDOW = 64  # sequence numbers below the highest within which a late datagram can be told from a repeated one
+GUARDED_MAX = 200_000  # senders remembered for each message type; those silent for longest are forgotten first, and a repeat of theirs is harmless
 _NONE_SEEN = (1 << REPLAY_WINDOW) - 1
 
 
@@ -20,14 +20,14 @@ class ReplayWindow:
     __slots__ = ("following", "heard_at", "incarnation", "missing")
 
     def __init__(self, incarnation: int, sequence: int, now: float) -> None:
-        """A life that is first heard with this number. Numbers below it may still come."""
+        """A life whose first message heard has this number. Lower numbers may still come."""
         self.incarnation = incarnation
         self.following = sequence + 1  # the number after the highest
-        self.missing = _NONE_SEEN >> max(0, REPLAY_WINDOW + 1 - sequence)  # bitmap of those missing below the highest
+        self.missing = _NONE_SEEN >> max(0, REPLAY_WINDOW + 1 - sequence)  # bitmap of the numbers missing below the highest
         self.heard_at = now
 
     def admit(self, sequence: int, now: float) -> bool:
-        """Take a number of this life. False: it was used before, or is further back than the window reaches."""
+        """Mark a number of this life as used. False: the number was used before, or is below the window."""
         ahead = sequence - self.following
         if ahead >= 0:
             if ahead or self.missing:
@@ -42,8 +42,8 @@ class ReplayWindow:
         return True
 
     def is_over(self, incarnation: int, sequence: int, now: float, life_timeout_s: float) -> bool:
-        """Whether this life, silent for the timeout, makes way for a message that is older by its numbers. For one of another life: a clock was set back. For
-        one of the same life: somebody else had spoken for it with too high a number; after such a silence whatever could be replayed is stale."""
+        """Whether this life has been silent for the timeout and makes way for a message with older numbers. An older incarnation: the sender's clock was set
+        back. A lower number of the same life: a forger had used too high a number; after 2 * FRESH_WITHIN_S of silence every recorded message is stale."""
         silent_s = now - self.heard_at
         if silent_s < life_timeout_s:
             return False
@@ -51,7 +51,7 @@ class ReplayWindow:
 
 
 class Senders:
-    """The windows of everybody who has sent messages of one type."""
+    """The replay windows of all senders of one type of message."""
 
     __slots__ = ("_windows",)
 
@@ -62,7 +62,7 @@ class Senders:
         return len(self._windows)
 
     def admit(self, sender_id: str, incarnation: int, sequence: int, now: float, life_timeout_s: float) -> str:
-        """Take the number of a fresh message; returns why it is refused ("old_incarnation", "replayed"), or ""."""
+        """Mark the number of a fresh message as used; returns why the message is refused ("old_incarnation", "replayed"), or ""."""
         window = self._windows.new.get(sender_id)
         if window is None:
             window = self._windows.get(sender_id)
@@ -80,7 +80,7 @@ class Senders:
         return "" if window.admit(sequence, now) else "replayed"
 
     def _keep(self, sender_id: str, window: ReplayWindow) -> None:
-        """Remember a sender that has just been heard; of those silent for longest half are forgotten at once when there are too many."""
+        """Remember a sender that has just been heard. When there are too many senders, the half that has been silent for longest is forgotten."""
         if len(self._windows.new) >= GUARDED_MAX // 2:
             self._windows.turn()
         self._windows.new[sender_id] = window

@@ -1,6 +1,6 @@
-"""Two lives of the coordinator at once: how a worker finds out, and how long it is sure.
+"""Two lives of the coordinator at the same time (rivals): how a worker notices them.
 
-A restart looks like one life after the other. Two that live speak by turns: an older one is heard, then the newer, then the older again.
+After a restart a worker hears the older life and then only the newer one. Two running lives are heard in turn: the older, the newer, the older again.
 """
 
 from __future__ import annotations
@@ -9,30 +9,30 @@ from math import inf
 
 
 class Rivals:
-    """What a worker has heard of the coordinator's lives. `keep_s`: how long two that were heard by turns count as two."""
+    """What a worker has heard of the coordinator's lives. For `keep_s` seconds after two lives were heard in turn, both count as running."""
 
     __slots__ = ("_keep_s", "_newer_at", "_older_at", "_seen_until")
 
     def __init__(self, keep_s: float) -> None:
         self._keep_s = keep_s
         self._newer_at = -inf  # when the newest life was heard last
-        self._older_at = -inf  # when an older one was
+        self._older_at = -inf  # when an older life was heard last
         self._seen_until = -inf
 
     def hear_newest(self, now: float) -> None:
-        """The newest life known has spoken."""
+        """A message of the newest known life has arrived."""
         self._newer_at = now
 
     def hear_older(self, now: float) -> None:
-        """A life older than that has spoken."""
+        """A message of a life older than the newest has arrived."""
         if now - self._keep_s < self._older_at < self._newer_at:
             self._seen_until = now + self._keep_s
         self._older_at = now
 
     def suspected(self, now: float) -> bool:
-        """An older life has spoken lately: another datagram may find either of two."""
+        """An older life was heard lately, so the next datagram to the coordinator may reach either life."""
         return now - self._keep_s < self._older_at
 
     def seen(self, now: float) -> bool:
-        """Two lives run."""
+        """Two lives run at the same time."""
         return now < self._seen_until

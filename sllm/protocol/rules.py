@@ -1,7 +1,7 @@
-"""What a field of a message may be: one rule for its value, whichever codec packs it.
+"""Field rules: which values a field of a message may have, whichever codec packs it.
 
-Every message says beside each of its fields which rule the field keeps (`sllm.protocol.messages`). Sender and receiver go by the same rule, so whatever one
-role may say, every other can repeat. Limits come from `sllm.protocol.limits`.
+Every message declares the rule of each of its fields (`sllm.protocol.messages`). Sender and receiver use the same rule, so whatever one role may say, every
+other role can repeat. Limits come from `sllm.protocol.limits`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from sllm.protocol.limits import TEXT_MAX_BYTES
 
 
 class Rule:
-    """One sort of field.
+    """The rule of one sort of field. `what` describes the accepted values for people.
 
-    `what` tells people what fits. `mend` makes fit what a peer's words could lead a role to say itself: no message may make the answer to it an error.
-    `draw` makes a value that the rule accepts, often one at its limits: for tests that send whatever may be sent.
+    `mend` clamps a value that was computed from a peer's message, so that the answer can always be packed. `draw` makes an accepted value, often one at a
+    limit of the rule, for tests that send every valid message.
     """
 
     def __init__(self, what: str) -> None:
         self.what = what
 
     def accepts(self, value: Any) -> bool:
-        """Whether the value keeps the rule, its exact type included."""
+        """Whether the value keeps the rule. A value of a subclass is refused."""
         raise NotImplementedError
 
     def mend(self, value: Any) -> Any:
-        """The value, changed where that makes it keep the rule."""
+        """The value, clamped to the rule where clamping is possible; otherwise unchanged."""
         return value
 
     def draw(self, rng: Random) -> Any:
@@ -78,7 +78,7 @@ class Host(Rule):
 
 
 class Prose(Rule):
-    """Text for people: cut rather than refused. It has no half of a surrogate pair, which nobody could print or pack again."""
+    """Text for people; `mend` cuts a long text. Half of a surrogate pair is refused, because it can be neither printed nor packed again."""
 
     def __init__(self) -> None:
         super().__init__(f"at most {TEXT_MAX_BYTES} bytes of text")
@@ -143,7 +143,7 @@ class Whole(Rule):
 
 
 class Real(Rule):
-    """A float, `least` <= value <= `most`. What is above `most` is cut to it if `cut` says so."""
+    """A float, `least` <= value <= `most`. With `cut`, `mend` turns a larger value into `most`."""
 
     def __init__(self, what: str, least: float, most: float, draws: tuple[float, ...], *, cut: bool = False) -> None:
         super().__init__(what)
@@ -166,7 +166,7 @@ class Real(Rule):
 
 
 class Distinct(Rule):
-    """A tuple of up to `most` items that keep a rule of their own, no two alike; pairs are alike if they begin alike."""
+    """A tuple of up to `most` different items, each of which keeps the rule `item`. Two pairs count as equal if their first parts are equal."""
 
     def __init__(self, item: Rule, most: int) -> None:
         super().__init__(f"a tuple of at most {most}, no two alike, each {item.what}")
@@ -178,7 +178,7 @@ class Distinct(Rule):
         return type(value) is tuple and len(value) <= self.most and all(map(self.item.accepts, value)) and not self.repeats(value)
 
     def repeats(self, value: tuple[Any, ...]) -> bool:
-        """Whether a tuple names something twice. All else about it has been found right."""
+        """Whether the tuple has two equal items. Its type, its length and its items have been checked before."""
         if len(value) < 2:
             return False
         return len(dict(value) if self._of_pairs else set(value)) < len(value)
@@ -193,7 +193,7 @@ class Distinct(Rule):
 
 
 class Pair(Rule):
-    """A tuple of two."""
+    """A tuple of two values, each with its rule."""
 
     def __init__(self, first: Rule, second: Rule) -> None:
         super().__init__(f"a pair: {first.what}; {second.what}")
@@ -211,7 +211,7 @@ class Pair(Rule):
 
 
 class Fields(Rule):
-    """A record inside a message: `kind` makes it of its fields, each of which keeps a rule of its own. Codecs see the tuple of its fields."""
+    """A record inside a message: `kind` makes the record of its fields, and each field has its rule. Codecs see the tuple of the fields."""
 
     def __init__(self, kind: Callable[..., Any], rules: dict[str, Rule]) -> None:
         super().__init__(f"a tuple of {', '.join(rules)}")

@@ -1,7 +1,7 @@
-"""Named random streams of one seed.
+"""Named random number generators of one seed.
 
-Each part of a run draws from a stream of its own, so that a change in one part (another policy, another arrival process) leaves the
-draws of all others as they were, and two runs can be compared request by request.
+Each part of a run draws from a generator of its own, so that a change in one part (another policy, another arrival process) does not change the draws of the
+other parts, and two runs can be compared request by request.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import random
 
 
 def rng_for(seed: int, name: str) -> random.Random:
-    """The stream `name` of `seed`: always the same draws, in any process.
+    """The generator called `name` of the seed `seed`: the same draws in every process.
 
-    Seeding from text goes through SHA-512 (CPython's `random.seed`, version 2), so the streams of neighbouring seeds and names are
-    unrelated and do not depend on PYTHONHASHSEED.
+    Seeding from text goes through SHA-512 (CPython's `random.seed`, version 2), so generators of neighbouring seeds and names are unrelated and do not
+    depend on PYTHONHASHSEED.
     """
     return random.Random(f"{seed}/{name}")

@@ -1,4 +1,4 @@
-"""Deadlines: exact ones, for the timers inside a role and those of many roles inside a driver; and coarse ones for very many things."""
+"""Deadlines: `Timers` for exact ones (the timers inside a role, the roles inside a driver), `Wheel` for coarse ones of 100,000 things."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ NEVER = -1
 
 
 class Timed(Protocol):
-    """What can be given an exact deadline. Both are the timers' to write; a thing is made with `inf` in them."""
+    """A thing that can be given an exact deadline. Only `Timers` writes the two fields; initialise both to inf."""
 
-    due_at: float  # when it comes due, absolute seconds; inf: it does not
-    entry_at: float  # where it stands in the heap; inf: nowhere
+    due_at: float  # when the thing comes due, absolute seconds; inf: never
+    entry_at: float  # the time of the thing's entry in the heap; inf: the heap has no entry for it
 
 
 T = TypeVar("T", bound=Timed)
@@ -23,7 +23,7 @@ T = TypeVar("T", bound=Timed)
 class Timers(Generic[T]):
     """Absolute deadlines in seconds, one for each thing. Equal deadlines come due in the order in which they were set.
 
-    Moving a deadline later, by far the most common change, leaves the thing's heap entry where it is; it is moved only when it comes to the front.
+    Moving a deadline later, by far the most common change, leaves the thing's heap entry in place; the entry is moved when it reaches the front.
     """
 
     __slots__ = ("_count", "_heap", "earliest")
@@ -31,10 +31,10 @@ class Timers(Generic[T]):
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, T]] = []
         self._count = 0
-        self.earliest = inf  # the earliest deadline set; inf: none is
+        self.earliest = inf  # the earliest deadline; inf: no deadline is set
 
     def set(self, thing: T, at: float) -> None:
-        """`thing` comes due at `at`, whatever it was set to before."""
+        """Let `thing` come due at `at`, instead of any deadline that it had before."""
         thing.due_at = at
         if at < thing.entry_at:
             thing.entry_at = at
@@ -46,13 +46,13 @@ class Timers(Generic[T]):
             self._tidy()
 
     def cancel(self, thing: T) -> None:
-        """`thing` does not come due."""
+        """Take away the deadline of `thing`."""
         thing.due_at = inf
         if self._heap and self._heap[0][2] is thing:
             self._tidy()
 
     def _tidy(self) -> None:
-        """Bring a thing to the front that is due when its entry says."""
+        """Drop or move entries at the front of the heap until the front entry has the true deadline of its thing."""
         heap = self._heap
         while heap:
             at, _, thing = heap[0]
@@ -60,7 +60,7 @@ class Timers(Generic[T]):
             if due_at == at:
                 self.earliest = at
                 return
-            if due_at == inf or thing.entry_at != at:  # cancelled, or another entry stands for it
+            if due_at == inf or thing.entry_at != at:  # the thing was cancelled, or another entry stands for it
                 if thing.entry_at == at:
                     thing.entry_at = inf
                 heappop(heap)
@@ -71,7 +71,7 @@ class Timers(Generic[T]):
         self.earliest = inf
 
     def pop_due(self, now: float) -> T | None:
-        """Take out one thing whose deadline is not after `now`; None when there is none."""
+        """Take out one thing whose deadline is not after `now`; None if there is no such thing."""
         if self.earliest > now:
             return None
         thing = heappop(self._heap)[2]
@@ -81,19 +81,19 @@ class Timers(Generic[T]):
 
 
 class Due(Protocol):
-    """What can be put into a wheel."""
+    """A thing that can be put into a wheel."""
 
-    due: int  # its slot in the wheel it is in; NEVER: in none
+    due: int  # the thing's slot in its wheel; NEVER: the thing is in no wheel
 
 
 D = TypeVar("D", bound=Due)
 
 
 class Wheel(Generic[D]):
-    """Deadlines in steps of `step_s`, each a slot with what comes due by then (the timing wheel of Varghese and Lauck, SOSP 1987).
+    """Deadlines in steps of `step_s`; each step has a slot with the things that come due in it (the timing wheel of Varghese and Lauck, SOSP 1987).
 
-    A thing comes due in one slot and keeps its number, so it costs a place in a queue and no more: setting and taking it are O(1) with 100,000 others, where
-    a heap would have to find its way among them. One set to an earlier slot leaves its place in the later one behind, which is void when it comes up.
+    Setting and taking a thing are O(1), whatever the number of things; a heap would need O(log n). A thing that is set to an earlier slot leaves a void place
+    behind in the later slot.
     """
 
     __slots__ = ("_order", "_slots", "step_s")
@@ -104,7 +104,8 @@ class Wheel(Generic[D]):
         self._order: list[int] = []  # heap of the slots in use
 
     def set(self, thing: D, at: float) -> None:
-        """`thing` comes due in the step that ends at or just after `at`, or before that if it was set so before: whoever takes it looks again."""
+        """Let `thing` come due in the step that ends at or just after `at`. An earlier deadline that was set before stays, so whoever takes the thing has to
+        check its true deadline."""
         slot = ceil(at / self.step_s)
         if thing.due != NEVER and thing.due <= slot:
             return
@@ -116,17 +117,17 @@ class Wheel(Generic[D]):
         queue.append(thing)
 
     def has_due(self, now: float) -> bool:
-        """There may be something to take."""
+        """Whether there may be things to take."""
         return bool(self._order) and self._order[0] * self.step_s <= now
 
     def take(self, now: float, most: int) -> list[D]:
-        """Take out what is due, in the order of its steps, at most so much; what is to come due again must be set again."""
+        """Take out at most `most` things that are due, in the order of their steps. A thing that is to come due again must be set again."""
         taken: list[D] = []
         while self.has_due(now) and len(taken) < most:
             slot = self._order[0]
             queue = self._slots[slot]
             thing = queue.popleft()
-            if thing.due == slot:  # else it was set to an earlier one since
+            if thing.due == slot:  # otherwise the place is void: the thing was set to an earlier slot
                 thing.due = NEVER
                 taken.append(thing)
             if not queue:

@@ -1,1 +1,1 @@
-"""What must always hold, one file for each subject."""
+"""Checkers of invariants, one file for each subject."""

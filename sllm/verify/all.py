@@ -1,10 +1,10 @@
-"""What must hold in every run, watched while it runs.
+"""All checkers of invariants, which watch every run.
 
-A checker sees events as they happen (O(1) each), looks at nodes now and then (a bounded number each time), and at all of them at the end. A checker knows
-nodes by their capabilities (`sllm.protocol.capabilities`), never by their class. What is broken raises InvariantViolation with the seed, the time and the last
-events; the same seed breaks again at the same moment.
+A checker handles events as they happen (O(1) each), inspects a bounded number of nodes at regular intervals, and inspects all nodes at the end. A checker
+knows nodes by their capabilities (`sllm.protocol.capabilities`), never by their class. A broken invariant raises InvariantViolation with the seed, the time
+and the last events; the same seed breaks the same invariant at the same moment.
 
-A new checker is a subclass of Checker with a name, in any file of this folder, which is listed to find it.
+A new checker is a subclass of Checker with a name, in any file of this folder; the checkers are found by listing the folder.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = ["Checkers", "InvariantViolation", "list_checkers"]
 
 @cache
 def list_checkers() -> dict[str, type[Checker]]:
-    """Every checker of this folder, by name, in alphabetical order. ImportError names the files that cannot be imported: without their checkers no run is
-    held to what it must keep."""
+    """Every checker of this folder, by name, in alphabetical order. ImportError names the files that cannot be imported, because a run without their checkers
+    would not check all invariants."""
     folder = read_folder(verify, _checkers_of)
     if folder.broken:
         raise ImportError("\n".join(folder.broken.values()))
@@ -65,7 +65,7 @@ class Checkers:
         return checkers
 
     def subscribe(self, bus: EventBus) -> None:
-        """Hear what each checker wants to hear."""
+        """Subscribe each checker to the events that it needs."""
         for checker in self.all:
             bus.subscribe_all(checker.handlers())
 
@@ -78,13 +78,13 @@ class Checkers:
             checker.inspect()
 
     def finish(self, at_rest: bool) -> None:
-        """The last look. `at_rest` only after every request has ended and some report intervals have passed without a fault."""
+        """The last inspection. `at_rest` only after every request has ended and some report intervals have passed without a fault."""
         for checker in self.all:
             checker.finish(at_rest)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How often each thing was looked at."""
+        """The number of checks, by checker."""
         return {checker.name: checker.checked for checker in self.all}
 
     @property
@@ -93,14 +93,14 @@ class Checkers:
 
     @property
     def at_rest(self) -> bool:
-        """Nothing is open at a node that could go on with it: no request at a client, no work at a worker."""
+        """Whether no work is left that a node could go on with: no request at a client, no request at a worker."""
         return all(checker.at_rest for checker in self.all)
 
     def settle(self, within_s: float, grace_s: float, step_s: float = 1.0) -> float:
-        """The liveness phase, after the last arrival and fault: let time pass until nothing is open, then `grace_s` more, for the last reports and
-        acknowledgements (some report intervals), then the last look. Both times are those of the slowest clock. Something must come to an end every
-        `within_s`: workers that were given too much have much left to do, even work that their clients have given up. Returns how long the first part
-        took."""
+        """The liveness phase, after the last arrival and fault: run until no work is left, then `grace_s` longer for the last reports and acknowledgements
+        (some report intervals), then make the last inspection. Both times are by the slowest clock. InvariantViolation if nothing comes to an end for
+        `within_s`; the whole phase may take longer, because overloaded workers still do work that clients have given up. Returns the seconds until no work
+        was left."""
         world = self.context.world
         assert world is not None
         slowest = min((host.clock.rate for host in world.hosts.values() if host.clock.rate < 1.0 and not host.stands_still), default=1.0)
@@ -108,7 +108,7 @@ class Checkers:
         began = since = world.now
         finished = self._finished
         while not self.at_rest:
-            if world.now >= since + within_s:  # the sum that time runs to below: a difference may round to less, for ever
+            if world.now >= since + within_s:  # the same sum as below; the difference `now - since` could round to less than `within_s` for ever
                 problem = f"not at rest, and nothing has come to an end for {within_s:.12g} s"
                 raise InvariantViolation("liveness", problem, world.seed, world.now, world.bus.recent)
             world.run(min(world.now + step_s, since + within_s))

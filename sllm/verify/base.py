@@ -1,4 +1,4 @@
-"""What checkers are made of: the base class, what they may look at, and the error they raise."""
+"""The base class of checkers, the context that they may read, and the error that they raise."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sllm.protocol.node import Node
 from sllm.virtual.host import Host
 from sllm.virtual.world import World
 
-ROWS_PER_LOOK = 4  # rows of a fleet table looked at each time; the next look goes on where this one stopped
+ROWS_PER_LOOK = 4  # rows of a fleet table read in one inspection; the next inspection goes on with the following rows
 HOSTS_PER_LOOK = 16
-ROUNDING_S = 1e-6  # by which sums of float costs and times converted between clocks may be off
+ROUNDING_S = 1e-6  # tolerance for sums of float costs and for times converted between clocks
 
 
 class InvariantViolation(Exception):
-    """Something that must hold did not. The text has the seed, the time and the last events, so that anybody can see the violation again."""
+    """An invariant was broken. The text has the seed, the time and the last events, so that anybody can reproduce the violation."""
 
     def __init__(self, checker: str, problem: str, seed: int, at_s: float, recent: Iterable[Event] = ()) -> None:
         self.checker = checker
@@ -32,12 +32,12 @@ class InvariantViolation(Exception):
 
 
 def _without_wall_clock(event: Event) -> Event:
-    """The event without what took wall time, which differs from run to run: the same seed gives the same text to the byte."""
+    """The event without its field of wall time, which differs from run to run, so that the same seed gives the same text to the byte."""
     return event.replace(decision_s=0.0) if isinstance(event, RequestRouted) else event
 
 
 class Context:
-    """What a checker may look at. A live run has no world, so only its events are checked."""
+    """The objects that a checker may read. A live run has no world, so only its events are checked."""
 
     def __init__(self, seed: int, now: Callable[[], float], recent: deque[Event], world: World | None = None) -> None:
         self.seed = seed
@@ -54,44 +54,44 @@ class Context:
         return [tracker for node in self.nodes() if (tracker := capable(node, TracksWorkers)) is not None]
 
     def still_nodes(self) -> set[object]:
-        """The nodes on hosts that stand still: what is open there comes to no end."""
+        """The nodes on frozen hosts, whose work comes to no end."""
         return {host.node for host in self.world.hosts.values() if host.node is not None and host.stands_still} if self.world else set()
 
     def is_host(self, worker_id: str) -> bool:
-        """Whether this is a worker of the world. Nothing is known of what other workers report, nor of what the workers of a live run do."""
+        """Whether `worker_id` is a worker of the world. The reports of other workers, and the acts of the workers of a live run, cannot be checked."""
         return self.world is not None and worker_id in self.world.hosts
 
 
 class Checker:
-    """Base of the checkers: each holds one thing that must hold. A class of this kind in a file of this folder is a checker of every run."""
+    """Base of the checkers, each of which checks one invariant. Every subclass in a file of this folder checks every run."""
 
     name: ClassVar[str] = ""
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.checked = 0  # how often the thing was looked at
+        self.checked = 0  # number of checks made
 
     def handlers(self) -> dict[type, Handler]:
-        """The method for each kind of event that the checker wants to see."""
+        """The handler of each kind of event that the checker needs."""
         return {}
 
     def on_life(self, what: str, host: Host) -> None:
         """A host crashed, froze, ... (World.lifecycle)."""
 
     def inspect(self) -> None:
-        """Look at some nodes: O(1) whatever the size of the fleet."""
+        """Inspect some nodes, at a cost that does not grow with the fleet."""
 
     def finish(self, at_rest: bool) -> None:
-        """The run is over; `at_rest`: every request has ended and time enough has passed for every report and acknowledgement."""
+        """The run is over; `at_rest`: every request has ended, and enough time has passed for every report and acknowledgement to arrive."""
 
     @property
     def at_rest(self) -> bool:
-        """Nothing this checker follows is under way."""
+        """Whether nothing that this checker follows is under way."""
         return True
 
     @property
     def finished(self) -> int:
-        """How many of the things that this checker follows have come to an end. While the number grows, work goes on."""
+        """The number of things followed by this checker that have come to an end. While the number grows, work goes on."""
         return 0
 
     def fail(self, problem: str) -> None:
@@ -99,7 +99,7 @@ class Checker:
 
 
 class Cursor:
-    """Goes round a fleet a bounded number of steps at a time."""
+    """Iterates over a fleet again and again, a bounded number of steps at a time."""
 
     def __init__(self) -> None:
         self._pending: list[Any] = []

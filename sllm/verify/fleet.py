@@ -1,4 +1,4 @@
-"""Checkers of what a coordinator knows about its workers."""
+"""Checkers of a coordinator's table of workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sllm.virtual.host import Host
 
 
 class LiveDispatch(Checker):
-    """Nobody is sent to a worker that the coordinator itself knows to be anything but READY."""
+    """The coordinator places requests only on workers that its own table has as READY."""
 
     name = "live-dispatch"
 
@@ -41,8 +41,8 @@ class LiveDispatch(Checker):
 
 
 class MemberOrder(Checker):
-    """A worker's row never goes back to an older (incarnation, sequence), but to a life with a lower incarnation once the known one has been silent for the
-    timeout: its clock was set back. Nor does the count of its lost reports shrink within a life."""
+    """A worker's row never goes back to an older (incarnation, sequence). The one exception: a life with a lower incarnation, because its clock was set back,
+    may follow a life that has been silent for the timeout. Within a life the count of lost reports does not shrink."""
 
     name = "member-order"
 
@@ -55,7 +55,7 @@ class MemberOrder(Checker):
         return {WorkerStateChanged: self._on_state, RequestRouted: self._on_routed}
 
     def _on_state(self, node: Node, event: Any) -> None:
-        if event.old == "":  # never heard of, or forgotten since: nothing to be older than
+        if event.old == "":  # the worker is new or was forgotten, so any numbers are allowed
             self._seen.pop((node, event.worker_id), None)
         self._look(node, event.worker_id)
 
@@ -71,16 +71,17 @@ class MemberOrder(Checker):
         key = (node, worker_id)
         before, heard_at = self._seen.get(key, (state, row.heard_at))
         if state < before or (state[0] == before[0] and state[2] < before[2]):
-            silent_s = row.heard_at - heard_at  # or less: reports may have come since the last look
-            other_life = state[0] < before[0] or not self.context.is_host(worker_id)  # of no host: there may have been a third one between the looks
-            enough_s = self._timeout_s(tracker, worker_id) if other_life else 2.0 * FRESH_WITHIN_S  # for one life: somebody else had used up its numbers
+            silent_s = row.heard_at - heard_at  # at most: reports may have come since the last inspection
+            other_life = state[0] < before[0] or not self.context.is_host(worker_id)  # without a host, a third life may have come between two inspections
+            enough_s = self._timeout_s(tracker, worker_id) if other_life else 2.0 * FRESH_WITHIN_S  # same life: a forger had used up its numbers
             if silent_s < enough_s - ROUNDING_S:
                 self.fail(f"{worker_id} went from (incarnation, sequence, lost) {before} back to {state}, and had been silent for {silent_s:.3f} s at most")
         self._seen[key] = state, row.heard_at
         self.checked += 1
 
     def _timeout_s(self, node: TracksWorkers, worker_id: str) -> float:
-        """The least silence after which a life of a worker is over. Workers of the world report at the configured interval; of others nothing is known."""
+        """The least silence after which a life of a worker is over. Workers of the world report at the configured interval; the interval of others is unknown.
+        """
         config = node.config
         intervals_s = config.suspect_intervals * config.report_interval_s if self.context.is_host(worker_id) else 0.0
         return float(max(config.worker_timeout_s, intervals_s))
@@ -101,7 +102,7 @@ class MemberOrder(Checker):
 
 
 class InFlight(Checker):
-    """What is in flight to a worker is never negative, adds up, stands in the right index, and is nothing at rest."""
+    """The dispatches in flight to a worker are never negative, add up, stand in the right index, and are none at rest."""
 
     name = "in-flight"
 

@@ -1,4 +1,4 @@
-"""Checkers of requests and the work done for them."""
+"""Checkers of requests and of the work that workers do for them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sllm.virtual.host import Host
 
 
 class Conservation(Checker):
-    """A request that was sent ends exactly once: completed, failed or rejected; the books balance."""
+    """A request that was sent ends exactly once: completed, failed or rejected; sent = ended + open + abandoned."""
 
     name = "conservation"
 
@@ -86,7 +86,7 @@ class Conservation(Checker):
                 self.fail(f"{node.node_id} carries {carrier.in_flight} requests, {carried[node]} of its requests are open")
 
     def _left(self) -> list[str]:
-        """Requests open at clients that can see them through."""
+        """Open requests at clients that are neither down nor frozen."""
         still = self.context.still_nodes()
         return [request_id for request_id, node in self.open.items() if node not in still]
 
@@ -106,14 +106,14 @@ class Conservation(Checker):
 
 
 class WorkOnce(Checker):
-    """A life of a worker takes a request it does not have, serves what it took, and has nothing left at rest."""
+    """A life of a worker takes a request only if it does not have that request, serves the requests it took, and has none left at rest."""
 
     name = "work-once"
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.open: dict[Node, set[str]] = {}
-        self._emptying: set[Node] = set()  # workers that gave a request up: it runs on to the end of its round
+        self._emptying: set[Node] = set()  # workers that gave a request up, which runs on to the end of its round
 
     def handlers(self) -> dict[type, Handler]:
         return {
@@ -155,7 +155,7 @@ class WorkOnce(Checker):
             self.open.pop(host.node, None)
 
     def _left(self) -> list[tuple[Node, set[str]]]:
-        """Work open on nodes that can go on with it."""
+        """Open work on nodes that are neither down nor frozen."""
         healthy = {host.node for host in self.context.world.hosts.values() if not host.stands_still} if self.context.world else set()
         return [(node, taken) for node, taken in self.open.items() if taken and node in healthy]
 
@@ -164,7 +164,7 @@ class WorkOnce(Checker):
         return not self._left() and not self._is_emptying()
 
     def _is_emptying(self) -> bool:
-        """What was given up still runs somewhere."""
+        """Whether a request that was given up still runs on a worker."""
         for host in self.context.world.hosts.values() if self.context.world and self._emptying else ():
             server = capable(host.node, HasEngine)
             if server is not None and host.node in self._emptying and not host.stands_still:
@@ -184,7 +184,7 @@ class WorkOnce(Checker):
 
 
 class SingleFlight(Checker):
-    """A worker never loads a model that it is loading or has."""
+    """A worker never loads a model that it is loading already or has loaded."""
 
     name = "single-flight"
 
@@ -220,14 +220,14 @@ class SingleFlight(Checker):
 
 
 class FirstToken(Checker):
-    """A request's time to first token is that of the answer that counts: the first token of the worker that completed it, if the client saw that token come,
-    whatever other workers had sent before."""
+    """A request's time to first token is that of the answer that counts: the first token of the worker that completed the request, if the client saw that token
+    arrive, even if other workers had sent a first token before."""
 
     name = "first-token"
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._seen: dict[tuple[Node, str], dict[str, float]] = {}  # by client and request: when the first token of each worker came, from the arrival on
+        self._seen: dict[tuple[Node, str], dict[str, float]] = {}  # (client, request) -> worker -> seconds from the arrival to the worker's first token
 
     def handlers(self) -> dict[type, Handler]:
         return {FirstTokenReceived: self._on_first_token, RequestCompleted: self._on_completed, RequestFailed: self._on_end, RequestRejected: self._on_end}

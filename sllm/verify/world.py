@@ -1,4 +1,4 @@
-"""Checkers of the books of datagrams and of load reports, of corrupted datagrams and of memory."""
+"""Checkers of the counts of datagrams and of load reports, of corrupted datagrams and of memory."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ReportBooks(Checker):
         self.checked += books["sent"]
 
     def _books(self) -> Counter[str]:
-        """Of all lives so far."""
+        """The counts of all lives so far."""
         books = self._past.copy()
         for node in self.context.nodes():
             books.update(_report_books(node))
@@ -118,13 +118,13 @@ class InvalidIgnored(Checker):
 
 
 class BoundedMemory(Checker):
-    """No table of a node grows beyond what the fleet and the requests of the last minutes account for."""
+    """No table of a node grows beyond a limit that follows from the fleet and the requests of the last minutes."""
 
     name = "bounded-memory"
     SLACK = 2_000
     PER_HOST = 16
     PER_REQUEST = 4
-    EVERY = 20  # inspections: growth is slow, and looking at every table is not cheap
+    EVERY = 20  # inspections between two checks: growth is slow, and reading every table is expensive
     KEEP_S = 600.0  # nothing about a request is kept longer than this, but in tables with a cap of their own:
     CAPS: ClassVar[dict[str, int]] = {"_replay": GUARDED_MAX, "_finished": 50_000}
 
@@ -144,7 +144,7 @@ class BoundedMemory(Checker):
         self._sent += 1
 
     def limit(self) -> int:
-        """Most entries a table may have now."""
+        """The largest number of entries that a table may have now."""
         now = self.context.now()
         self._history.append((now, self._sent))
         while self._history[0][0] < now - self.KEEP_S and len(self._history) > 1:

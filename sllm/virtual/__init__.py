@@ -1,1 +1,1 @@
-"""The driver of virtual time: hosts, the network between them, and what goes wrong with both."""
+"""The driver of virtual time: hosts, the network between them, and the faults of both."""

@@ -1,4 +1,4 @@
-"""How datagrams get from host to host: the short way of a network on which nothing can happen to them, and the way of any other.
+"""Carriers take datagrams from host to host: a fast one for a network without faults and with one constant latency, and one for every other network.
 
 A world has one carrier at a time, and another one as soon as its network changes. Both give the same run on a plain network.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Carrier:
-    """Sends what nodes have in their outboxes."""
+    """Sends the datagrams in the outboxes of nodes."""
 
     __slots__ = ("_world",)
 
@@ -26,12 +26,13 @@ class Carrier:
         self._world = world
 
     def transmit(self, host: Host, node: Node) -> None:
-        """Take what the node of a host wants to send out of its outbox, and see to it that it arrives."""
+        """Empty the outbox of a host's node, and schedule the arrivals."""
         raise NotImplementedError
 
 
 class PlainCarrier(Carrier):
-    """One constant latency, and nothing that could happen on the way. Datagrams are in order by themselves then: they need no heap, a queue will do."""
+    """For one constant latency and a network without faults. Datagrams then arrive in the order in which they are sent, and a queue (the lane) replaces the
+    heap."""
 
     __slots__ = ("_lane", "_latency_s")
 
@@ -54,7 +55,7 @@ class PlainCarrier(Carrier):
 
 
 class LinkCarrier(Carrier):
-    """Each datagram as the network decides, and as bytes if the world has them."""
+    """Asks the network about each datagram, and carries datagrams as bytes if the world has a codec (`--wire`)."""
 
     __slots__ = ()
 
@@ -70,7 +71,7 @@ class LinkCarrier(Carrier):
                 self._world.network.lose(UNROUTABLE, kind_of(envelope))
 
     def _send(self, host: Host, node: Node, target: Host, envelope: Any) -> None:
-        """One datagram, in as many copies as the network makes of it."""
+        """Schedule the arrivals of one datagram: none if it is lost, several if the network copies it."""
         world, source = self._world, host.address
         packed = Packed(_pack(node, envelope), kind_of(envelope)) if world.wire else None
         for at, flip in world.network.carry(host.name, target.name, envelope, world.now):

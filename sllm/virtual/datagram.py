@@ -1,5 +1,5 @@
-"""What a datagram is while a world carries it: an envelope, its bytes, or either with a wrong bit. The books of each kind of message must know it in all of
-these forms."""
+"""The forms of a datagram that a world carries: an envelope, its bytes, or either with a wrong bit. The counts of messages by kind need the kind in every
+form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Packed:
-    """A datagram as signed bytes, and the kind of its message: nobody but its sender could tell that from the bytes."""
+    """A datagram as signed bytes, with the kind of its message, which the network cannot read from the bytes."""
 
     __slots__ = ("data", "kind")
 
@@ -23,7 +23,8 @@ class Packed:
 
 
 class Spoiled(Target):
-    """A datagram with a wrong bit on its way to a host. `data` is None while envelopes travel as objects: then it is refused as its bytes would be."""
+    """A datagram with a wrong bit on its way to a host. `data` is None if envelopes travel as objects; the host then refuses the datagram as it would refuse
+    the bytes."""
 
     __slots__ = ("data", "host", "kind")
 
@@ -33,18 +34,18 @@ class Spoiled(Target):
         self.kind = kind
 
     def happen(self, what: Any, source: Any) -> None:
-        """It arrives. Whatever is wrong with the datagram, the host may be in good health; it is heard the careful way all the same."""
+        """The datagram arrives. A spoiled datagram always takes the host's slow path, even if nothing is wrong with the host."""
         self.host.arrive(self, source)
 
 
 def kind_of(what: Any) -> type[Message]:
-    """The kind of message in a datagram, whatever form the datagram travels in."""
+    """The kind of message in a datagram of any form."""
     kind: type[Message] = what.kind if isinstance(what, Packed | Spoiled) else type(what.message)
     return kind
 
 
 def flip_bit(data: bytes, where: float) -> bytes:
-    """`data` with one bit wrong. `where` on 0..1 chooses it in the second half: body and tag, so that the tag is what gives it away."""
+    """`data` with one bit wrong. `where`, from 0 to 1, chooses a bit of the second half, which has body and tag, so that the check of the tag fails."""
     first = len(data) // 2
     bit = min(int(where * (len(data) - first) * 8), (len(data) - first) * 8 - 1)
     changed = bytearray(data)

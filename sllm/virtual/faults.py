@@ -1,4 +1,4 @@
-"""Fault schedules: what goes wrong when, where and for how long, read from TOML.
+"""Fault schedules, read from TOML: the kind, place, time and duration of every fault.
 
     [[fault]]
     at = 10.0                      # seconds of the run's clock
@@ -39,7 +39,7 @@ COMMON: dict[str, Key] = {
     "every": Key(Number(above=0.0), "time from one repetition to the next, s"),
     "until": Key(Number(), "the last repetition begins before this time, s"),
 }
-DRAWN_FOR_S = (1.0, 8.0)  # least and most that a drawn fault lasts, unless said otherwise
+DRAWN_FOR_S = (1.0, 8.0)  # default of the shortest and the longest duration of a drawn fault
 RANDOM_KEYS = {
     "from": Key(Number(), "faults begin after this time, s", default=0.0),
     "until": Key(Number(), "no fault begins after this time, s", required=True),
@@ -49,7 +49,7 @@ RANDOM_KEYS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong. Times in seconds of the run's clock."""
+    """One fault. Times are in seconds of the run's clock."""
 
     at_s: float
     kind: str
@@ -59,16 +59,16 @@ class Fault:
 
     @property
     def end_s(self) -> float:
-        """When nothing of it is left to happen; for one that lasts for good, when it begins."""
+        """The time of the fault's last action; for a fault that lasts for good, the time at which it begins."""
         return self.end_s_for(len(self.options.get("hosts", ())))
 
     def end_s_for(self, hosts: int) -> float:
-        """When nothing of a fault that hits this number of hosts is left to happen."""
+        """The time of the last action of a fault that hits this number of hosts."""
         stagger_s, linger_s = float(self.options.get("stagger", 0.0)), float(self.options.get("linger") or 0.0)
         return self.at_s + (self.for_s or 0.0) + stagger_s * max(0, hosts - 1) + linger_s
 
     def describe(self) -> str:
-        """One line for a report."""
+        """One line for people."""
         options = self.options
         what = ", ".join(f"{key} {_show(value)}" for key, value in options.items() if key not in ("hosts", "from", "to") and value not in (None, False, 0.0))
         if "hosts" in options:
@@ -88,12 +88,12 @@ class Schedule:
 
     @property
     def end_s(self) -> float:
-        """The faults stop at this time: after it nothing goes wrong any more, though what lasts for good stays wrong."""
+        """The time after which no fault begins or ends; faults that last for good stay."""
         return max((fault.end_s for fault in self.faults), default=0.0)
 
     @property
     def heals(self) -> bool:
-        """Every fault ends by itself, so everything must come right again."""
+        """Whether every fault ends by itself, so that the fleet must recover completely."""
         return all(fault.for_s is not None or fault.kind == "drain" for fault in self.faults)
 
     def describe(self) -> list[str]:
@@ -109,7 +109,7 @@ def load_schedule(path: str, seed: int) -> Schedule:
 
 
 def parse_schedule(text: str, seed: int, source: str = "faults") -> Schedule:
-    """Like load_schedule, from text; `source` names it in errors."""
+    """The schedule in a text; `source` names the text in errors. UsageError as `load_schedule`."""
     data = toml.parse(text, source)
     reader = _Reader(source, text)
     for key in data:
@@ -153,7 +153,7 @@ def random_faults(
 
 
 class _Reader:
-    """Checks tables and says where in the text a mistake stands."""
+    """Checks tables; errors name the place in the text."""
 
     def __init__(self, source: str, text: str) -> None:
         self._source = source
@@ -256,7 +256,7 @@ class _Reader:
         return values
 
     def value(self, rule: Rule, value: Any, name: str, index: int, key: str) -> Any:
-        """The value as the program uses it."""
+        """The value, converted to the type that the program uses."""
         if problem := rule.problem(value):
             self.fail(f"{key}={value!r}: {problem}", table=name, index=index, key=key)
         return rule.read(value)

@@ -1,4 +1,4 @@
-"""Arrivals from outside: when something comes to a host that no other host has sent, and what is done with it then."""
+"""Arrivals from outside the world, such as a client's requests: items that come to a host without having been sent by another host."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-AHEAD = 64  # arrivals taken in advance: reading a trace some rows at a time is quicker than one by one in between
+AHEAD = 64  # arrivals taken in advance, because reading several rows of a trace at a time is faster
 
 
 class Feed(Target):
-    """What comes to one host, in order of time. Taken some at a time, never all; one entry of the world's heap stands for the next that comes."""
+    """The arrivals of one host, in order of time. At most `AHEAD` of them are taken in advance; one entry of the world's heap stands for the next arrival."""
 
     __slots__ = ("_ahead", "_arrivals", "_ended", "_host", "_item", "submit")
 
@@ -26,13 +26,13 @@ class Feed(Target):
     ) -> None:
         self.submit: Callable[[Any, float], object] = submit
         self._host = host
-        self._item: Any = None  # the one that comes next
+        self._item: Any = None  # the next item
         self._arrivals = iter(arrivals)
         self._ended = ended
-        self._ahead: list[tuple[float, Any]] = []  # those after it, the nearest last
+        self._ahead: list[tuple[float, Any]] = []  # (time, item) of the items after the next one, the nearest last
 
     def happen(self, what: Any, source: Any) -> None:
-        """The next one comes."""
+        """The next item arrives."""
         host, item = self._host, self._item
         node = host.sound
         if node is None:

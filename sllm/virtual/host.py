@@ -1,8 +1,8 @@
-"""A simulated machine: what runs on it, what comes to it, and what befalls it.
+"""A simulated machine: the node on it, the arrivals at it, and the faults of it.
 
-What comes to a machine in good health goes straight to its node. As soon as anything about the machine is out of the ordinary (it is down, frozen, has a
-clock of its own or a small socket buffer), `Host.sound` is None, and whatever comes takes the careful way: `arrive`, `take` and `wake` look at everything
-that may be wrong. Both ways do the same to a machine in good health.
+Arrivals at a machine without faults go straight to its node (the fast path). While a machine has any fault (it is down, frozen, has a clock of its own or a
+small socket buffer), `Host.sound` is None, and arrivals take the slow path: `arrive`, `take` and `wake`, which check for every fault. On a machine without
+faults both paths do the same.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
 INF = float("inf")
 SPINS_MAX = 100_000  # wake-ups of one host at one moment; more is a deadline that handle_timer does not move
-TICK_S = 1e-9  # least distance of two wake-ups of a host whose clock runs at a rate of its own: conversions round
+TICK_S = 1e-9  # least time between two wake-ups of a host whose clock has a rate of its own, because converted times are rounded
 
 MakeNode = Callable[[int, float], Node]
 """(incarnation, now) -> a new life of the node."""
 
 
 class SocketBuffer:
-    """A socket buffer that holds `datagrams`, taken out at a steady rate; what does not fit is lost."""
+    """A socket buffer for `datagrams` datagrams, emptied at a steady rate; datagrams that do not fit are lost."""
 
     __slots__ = ("_drained_per_s", "_level", "_seen_s", "datagrams")
 
     def __init__(self, datagrams: int, drained_per_s: float, now: float) -> None:
         self.datagrams = datagrams
         self._drained_per_s = drained_per_s
-        self._level = 0.0  # datagrams in it when it was last looked at
+        self._level = 0.0  # datagrams in the buffer at the last call of `admit`
         self._seen_s = now
 
     def has_room(self, now: float) -> bool:
@@ -53,7 +53,7 @@ class SocketBuffer:
 
 
 class Alarm(Target):
-    """Wakes the node of a host at `due`; an entry for any other time is void."""
+    """Wakes the node of a host at `due`. Heap entries for any other time are void."""
 
     __slots__ = ("_host", "due")
 
@@ -103,35 +103,35 @@ class Host(Target):
         self.address = address
         self.name = address[0]
         self.node = node  # None: down
-        self.sound = node  # the node while nothing is wrong with this host; else None
+        self.sound = node  # the node while the host has no fault, otherwise None
         self.make_node = make_node
         self.incarnation = node.incarnation if node is not None else 0
-        self.life = 1  # how many nodes ran here so far
+        self.life = 1  # number of lives so far
         self.alarm = Alarm(self)
         self.clock = HostClock()
         self.buffer: SocketBuffer | None = None  # None: large enough
         self.frozen = False
-        self.held: list[tuple[Any, Any]] = []  # what came while frozen: (datagram, address) or (item, feed)
+        self.held: list[tuple[Any, Any]] = []  # arrivals while frozen: (datagram, address) or (item, feed)
         self._spin_at = -1.0
         self._spins = 0
         self.refresh()
 
     @property
     def stands_still(self) -> bool:
-        """What is open here comes to no end while this lasts."""
+        """Whether the host is frozen or so slow that its work comes to no end."""
         return self.frozen or self.clock.stands_still
 
     def read_clock(self) -> float:
-        """What the machine's monotonic clock shows now: the time to hand to its node."""
+        """The machine's monotonic clock, which is the `now` of its node."""
         return self.clock.read(self.node, self.world.now)
 
     def __repr__(self) -> str:
         return f"Host({self.name!r}, life {self.life}{', frozen' if self.frozen else ''}{', down' if self.node is None else ''})"
 
-    # --- what comes -------------------------------------------------------------------------------------------------------------------
+    # --- arrivals ---------------------------------------------------------------------------------------------------------------------
 
     def happen(self, what: Any, source: Any) -> None:
-        """A datagram comes."""
+        """A datagram arrives."""
         node = self.sound
         if node is None:
             self.arrive(what, source)
@@ -145,7 +145,7 @@ class Host(Target):
         self.settle(node)
 
     def arrive(self, what: Any, source: Address) -> None:
-        """A datagram comes to a host of which anything may be wrong."""
+        """A datagram arrives at a host that may have any fault."""
         network = self.world.network
         if self.node is None:
             network.lose(DOWN, kind_of(what))
@@ -160,7 +160,7 @@ class Host(Target):
             self._hear(self.node, what, source)
 
     def take(self, feed: Feed, item: Any) -> None:
-        """Something comes from outside to a host of which anything may be wrong."""
+        """An item of a feed arrives at a host that may have any fault."""
         if self.node is None:
             self.world.unsubmitted += 1
         elif self.frozen:
@@ -170,7 +170,7 @@ class Host(Target):
             self.settle(self.node)
 
     def wake(self) -> None:
-        """Its alarm goes off on a host of which anything may be wrong."""
+        """The alarm of a host that may have any fault goes off."""
         if self.node is not None and not self.frozen:
             self.node.handle_timer(self.read_clock())
             self.settle(self.node)
@@ -188,15 +188,15 @@ class Host(Target):
             node.receive(what, source, now)
         self.settle(node)
 
-    # --- what the node wants ------------------------------------------------------------------------------------------------------------
+    # --- the node's output --------------------------------------------------------------------------------------------------------------
 
     def touch(self) -> None:
-        """Take what the node wants to send or tell, and when it wants to wake, after something other than the world talked to it."""
+        """Take over the node's outbox, events and deadline; to be called after something other than the world has called the node."""
         if self.node is not None and not self.frozen:
             self.settle(self.node)
 
     def settle(self, node: Node) -> None:
-        """Send and tell what the node wants sent and told, and set the alarm to when it wants to wake."""
+        """Send the node's outbox, publish its events and set the alarm to its deadline."""
         if self.outbox:
             self.world.carrier.transmit(self, node)
         events = self.events
@@ -218,7 +218,7 @@ class Host(Target):
         return wake_at if self.clock.is_true else max(self.clock.world_time(wake_at), self.world.now + TICK_S)
 
     def _at_once(self) -> float:
-        """The node wants to wake now, or would have wanted to before. RuntimeError for one that never wants anything else."""
+        """The time at which to wake a node whose deadline is not after now. RuntimeError for a node whose deadline never moves."""
         now = self.world.now
         self._spins = self._spins + 1 if self._spin_at == now else 1
         self._spin_at = now
@@ -226,13 +226,13 @@ class Host(Target):
             raise RuntimeError(f"{self.name} asks to be woken at {now} again and again: handle_timer does not move wake_at")
         return now
 
-    # --- what befalls it --------------------------------------------------------------------------------------------------------------
+    # --- faults -----------------------------------------------------------------------------------------------------------------------
 
     def crash(self) -> None:
-        """The process dies: its node is gone, what reaches the host from now on is lost, and nothing is said to anyone."""
+        """The process dies without a message to anyone: the node is gone, and datagrams that reach the host from now on are lost."""
         self._tell("crash")
         self._lose(self.held)
-        if self.node is not None:  # what a frozen node could not send dies with it
+        if self.node is not None:  # the messages that a frozen node could not send are lost
             self.world.network.lost_by_kind.update(kind_of(envelope) for envelope, _ in self.node.outbox)
         self.held.clear()
         self.node = None
@@ -241,7 +241,7 @@ class Host(Target):
         self.refresh()
 
     def _lose(self, held: Iterable[tuple[Any, Any]]) -> None:
-        """What waited for the host is lost with it."""
+        """Count the arrivals that waited for the frozen host as lost."""
         for what, source in held:
             if isinstance(source, Feed):
                 self.world.unsubmitted += 1
@@ -249,8 +249,8 @@ class Host(Target):
                 self.world.network.lose(DOWN, kind_of(what))
 
     def restart(self) -> Node:
-        """A new life at the same address. Its incarnation is what the host's wall clock shows, so it is lower than the last one if that clock was set back
-        meanwhile; no two lives have the same. Datagrams still on their way reach it, as on a real network."""
+        """Begin a new life at the same address. The incarnation is the time of the host's wall clock, so it is lower than the last one if that clock was set
+        back meanwhile; no two lives have the same incarnation. Datagrams still on their way reach the new life, as on a real network."""
         if self.make_node is None:
             raise ValueError(f"{self.name} cannot restart: it was added without make_node")
         if self.node is not None:
@@ -270,7 +270,7 @@ class Host(Target):
         return node
 
     def freeze(self) -> None:
-        """The process stands still: what arrives waits in its socket, its timers do not run."""
+        """Freeze the process: arrivals wait in its socket, and its timers do not run."""
         if self.node is None or self.frozen:
             return
         self.frozen = True
@@ -278,7 +278,7 @@ class Host(Target):
         self._tell("freeze")
 
     def thaw(self) -> None:
-        """It goes on: what waited is handled now, late, then its timers."""
+        """Let a frozen process go on: it handles the arrivals that waited, then its timers."""
         if not self.frozen:
             return
         self.frozen = False
@@ -286,7 +286,7 @@ class Host(Target):
         self._tell("thaw")
         held, self.held = iter(self.held), []
         for what, source in held:
-            if self.node is None:  # an observer let it crash
+            if self.node is None:  # a handler of an event has crashed the host
                 self._lose(((what, source), *held))
                 break
             if isinstance(source, Feed):
@@ -315,13 +315,13 @@ class Host(Target):
         return ghost
 
     def jump_wall_clock(self, by_s: float) -> None:
-        """Set the wall clock wrong by `by_s` more, in this life and the next ones. The monotonic clock is not moved."""
+        """Move the wall clock by `by_s`, in this life and the next ones. The monotonic clock is not moved."""
         self.clock.wall_jump_s += by_s
         if self.node is not None:
             self.node.set_wall_clock(self.node.wall_offset_s + by_s, self.clock.node_time(self.world.now))
 
     def set_clock_rate(self, rate: float, *, wall_steady: bool = False) -> None:
-        """From now on the monotonic clock runs `rate` seconds in a second of the world, and the wall clock with it unless it is steady."""
+        """Let the monotonic clock run `rate` seconds per second of the world from now on, and the wall clock too unless `wall_steady`."""
         if rate <= 0.0:
             raise ValueError(f"clock rate {rate}: must be above 0")
         self._tell("clock")
@@ -331,12 +331,12 @@ class Host(Target):
         self.touch()
 
     def limit_buffer(self, datagrams: int, drained_per_s: float) -> None:
-        """Let the socket buffer hold so many datagrams, taken out at that rate; 0 datagrams: no limit."""
+        """Limit the socket buffer to a number of datagrams, emptied at the given rate; 0 datagrams: no limit."""
         self.buffer = SocketBuffer(datagrams, drained_per_s, self.world.now) if datagrams else None
         self.refresh()
 
     def refresh(self) -> None:
-        """Say whether this host may take the short way; to be called after a change of anything that this depends on."""
+        """Decide whether this host may take the fast path; to be called after each change of the host's faults."""
         node = self.node
         if node is not None:
             self.outbox, self.events = node.outbox, node.events

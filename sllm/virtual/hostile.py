@@ -1,7 +1,7 @@
-"""Whatever a holder of the key may say: messages that keep every rule of the wire and no other, drawn from a seed.
+"""Random messages of a compromised node that has the key: each message keeps the field rules of the wire and nothing else. The messages follow from a seed.
 
-A `Babbler` draws messages from the schemas: fields at their limits, the longest, the emptiest, and often names that mean something to whoever hears them. A
-`Mouth` is a node that says them, under any ids, to any addresses; the world and the live driver drive it as they drive any other.
+A `Babbler` draws messages by the field rules: fields at their limits, the longest, the shortest, and often names that exist in the run. A `Mouth` is a node
+that sends these messages, under any ids, to any addresses; the world and the live driver drive a `Mouth` as any other node.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sllm.protocol.node import Codec, Node
 from sllm.protocol.replay import FRESH_WITHIN_S
 from sllm.protocol.rules import Fields, Rule
 
-KNOWN_PART = 0.6  # of the fields of which something known may be said
+KNOWN_PART = 0.6  # probability that a field gets one of its known values
 
 
 class Babbler:
-    """Draws messages. `known` lists, by the name of a field, values that mean something: models, workers, requests that there are."""
+    """Draws messages. `known` has existing values by field name: models, workers, requests of the run."""
 
     def __init__(self, rng: Random, known: Mapping[str, Sequence[Any]] | None = None) -> None:
         self.rng = rng
@@ -33,7 +33,7 @@ class Babbler:
             self.known.setdefault(name, models)
 
     def message(self, kind: type[Message] | None = None) -> Message:
-        """One message; of this kind, if one is named."""
+        """One message, of the given kind or of a random one."""
         kind = kind or self.rng.choice(MESSAGES)
         message = kind(**{name: self._field(name, rule) for name, rule in kind.RULES.items()})
         return fitted(message) if isinstance(message, LoadReport) else message
@@ -48,7 +48,7 @@ class Babbler:
 
 
 class Mouth(Node):
-    """Says what a babbler draws, `per_s` messages a second until `until`, to `targets`, under the ids of `senders`."""
+    """Sends a babbler's messages, `per_s` of them a second until `until`, to `targets`, under the ids of `senders`."""
 
     __slots__ = ("_babbler", "_numbers", "_per_s", "_senders", "_targets", "_until", "said")
 

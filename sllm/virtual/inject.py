@@ -1,7 +1,7 @@
-"""Carries a fault schedule out in a world.
+"""Carries out a fault schedule in a world.
 
-Hosts drawn at random are drawn when the fault begins, from the stream "faults". A fault that finds its host in no state for it (crashing what is down,
-freezing what is frozen) is skipped and counted.
+Random hosts are drawn when the fault begins, from the generator "faults" (`sllm.protocol.seeds`). A fault is skipped and counted if the state of its host does
+not allow it, such as a crash of a host that is down.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Injector:
         self.applied = 0
         self.skipped = 0
         self.end_s = 0.0  # the faults stop at this time of the world; known after install()
-        self._last_s = inf  # nothing of the schedule happens later
+        self._last_s = inf  # the schedule makes no change after this time
         self._ends: list[float] = []  # when each fault ends, by the world's time
         self._rng = rng_for(world.seed, "faults")
         self._off_rate: set[str] = set()  # hosts whose clock a fault has changed
@@ -52,16 +52,17 @@ class Injector:
         self.end_s = max(self._ends, default=0.0)
 
     def end_by(self, last_s: float) -> int:
-        """Let nothing of the schedule happen after `last_s` of the world; returns how many faults begin or end later, and so are passed over or for good."""
+        """Let the schedule make no change after the time `last_s` of the world. Returns the number of faults that would begin or end later; those never begin,
+        or never end."""
         self._last_s = last_s
         return sum(end_s > last_s for end_s in self._ends)
 
     def _call_at(self, at: float, fn: Callable[[], object]) -> None:
-        """Do it then, unless nothing of the schedule is to happen any more."""
+        """Call action() at a time of the world, unless the schedule has been ended before."""
         self.world.call_at(at, lambda: fn() if self.world.now <= self._last_s else None)
 
     def _check(self, fault: Fault) -> int:
-        """How many hosts it hits at most."""
+        """The largest number of hosts that the fault can hit."""
         most = 0
         for key in ("hosts", "from", "to"):
             for pattern in fault.options.get(key) or ():
@@ -93,7 +94,7 @@ class Injector:
         return [host for name, host in hosts.items() if fnmatchcase(name, glob) and GHOST_MARK not in name]
 
     def _choose(self, patterns: Iterable[str], fault: Fault) -> list[Host]:
-        """The hosts meant, each once, in a stable order."""
+        """The hosts that the patterns choose, each host once, in a stable order."""
         chosen: dict[str, Host] = {}
         for pattern in patterns:
             count, glob = _split(pattern, fault)
@@ -143,7 +144,7 @@ class Injector:
         self.log.append((self.world.now, text))
 
     def _after(self, delay_s: float | None, fn: Callable[[], object], text: str) -> None:
-        """Do it later, and say so; never for None."""
+        """Call action() after a delay and note it in the log; never, if the delay is None."""
         if delay_s is None:
             return
 
@@ -153,7 +154,7 @@ class Injector:
 
         self._call_at(self.world.now + delay_s, act)
 
-    # Each returns False when the host is in no state for it.
+    # Each method returns False if the state of the host does not allow the fault.
 
     def _crash(self, fault: Fault, host: Host) -> bool:
         if host.node is None:
@@ -184,7 +185,7 @@ class Injector:
 
         def replace() -> None:
             if host.node is None or host.life != life:
-                return  # something else ended that life
+                return  # another fault has ended that life
             ghost = host.supplant()
             assert fault.for_s is not None
             back_s = fault.for_s - (world.now - began)
@@ -214,7 +215,7 @@ class Injector:
         return self._set_rate(fault, host, fault.options["rate"], wall_steady=False)
 
     def _set_rate(self, fault: Fault, host: Host, rate: float, *, wall_steady: bool) -> bool:
-        """A host that is slow keeps true wall time; one whose clock drifts does not. One such fault on a host at a time."""
+        """Change the rate of a host's clocks. A slow host keeps true wall time; a host whose clock drifts does not. One such fault per host at a time."""
         if host.name in self._off_rate:
             return False
         self._off_rate.add(host.name)
@@ -242,7 +243,7 @@ class Injector:
 
 
 def _split(pattern: str, fault: Fault) -> tuple[Callable[[int], int] | None, str]:
-    """(how many of so many, or None for all; glob) of "random:2:worker-*", "random:25%" or "worker-1"."""
+    """Parses "random:2:worker-*", "random:25%" or "worker-1" into (function from the number of hosts to the number to draw, or None for all; glob)."""
     if not pattern.startswith("random:"):
         return None, pattern
     number, _, glob = pattern.removeprefix("random:").partition(":")

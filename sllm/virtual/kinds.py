@@ -1,4 +1,4 @@
-"""The kinds of faults, a class each: what may stand in its table, what a table must say beyond that, and what a random schedule draws.
+"""The kinds of faults, one class for each: the keys of its table, further conditions on the table, and the values that a random schedule draws.
 
 The docstring of a class is what `--list faults` says of the kind. What a fault does to a world is in `sllm.virtual.inject`, in a method of the same name.
 """
@@ -30,22 +30,22 @@ class FaultKind:
     """One kind of fault."""
 
     name: ClassVar[str]
-    keys: ClassVar[Keys] = HOSTS  # beside those that all kinds have
-    why_it_ends: ClassVar[str] = ""  # why a fault of this kind cannot last for good; "": it can
+    keys: ClassVar[Keys] = HOSTS  # beside the keys that all kinds have
+    why_it_ends: ClassVar[str] = ""  # why a fault of this kind cannot last for good; "": faults of this kind can
 
     def __init_subclass__(cls) -> None:
         KINDS[cls.name] = cls()
 
     def problem(self, for_s: float | None, values: Mapping[str, Any]) -> str:
-        """What keeps a fault with these values, each of which fits its key, from being one; "" if nothing does. `for_s` None: it lasts for good."""
+        """Why values that fit their keys do not make a valid fault together; "" if they do. `for_s` None: the fault lasts for good."""
         return f"for is missing: {self.why_it_ends}" if for_s is None and self.why_it_ends else ""
 
     def defaults(self) -> dict[str, Any]:
-        """The values of a fault that says nothing of its own."""
+        """The values of a fault whose table has no keys: the defaults."""
         return {name: key.default for name, key in self.keys.items()}
 
     def draw(self, rng: Random) -> dict[str, Any]:
-        """The values of a random fault, beside hosts and duration, which are drawn for all kinds alike."""
+        """The values of a random fault, except hosts and duration, which are drawn in the same way for all kinds."""
         return {}
 
 

@@ -1,10 +1,9 @@
-"""What happens to a datagram between two hosts: latency, loss, duplication, reordering, corruption, cuts, bandwidth.
+"""The network: what happens to a datagram between two hosts (latency, loss, duplication, reordering, corruption, cuts, bandwidth).
 
-A `Network` decides, the world carries out. All draws come from one random stream and in the order in which messages are sent, whether they travel
-as objects or as bytes, so that both give the same run. A quality that is zero draws nothing.
+A `Network` decides, the world carries out. All draws come from one random number generator and in the order in which messages are sent, whether messages
+travel as objects or as bytes, so that both give the same run. A quality that is zero draws nothing.
 
-Books: sent + duplicated = delivered + lost (by cause) + in flight, always. Load reports that are duplicated or lost are counted beside, for books of their
-own.
+sent + duplicated = delivered + lost (by cause) + in flight, always. Duplicated and lost messages are also counted by kind of message.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ OVERFLOW = "overflow"  # the receiver's socket buffer was full
 DOWN = "down"  # nobody listened at the address any more
 UNROUTABLE = "unroutable"  # nobody ever listened at the address
 
-HEADER_BYTES = 120  # Ethernet, IP and UDP headers, our header and tag: about what any datagram costs beside its body
+HEADER_BYTES = 120  # approximate size of a datagram without its body: Ethernet, IP and UDP headers, our header and tag
 ATOM_BYTES = 6  # a number in the body, with its opcode
-SIGMA_MAX = 10.0  # of a lognormal latency: one in six is beyond 22,000 times the median then
-TEXT_BYTES = 3  # what a string costs beside its characters
+SIGMA_MAX = 10.0  # of a lognormal latency; at this sigma one latency in six is more than 22,000 times the median
+TEXT_BYTES = 3  # bytes of a string beside its characters
 
 
 class Latency:
@@ -72,7 +71,7 @@ class Link(NamedTuple):
     latency: Latency
     loss: float = 0.0
     duplicate: float = 0.0  # a second copy arrives too, after a latency of its own
-    reorder: float = 0.0  # held back by up to `reorder_extra_s`, so that later ones overtake it
+    reorder: float = 0.0  # held back by up to `reorder_extra_s`, so that later datagrams overtake it
     reorder_extra_s: float = 0.01
     corrupt: float = 0.0  # one bit arrives wrong
     bandwidth_bytes_per_s: float = 0.0  # 0: unlimited
@@ -80,7 +79,7 @@ class Link(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Nothing random or stateful can happen here."""
+        """Whether the link has neither randomness nor state."""
         return self.latency.kind == "constant" and not (self.loss or self.duplicate or self.reorder or self.corrupt or self.bandwidth_bytes_per_s)
 
 
@@ -96,24 +95,24 @@ class Rule(NamedTuple):
 
 
 Copy = tuple[float, float]
-"""One arrival: absolute time, and where on 0..1 of the datagram a bit is wrong, or -1."""
+"""One arrival: (absolute time, place of a wrong bit as a part of the datagram from 0 to 1, or -1 for none)."""
 
 
 class Network:
-    """Every link's quality, what is wrong with some of them now, and the books. Host names identify the ends."""
+    """The quality of every link, the present rules that change it, and the counts of datagrams. Host names identify the ends of a link."""
 
     def __init__(self, link: Link | None = None, *, instant: Collection[type[Message]] = ()) -> None:
         """`instant`: messages of these kinds take no time and are never lost, such as load reports, for perfect knowledge."""
         self.link = link if link is not None else Link(Latency("constant", 0.0002))
         self.instant = frozenset(instant)
-        self.rng = random.Random(0)  # the world binds its own stream
+        self.rng = random.Random(0)  # replaced by the world's generator
         self.sent = 0
         self.delivered = 0
         self.duplicated = 0
         self.duplicated_by_kind: Counter[type[Message]] = Counter()
         self.corrupted = 0
         self.lost: Counter[str] = Counter()
-        self.lost_by_kind: Counter[type[Message]] = Counter()  # those that came with a wrong bit too: their receivers cannot tell what they were
+        self.lost_by_kind: Counter[type[Message]] = Counter()  # includes spoiled datagrams, whose receivers cannot tell the kind
         self._rules: list[Rule] = []
         self._resolved: dict[tuple[str, str], Link | None] = {}
         self._busy_until: dict[tuple[str, str], float] = {}
@@ -126,7 +125,7 @@ class Network:
 
     @property
     def plain_latency_s(self) -> float | None:
-        """One constant latency for every datagram and nothing else that could happen to it; None if it is not so simple."""
+        """The latency, if it is constant for all datagrams and no link has any fault; otherwise None."""
         return self.link.latency.a if self.link.is_plain and not self._rules and not self.instant else None
 
     # --- change -----------------------------------------------------------------------------------------------------------------------
@@ -142,7 +141,7 @@ class Network:
         return self._add(Rule(_names(sources), _names(targets), changes))
 
     def cut(self, sources: Collection[str] | None, targets: Collection[str] | None) -> Rule:
-        """Nothing gets from `sources` to `targets` until the rule is removed. One way: the other direction needs its own."""
+        """Lose every datagram from `sources` to `targets` until the rule is removed. The other direction needs a rule of its own."""
         return self._add(Rule(_names(sources), _names(targets), None))
 
     def remove(self, *rules: Rule) -> None:
@@ -163,7 +162,7 @@ class Network:
     # --- decide -----------------------------------------------------------------------------------------------------------------------
 
     def link_between(self, source: str, target: str) -> Link | None:
-        """What the link is like now; None: cut."""
+        """The present quality of the link; None if it is cut."""
         key = (source, target)
         if key in self._resolved:
             return self._resolved[key]
@@ -180,7 +179,7 @@ class Network:
         return link
 
     def carry(self, source: str, target: str, envelope: AnyEnvelope, now: float) -> Iterable[Copy]:
-        """Count one datagram as sent and say when its copies arrive: none if it is lost, two if it is duplicated."""
+        """Count one datagram as sent, and return the arrivals of its copies: none if it is lost, two if it is duplicated."""
         self.sent += 1
         kind = type(envelope.message)
         if kind in self.instant:
@@ -220,11 +219,11 @@ class Network:
             draw = rng.random()
             if draw < link.corrupt:
                 self.corrupted += 1
-                return at, draw / link.corrupt  # uniform again, given that it was below
+                return at, draw / link.corrupt  # a draw below `corrupt`, divided by `corrupt`, is uniform from 0 to 1
         return at, -1.0
 
     def _through_queue(self, source: str, target: str, envelope: AnyEnvelope, now: float, link: Link) -> float:
-        """When the last byte is on the wire; -1 if the queue is too long."""
+        """The time at which the last byte is on the wire; -1 if the queue is too long."""
         key = (source, target)
         start = max(now, self._busy_until.get(key, 0.0))
         if start - now > link.queue_max_s:
@@ -235,7 +234,7 @@ class Network:
 
 
 def estimated_bytes(envelope: AnyEnvelope) -> int:
-    """About the size of the datagram: the same figure whether it is ever packed or not, so that bandwidth acts alike on both."""
+    """The approximate size of the datagram, equal for objects and bytes, so that bandwidth acts alike on both."""
     return HEADER_BYTES + len(envelope.sender_id) + _body_bytes(envelope.message.values())
 
 

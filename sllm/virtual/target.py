@@ -1,4 +1,4 @@
-"""What an entry of a world's heap is for: each kind of thing that can happen is a class with one method."""
+"""The targets of the entries in a world's heap: each kind of thing that can happen is a class with one method."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from typing import Any
 
 
 class Target:
-    """Something happens to it when the time of its entry has come."""
+    """The target of a heap entry, which acts when the time of the entry has come."""
 
     __slots__ = ()
 
     def happen(self, what: Any, source: Any) -> None:
-        """Called with what else is in the entry: a datagram and the address it comes from; nothing of use to other kinds of targets but calls."""
+        """Called with the rest of the entry: for a host, a datagram and the address of its sender; for `Calls`, the call as `source`; other targets ignore
+        both arguments."""
         raise NotImplementedError
 
 
 class Calls(Target):
-    """Calls that somebody beside the nodes has asked for: the call is the source of its entry."""
+    """Calls of `World.call_at`: the call is the source of its entry."""
 
     __slots__ = ()
 

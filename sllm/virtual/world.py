@@ -1,10 +1,10 @@
-"""The world of virtual time: one heap of what will happen, the hosts it happens to, and the network between them.
+"""The world of virtual time: one heap of future entries, the hosts, and the network between them.
 
 It drives any `sllm.protocol.node.Node` and knows no role. Messages travel as envelopes, or as signed bytes with `wire=True`; the run is the same.
 Things that happen at the same moment happen in the order in which they were scheduled, so a seed gives one run, whatever PYTHONHASHSEED is.
 
-An entry of the heap carries what it is for: a host a datagram comes to, the alarm of a host, a feed of arrivals, a call. What happens is in their classes
-(`sllm.virtual.host`, `sllm.virtual.feed`, `sllm.virtual.target`), and how datagrams get from host to host in `sllm.virtual.carrier`.
+An entry of the heap has a target: a host that a datagram comes to, the alarm of a host, a feed of arrivals, a call. The classes of targets say what happens
+(`sllm.virtual.host`, `sllm.virtual.feed`, `sllm.virtual.target`); `sllm.virtual.carrier` takes datagrams from host to host.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from sllm.virtual.target import Calls, Target
 T = TypeVar("T")
 
 Entry = tuple[Any, ...]
-"""(time, order, target, what, source): at its time target.happen(what, source) is called. No two entries have the same `order`: comparing them ends there."""
+"""(time, order, target, what, source): at `time`, target.happen(what, source) is called. `order` differs between all entries and decides at equal times."""
 
 
 class Interrupted(BaseException):
-    """The run was told to end: raised out of `World.run` between two things that happen, so that every node and every book is whole. No Exception, so
-    that nobody takes it for an error of what was running."""
+    """`World.interrupt` was called: `World.run` raises this between two entries, so that the state of every node and every count is consistent. Not an
+    Exception, so that no `except Exception` catches it as an error of a node."""
 
 
 class World:
@@ -55,14 +55,14 @@ class World:
         self.hosts: dict[str, Host] = {}
         self.routes: dict[Address, Host] = {}
         self.lifecycle: list[Callable[[str, Host], None]] = []
-        self.hear_spoiled: Callable[[Node, Callable[[], None]], None] = lambda node, hear: hear()  # a checker puts itself around it
+        self.hear_spoiled: Callable[[Node, Callable[[], None]], None] = lambda node, hear: hear()  # a checker replaces this function
         self.unsubmitted = 0  # fed items that found their host down
         self.order: Callable[[], int] = count(1).__next__  # the next number of an entry
         self.heap: list[Entry] = []
-        self._lane: deque[Entry] = deque()  # datagrams under one constant latency: in order by themselves, no heap needed
+        self._lane: deque[Entry] = deque()  # datagrams under one constant latency, which arrive in the order of sending and need no heap
         self._calls = Calls()
-        self._end = Target()  # of the entries at which a run ends; their source is a number of their own
-        self._stop = 0  # that of the entry at which the run under way stops; 0: it does not
+        self._end = Target()  # the target of entries at which a run ends; their source is a number that identifies the run
+        self._stop = 0  # the number of the entry at which the present run stops; 0: none
         self._interrupt = 0  # the same for `interrupt`
         self.carrier: Carrier = LinkCarrier(self)
         network.rng = rng_for(seed, "network")
@@ -72,7 +72,7 @@ class World:
     # --- nodes ------------------------------------------------------------------------------------------------------------------------
 
     def add(self, node: Node, address: Address, make_node: MakeNode | None = None) -> Host:
-        """Put a node on a new host at `address`. `make_node` makes its next lives; without one it cannot restart."""
+        """Put a node on a new host at `address`. `make_node` makes the next lives; without `make_node` the host cannot restart."""
         if address[0] in self.hosts:
             raise ValueError(f"a host named {address[0]!r} is there already")
         host = Host(self, address, node, make_node)
@@ -85,7 +85,7 @@ class World:
         self.hosts[host.name] = self.routes[host.address] = host
 
     def remove(self, host: Host) -> None:
-        """Take a host away for good. What it has sent is on its way; what is on its way to it is lost."""
+        """Take a host away for good. Datagrams that the host has sent still arrive; datagrams on their way to the host are lost."""
         if self.hosts.get(host.name) is host:
             host.crash()
             del self.hosts[host.name], self.routes[host.address]
@@ -100,17 +100,17 @@ class World:
     # --- calls ------------------------------------------------------------------------------------------------------------------------
 
     def call_at(self, at: float, action: Callable[[], object]) -> Call:
-        """Call action() at `at`, or now if that is past. If it talks to a node, touch() its host afterwards."""
+        """Call action() at `at`, or now if that is past. If the action calls a node, `touch` has to be called on the node's host afterwards."""
         call = Call(action)
         self.push(max(at, self.now), self._calls, None, call)
         return call
 
     def every(self, interval_s: float, action: Callable[[], object]) -> Callable[[], None]:
-        """Call action() every `interval_s` of simulated time, for progress and inspection: it costs nothing per event. Returns what stops it."""
+        """Call action() every `interval_s` of simulated time, for progress and inspection, without a cost per event. Returns a function that ends the calls."""
         return Repeated(self, interval_s, action).stop
 
     def cancel(self, call: Call) -> None:
-        """The call is not made. Nothing happens if it has been made."""
+        """Do not make the call. Nothing happens if it has been made already."""
         call.cancel()
 
     # --- run --------------------------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class World:
         heappush(self.heap, (at, self.order(), target, what, source))
 
     def run(self, until: float = INF) -> float:
-        """Let everything up to and including `until` happen; returns the time reached. Can be called again to go on. Interrupted after `interrupt`."""
+        """Run up to and including the time `until`; returns the time reached. A further call goes on from there. Raises Interrupted after `interrupt`."""
         heap, lane, end = self.heap, self._lane, self._end
         last, last_s = self.order(), max(until, self.now)
         self._stop = 0
@@ -132,7 +132,7 @@ class World:
                     raise Interrupted
                 if source in (last, self._stop):
                     break
-                continue  # it was the end of a run that ended before
+                continue  # the end of an earlier run
             self.now = now
             target.happen(what, source)
         if source == last and until < INF:
@@ -140,13 +140,13 @@ class World:
         return self.now
 
     def stop(self) -> None:
-        """End run() before anything else happens."""
+        """End `run` before the next entry."""
         if not self._stop:
             self._stop = self.order()
             heappush(self.heap, (self.now, -1.0, self._end, None, self._stop))
 
     def interrupt(self) -> None:
-        """End run() with Interrupted before anything else happens, or the next run() if none is under way. A signal's handler may call it at any time."""
+        """End `run`, or the next `run` if none is under way, with Interrupted before the next entry. A signal handler may call this method at any time."""
         if not self._interrupt:
             self._interrupt = self.order()
             heappush(self.heap, (-INF, -1.0, self._end, None, self._interrupt))
@@ -154,16 +154,16 @@ class World:
     # --- the network ------------------------------------------------------------------------------------------------------------------
 
     def datagrams_pending(self) -> int:
-        """Datagrams in the heap, the lane and in frozen hosts, counted one by one: to be held against the network's books."""
+        """Datagrams in the heap, the lane and in frozen hosts, counted one by one, to check the network's own count."""
         return sum(1 for _ in self._pending())
 
     def pending_of(self, kind: type[Message]) -> int:
-        """Messages of one kind among those, and those that a frozen host could not send yet."""
+        """Pending messages of one kind, including messages that a frozen host could not send yet."""
         unsent = (envelope for host in self.hosts.values() if host.node is not None for envelope, _ in host.node.outbox)
         return sum(kind_of(what) is kind for what in chain(self._pending(), unsent))
 
     def _pending(self) -> Iterator[Any]:
-        """Datagrams on their way: nothing else in an entry has a `what`."""
+        """The entries that are datagrams, which are the only entries with a `what`."""
         for _, _, _, what, _ in chain(self._lane, self.heap):
             if what is not None:
                 yield what
@@ -171,7 +171,7 @@ class World:
             yield from (what for what, source in host.held if not isinstance(source, Feed))
 
     def _choose_carrier(self) -> None:
-        """The network has changed. What is in the lane keeps its time; the lane must stay in order, so it is emptied into the heap."""
+        """The network has changed. Datagrams in the lane keep their times; the lane is emptied into the heap, because it must stay in order."""
         for entry in self._lane:
             heappush(self.heap, entry)
         self._lane.clear()

@@ -1,7 +1,8 @@
-"""What a codec of bodies is, and what all of them need: the check of every field by its rule, and the mending of our own fields before they are packed.
+"""The interface of a body codec, and two functions that every body codec needs: the check of received fields by their rules, and the clamping of our own
+fields before they are packed.
 
-A codec is one file in `sllm/wire/codecs/`, found by listing that folder. It packs the values of a message's fields, with records inside as plain tuples, and
-knows nothing of headers, keys, times or sequence numbers (`sllm.wire.frame`).
+A body codec is one file in `sllm/wire/codecs/`, found by listing that folder. A body codec packs the values of a message's fields, with records inside as
+plain tuples. Headers, keys, times and sequence numbers belong to `sllm.wire.frame`.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from sllm.protocol.rules import Fields, Rule
 Values = tuple[Any, ...]
 """The values of a message's fields in their order, each an atom or a tuple."""
 
-SCHEMA = "schema"  # reason: types, ranges or the number of fields are not as the message's rules say
+SCHEMA = "schema"  # reason for a refusal: types, ranges or the number of fields break the message's rules
 
 
 class BodyCodec(Protocol):
-    """Bytes for the fields of a message, and back. One object serves one node."""
+    """Packs the fields of a message into bytes and back. One object serves one node."""
 
-    VERSION: ClassVar[int]  # the byte in the header that stands for this codec and for the fields that messages have now
-    REASONS: ClassVar[tuple[str, ...]]  # with which `unpack` rejects, in the order of its checks; SCHEMA is the last
+    VERSION: ClassVar[int]  # the byte in the header that stands for this codec and for the present fields of all messages
+    REASONS: ClassVar[tuple[str, ...]]  # the reasons with which `unpack` rejects, in the order of the checks; SCHEMA is the last
 
     def pack(self, kind: type[Message], values: Values) -> bytes:
-        """The body. ValueError, naming message and field, for a value that its rule does not let through even when mended: that is our own fault."""
+        """The body. ValueError, naming message and field, for a value of our own that breaks its rule even after clamping."""
         ...
 
     def unpack(self, kind: type[Message], body: bytes) -> Values:
-        """The values in an authentic body, all of which keep their rules. Rejected, with one of REASONS, if it is not one."""
+        """The values in an authentic body; every value keeps its rule. Raises Rejected, with one of REASONS, for any other body."""
         ...
 
 
 def check(kind: type[Message], values: Any) -> Values:
-    """The values, if they are as the rules of the message say; Rejected(SCHEMA) if not."""
+    """The values, if they keep the rules of the message; raises Rejected(SCHEMA) otherwise."""
     rules = kind.RULES
     if type(values) is not tuple or len(values) != len(rules) or not all(rule.accepts(value) for rule, value in zip(rules.values(), values, strict=True)):
         raise Rejected(SCHEMA)
@@ -42,7 +43,7 @@ def check(kind: type[Message], values: Any) -> Values:
 
 
 def mended(kind: type[Message], values: Values) -> Values:
-    """The values as they can be sent. ValueError names the first that cannot."""
+    """The values, clamped to their rules. ValueError names the first value that cannot be clamped."""
     return _mended(kind.__name__, tuple(kind.RULES), tuple(kind.RULES.values()), values)
 
 

@@ -1,4 +1,4 @@
-"""The wire: how an envelope becomes a datagram, and why a datagram is believed.
+"""The wire: how an envelope becomes a datagram, and which checks a datagram has to pass.
 
 Layout, integers big-endian:
 
@@ -13,11 +13,11 @@ Layout, integers big-endian:
     24      8     wall clock, float seconds since 1970
     32      n     sender id, printable UTF-8
     32+n          body: the values of the message's fields, as the version's codec packs them
-    end-16  16    tag: BLAKE2b-128, keyed, over all before it
+    end-16  16    tag: BLAKE2b-128, keyed, over all bytes before the tag
 
-Checked in this order, each failure a reason of its own: size, magic and version, key id, tag, message type and sender, freshness, and then whatever the codec
-of the body checks. Freshness (time and sequence) is `sllm.protocol.node`'s, because it holds for envelopes that travel as objects too: the node judges once
-the tag has been checked.
+The checks, in this order, each failure with a reason of its own: size, magic and version, key id, tag, message type and sender, freshness, the checks of the
+body codec. Freshness (time and sequence) is checked by `sllm.protocol.node`, because envelopes that travel as objects need that check too: `Node.judge` is
+called as soon as the tag has been checked.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ HEADER = struct.Struct(">4sBBBBQQd")
 _AFTER_PREFIX = struct.Struct(">BQQd")
 _PREFIX_BYTES = HEADER.size - _AFTER_PREFIX.size  # magic, version, type, key id
 _LEAST_BYTES = HEADER.size + TAG_BYTES + 1
-REMEMBERED_MAX = 200_000  # senders whose last repeated message is kept: the object that its reader has too, and a hash of the body it came in
+REMEMBERED_MAX = 200_000  # senders whose last repeated message is cached, with a hash of its body; the message object is shared with the node that reads it
 FRAME_REASONS = ("size", "magic", "version", "key_id", "tag", "type", "number", "sender")
-"""Why `read` refuses what no codec has looked at, in the order of the checks."""
+"""The reasons with which `read` refuses a datagram before the body codec is called, in the order of the checks."""
 
 
 @cache
@@ -58,12 +58,12 @@ def body_codecs() -> dict[int, type[BodyCodec]]:
 
 
 def reasons() -> tuple[str, ...]:
-    """Why a datagram can be refused by what it is, in the order of the checks; a node adds reasons of time and sequence."""
+    """The reasons with which a codec can refuse a datagram, in the order of the checks; a node adds reasons of time and sequence."""
     return tuple(dict.fromkeys((*FRAME_REASONS, *(reason for kind in body_codecs().values() for reason in kind.REASONS))))
 
 
 class _Plan:
-    """How one message goes through one codec: which records stand inside it, and how it is made of its values again. Made once for each pair."""
+    """How one type of message goes through one body codec: which fields are records, and how the message is made from its values. Made once per pair."""
 
     __slots__ = ("body", "code", "inner", "kind", "texts_at", "values")
 
@@ -86,19 +86,19 @@ class _Plan:
         return self.body.pack(self.kind, values)
 
     def unpack(self, body: bytes) -> Message:
-        """The message in a body. Rejected if it is none."""
+        """The message in a body. Raises Rejected if the body is not valid."""
         values = self.body.unpack(self.kind, body)
         for at, kind in self.inner:
             values = (*values[:at], kind(*values[at]), *values[at + 1 :])
-        for at in self.texts_at:  # the same few of every worker, kept for each of them
+        for at in self.texts_at:  # the whole fleet uses a handful of such texts, and a report of each worker is kept
             values = (*values[:at], intern(values[at]), *values[at + 1 :])
         return self.kind(*values)
 
 
 class FrameCodec(Codec):
-    """Envelopes as signed datagrams; see the module's text for the layout. Not for several threads at once.
+    """Envelopes as signed datagrams; see the module's text for the layout. Not thread-safe.
 
-    `bodies`: codecs of bodies that are understood; None: all of `sllm/wire/codecs/`. `version`: the one that packs what is sent.
+    `bodies`: the body codecs that are understood; None: all of `sllm/wire/codecs/`. `version`: of the body codec that packs outgoing messages.
     """
 
     def __init__(self, keyring: Keyring, bodies: Sequence[type[BodyCodec]] | None = None, version: int = VERSION) -> None:
@@ -111,13 +111,13 @@ class FrameCodec(Codec):
         self._routes: dict[bytes, tuple[hashlib.blake2b, _Plan | None]] = {
             MAGIC + bytes((plan.body.VERSION, plan.code, key_id)): (keyring.base(key_id), plan) for plan in plans for key_id in keyring.ids
         }
-        self._repeated: dict[bytes, tuple[int, Message]] = {}  # sender -> hash (64 bits) of the body of its last repeated message, and what that says
-        self._sender_id, self._sender = "", b""  # of the last datagram packed: a node has one
+        self._repeated: dict[bytes, tuple[int, Message]] = {}  # sender -> (64-bit hash of the body, message) of the sender's last repeated message
+        self._sender_id, self._sender = "", b""  # of the last datagram packed; a node has one sender id
 
     # --- out --------------------------------------------------------------------------------------------------------------------------
 
     def encode(self, envelope: AnyEnvelope) -> bytes:
-        """The datagram. ValueError, naming message and field or size, if it is not as its rules say or too large: that is our own fault."""
+        """The datagram. ValueError, naming message and field or size, if our own message breaks its rules or is too large."""
         message = envelope.message
         plan = self._plans.get(type(message))
         if plan is None:
@@ -140,7 +140,7 @@ class FrameCodec(Codec):
     # --- in ---------------------------------------------------------------------------------------------------------------------------
 
     def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> AnyEnvelope:
-        """The envelope. Rejected, with the first of `reasons()` that holds, or with the judge's reason."""
+        """The envelope. Raises Rejected with the first of `reasons()` that holds, or with the judge's reason."""
         found = self.read(data, judge, now)
         if isinstance(found, str):
             raise Rejected(found)
@@ -178,12 +178,12 @@ class FrameCodec(Codec):
             return reason
         try:
             message = self._open_repeated(plan, sender, body) if plan.kind.REPEATED else plan.unpack(body)
-        except Rejected as rejection:  # by a holder of the key: seldom
+        except Rejected as rejection:  # rare: the sender has the key
             return rejection.reason
         return Envelope(sender_id, incarnation, sequence, wall_s, message)
 
     def _open_repeated(self, plan: _Plan, sender: bytes, body: bytes) -> Message:
-        """The message in an authentic body. A sender that has nothing new to say says the same again: then it was checked before."""
+        """The message in an authentic body. A body equal to the sender's last one has been checked before and gives the same message object."""
         known, digest = self._repeated.get(sender), hash(body)
         if known is not None and known[0] == digest and type(known[1]) is plan.kind:
             return known[1]
@@ -192,8 +192,8 @@ class FrameCodec(Codec):
         return message
 
     def _remember(self, sender: bytes, digest: int, message: Message) -> None:
-        """Keep what a body was found to say. Only holders of a key get here, and the senders remembered are bounded all the same; the coordinator has what it
-        does not apply forgotten, so that what stays is bounded by its table."""
+        """Cache the message of a body. Only senders with a key get here, and their number is bounded all the same. The coordinator calls `forget` for senders
+        whose reports it does not apply, so that its table bounds the cache."""
         if sender not in self._repeated and len(self._repeated) >= REMEMBERED_MAX:
             self._repeated.clear()
         self._repeated[sender] = digest, message
@@ -202,7 +202,7 @@ class FrameCodec(Codec):
         self._repeated.pop(sender_id.encode(), None)
 
     def _problem_of_prefix(self, data: bytes) -> str:
-        """Why the header's first bytes are not of a message that is known. "" for an unknown type: that is not said before its tag is checked."""
+        """Why the header's first bytes are refused. "" for an unknown message type, which is reported only after the tag has been verified."""
         if not data.startswith(MAGIC):
             return "magic"
         if data[4] not in self._versions:

@@ -10,7 +10,7 @@ KEY_BYTES = 32
 
 
 class Keyring:
-    """Keys by id, 1 to 255: `signer` signs, all are accepted. Never shown."""
+    """Keys by id, 1 to 255: the key `signer` signs, and every key is accepted. `repr` shows no key."""
 
     __slots__ = ("_bases", "signer")
 
@@ -25,11 +25,11 @@ class Keyring:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The keys that are accepted."""
+        """The ids of the keys that are accepted."""
         return tuple(self._bases)
 
     def base(self, key_id: int) -> hashlib.blake2b:
-        """A hash that has taken in the key: copy it, never update it. Keying a new one costs twice as much as a copy."""
+        """A hash object keyed with the key: copy the object, never update it. Keying a new object costs twice as much as a copy."""
         return self._bases[key_id]
 
     def tag(self, key_id: int, data: bytes | memoryview) -> bytes:

@@ -1,7 +1,7 @@
 """Arrival processes: when requests come, at a mean rate.
 
-Each is a function `(rate_per_s, duration_s, cv, rng)` that gives arrival times in seconds, from 0 up to but excluding `duration_s`
-(which may be infinite), never decreasing. The expected number is rate * duration for each of them, however short the run.
+Each process is a function `(rate_per_s, duration_s, cv, rng)` that yields arrival times in seconds, from 0 up to but excluding `duration_s`
+(which may be infinite), never decreasing. The expected number of arrivals is rate * duration for every process and every duration.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def poisson(rate_per_s: float, duration_s: float, cv: float, rng: Random) -> Ite
 def gamma(rate_per_s: float, duration_s: float, cv: float, rng: Random) -> Iterator[float]:
     """Bursts: gamma gaps of shape 1/cv^2, as AlpaServe (OSDI 2023) and ServerlessLLM (OSDI 2024) draw them, with cv = 8.
 
-    The run's start is a moment like any other, not an arrival. A gap that covers a given moment is longer than most (its density is
-    weighted by its length: gamma of shape + 1), and the moment lies anywhere in it. Starting with an ordinary gap would add
-    (cv^2 - 1)/2 requests to every long run, 31 of them at cv = 8.
+    The start of the run is a random moment in a gap, not an arrival. A gap that covers a given moment is longer than most gaps (its density is
+    weighted by its length: gamma of shape + 1), and the moment is uniform within the gap. Starting with an ordinary gap would add
+    (cv^2 - 1)/2 requests to every long run, which is 31 requests at cv = 8.
     """
     shape = 1.0 / (cv * cv)
     scale = 1.0 / (rate_per_s * shape)
@@ -38,7 +38,7 @@ def gamma(rate_per_s: float, duration_s: float, cv: float, rng: Random) -> Itera
 
 
 def deterministic(rate_per_s: float, duration_s: float, cv: float, rng: Random) -> Iterator[float]:
-    """Evenly spaced, the first at 0; computed from the count, so that no error adds up. `cv` and `rng` are not used."""
+    """Evenly spaced arrivals, the first at 0. Times are computed from the count, so that rounding errors do not add up. `cv` and `rng` are not used."""
     count = 0
     while (now := count / rate_per_s) < duration_s:
         yield now
@@ -46,4 +46,4 @@ def deterministic(rate_per_s: float, duration_s: float, cv: float, rng: Random) 
 
 
 ARRIVALS: dict[str, ArrivalProcess] = {"poisson": poisson, "gamma": gamma, "deterministic": deterministic}
-"""Arrival processes by the name users give them."""
+"""Arrival processes by the name that users choose them with."""

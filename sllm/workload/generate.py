@@ -1,6 +1,6 @@
-"""From a specification and a seed to the requests of a run, one by one.
+"""Makes the requests of a run from a specification and a seed, one by one.
 
-Nothing here scales time: how fast a run's clock goes is the run's matter.
+Times are those of the run's own clock; `--speedup` scales that clock elsewhere.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from sllm.workload.workload import Workload
 
 
 def generate(spec: WorkloadSpec, models: Sequence[str], seed: int, counts: ModelCounts | None = None) -> Workload:
-    """The requests that `spec` and `seed` make, for `models` in order of popularity. Streams: memory does not grow with their number.
+    """The requests that `spec` and `seed` make, for `models` in order of popularity. Requests are made one by one: memory does not grow with their number.
 
-    Arrivals, lengths, models and priorities have a random stream each, so that changing one leaves the others as they were. A trace that names models is
-    read twice, unless its caller has counted them: `counts` is what `count_models` returned. UsageError for a trace that cannot be read, at once or at the
-    row in question.
+    Arrivals, lengths, models and priorities have a random number generator each, so that changing one does not change the others. A trace that names models
+    is read twice, unless `counts`, the result of `count_models`, is given. UsageError for a trace that cannot be read, at once or at the row in question.
     """
     if not models:
         raise UsageError("a workload needs at least one model to ask for")
@@ -52,7 +51,7 @@ def generate(spec: WorkloadSpec, models: Sequence[str], seed: int, counts: Model
 
 
 def popularity_of(spec: WorkloadSpec, asked: Sequence[str]) -> Shares[str]:
-    """How often each model is asked for. UsageError for a mix with a model that cannot be."""
+    """The share of the requests that each model gets. UsageError for a mix with a model that requests cannot ask for."""
     if not spec.mix:
         return Zipf(asked, spec.zipf)
     shares = read_shares(spec.mix, "mix")
@@ -73,7 +72,7 @@ def _priorities(spec: WorkloadSpec) -> Shares[int] | None:
 
 
 def _mix_models(spec: WorkloadSpec, popularity: Shares[str]) -> tuple[str, ...]:
-    """The models that a mix has requests for; none without a mix."""
+    """The models to which a mix gives requests; empty without a mix."""
     return tuple(name for name, share in popularity.items() if share) if spec.mix else ()
 
 
@@ -98,7 +97,7 @@ def _stream(seed: int, aspect: str) -> Random:
 
 
 def _times(spec: WorkloadSpec, seed: int, requests_each: float = 1.0) -> Iterator[float]:
-    """When requests arrive, or sessions of so many requests each."""
+    """The arrival times of requests, or of sessions with a mean of `requests_each` requests each."""
     arrive, rng = ARRIVALS[spec.arrivals], rng_for(seed, "workload/arrivals")
     if not spec.stages:
         return arrive(spec.rate_per_s / requests_each, spec.until_s, spec.cv, rng)
@@ -116,7 +115,7 @@ def _independent(laws: Laws, times: Iterator[float], seed: int) -> Iterator[Requ
 
 
 def _drawn(priorities: Shares[int] | None, seed: int) -> Iterator[int]:
-    """The priority of each request, without end."""
+    """The priorities of the requests, an endless iterator."""
     if priorities is None:
         return repeat(NORMAL)
     rng = rng_for(seed, "workload/priorities")
@@ -153,7 +152,8 @@ def _replay(spec: WorkloadSpec, path: str, trace: Trace, models: Sequence[str], 
 
 
 def _foreign(spec: WorkloadSpec, trace: Trace, popularity: Shares[str], models: Mapping[str, str], seed: int) -> Iterator[Request]:
-    """Times and lengths are the trace's own. Each name is one model throughout; a request without a name gets a model by popularity."""
+    """The requests of a trace, with the trace's own times and lengths. Each model name of the trace is one model throughout; a request that names no model
+    gets one by popularity."""
     until_s = spec.until_s
     model_rng, draw = rng_for(seed, "workload/models"), popularity.draw
     with trace:
@@ -174,7 +174,7 @@ def _rows(spec: WorkloadSpec, trace: Trace, seed: int) -> Iterable[TraceRow]:
 
 
 def _recorded(spec: WorkloadSpec, trace: Trace, models: frozenset[str], pairs: Mapping[str, str]) -> Iterator[Request]:
-    """Our own recording: every request as it was, but for models that a map file replaces."""
+    """The requests of a recording, unchanged except for models that a map file replaces."""
     until_s = spec.until_s
     with trace:
         for arrival_s, prompt, output, name, request_id, priority, repeats in trace:
@@ -189,7 +189,7 @@ def _recorded(spec: WorkloadSpec, trace: Trace, models: frozenset[str], pairs: M
 
 
 def _check_recorded(spec: WorkloadSpec, trace: Trace, asked: Sequence[str], pairs: Mapping[str, str], counts: ModelCounts | None) -> None:
-    """UsageError for what a recording says itself, and for a model that cannot be asked for, before the run begins if the models have been counted."""
+    """UsageError for settings that a recording fixes itself; and, if the models have been counted, for a model that requests cannot ask for."""
     given = {"mix": spec.mix, "priorities": spec.priorities, "rate of the trace": plain(spec.trace_rate) if spec.trace_rate != 1.0 else ""}
     for what, value in given.items():
         if value:

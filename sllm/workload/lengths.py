@@ -1,6 +1,6 @@
-"""How many tokens a request brings and asks for.
+"""Laws of the numbers of prompt and output tokens of a request.
 
-A sampler is a function `(rng) -> (prompt_tokens, output_tokens)`, both at least 1. `parse_lengths` makes one from what a user writes, one of LENGTHS.
+A sampler is a function `(rng) -> (prompt_tokens, output_tokens)`, both at least 1. `parse_lengths` makes a sampler from a user's description, one of LENGTHS.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def clamped_mean(law: Lognormal) -> float:
 def fit_lognormal(mean: float, median: float, maximum: int) -> Lognormal:
     """The lognormal with this median whose mean, after the cut at `maximum`, is `mean`; found by bisection on sigma.
 
-    Without regard to the cut sigma would be sqrt(2 ln(mean / median)), and the mean of long-tailed outputs 5 % too small.
+    The sigma of an uncut lognormal, sqrt(2 ln(mean / median)), would make the mean of long-tailed outputs 5 % too small.
     ValueError if no sigma up to 4 gives that mean.
     """
     mu = math.log(median)
@@ -88,7 +88,7 @@ class Lengths(NamedTuple):
 
 
 def empirical(path: str, columns: str = "") -> Lengths:
-    """Lengths of the rows of a trace file, each row as likely as any other. Holds 8 bytes for each row. UsageError as `open_trace`."""
+    """Lengths of the rows of a trace file, all rows equally likely. Needs 8 bytes of memory per row. UsageError as `open_trace`."""
     prompts, outputs = array("i"), array("i")
     with open_trace(path, columns) as trace:
         for row in trace:
@@ -139,11 +139,11 @@ def _tokens(text: str) -> int:
 
 
 class LengthLaw(NamedTuple):
-    """A law by the name users give it."""
+    """A law of lengths that users can choose by name."""
 
-    form: str  # what stands behind the name
+    form: str  # of the text after the name
     meaning: str
-    make: Callable[[str, str], Lengths]  # from what a user wrote there, and the columns of a trace file; ValueError if it does not fit
+    make: Callable[[str, str], Lengths]  # (text after the name, columns of a trace file) -> Lengths; ValueError if the text does not fit
 
 
 LENGTHS: dict[str, LengthLaw] = {
@@ -152,11 +152,11 @@ LENGTHS: dict[str, LengthLaw] = {
     "lognormal": LengthLaw(":MEDIAN_IN,MEAN_IN,MEDIAN_OUT,MEAN_OUT[,MOST]", "lognormal, cut at MOST tokens; prompt and output are independent", _lognormal),
     "empirical": LengthLaw(":FILE", "rows of a trace file, drawn with replacement, each prompt with its own output", _empirical),
 }
-"""Laws of lengths by the name users give them."""
+"""Laws of lengths by the name that users choose them with."""
 
 
 def parse_lengths(text: str, columns: str = "") -> Lengths:
-    """The law that a user describes, one of LENGTHS; `columns` are those of the trace file of empirical lengths. UsageError names the description."""
+    """The law that `text` describes, one of LENGTHS; `columns` as in `open_trace`, for empirical lengths. UsageError names the description."""
     kind, _, rest = text.partition(":")
     law = LENGTHS.get(kind)
     try:
@@ -170,6 +170,6 @@ def parse_lengths(text: str, columns: str = "") -> Lengths:
 
 
 def empirical_file(text: str) -> str:
-    """The file that a description takes its lengths from; "" if from none."""
+    """The trace file in a description of empirical lengths; "" for other laws."""
     kind, _, rest = text.partition(":")
     return rest if kind == "empirical" else ""

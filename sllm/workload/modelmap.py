@@ -1,8 +1,8 @@
-"""Which model of the catalogue stands for each model that a trace names: one for the whole run.
+"""Which model of the catalogue stands for each model name of a trace, for the whole run.
 
-A name that a map file (TOML, `"name in the trace" = "model of the catalogue"`) has gets what the file says; several names may share a model there. A name
-that the catalogue has is that model. Every other name gets a model of its own, the next of the catalogue that nobody has: the name with the most requests
-first, of names with as many requests the one that comes first in the trace. What counts is what the run will replay, so `--duration` may change the order.
+A name in a map file (TOML, `"name in the trace" = "model of the catalogue"`) gets the model of the file; several names may share a model there. A name of
+the catalogue is that model. Every other name gets a model of its own, the next unused one of the catalogue: the name with the most requests is served first;
+of names with equally many requests, the one that comes first in the trace. Only requests that the run replays count, so `--duration` may change the order.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ SHOWN = 3  # names that a warning lists
 
 
 class ModelCounts(NamedTuple):
-    """How many requests of a trace are for each model that it names, in order of first appearance, and how many name none."""
+    """The number of requests of a trace for each model name, in order of first appearance, and the number of requests that name no model."""
 
     requests: dict[str, int]
     unnamed: int
 
 
 def count_models(path: str, until_s: float, columns: str = "") -> ModelCounts | None:
-    """Read a trace once, up to the arrival at `until_s`. None if it names no models, or cannot be read twice because it is no regular file.
+    """Read a trace once, up to the arrival at `until_s`, and count its models. None if the trace names no models, or is not a regular file and so cannot be
+    read twice.
 
     Memory grows with the number of different names. UsageError as `open_trace`, and for a row that does not fit.
     """
@@ -59,25 +60,25 @@ def read_map(path: str) -> dict[str, str]:
 
 
 class TooFewModels(UsageError):
-    """The trace names more models than there are to stand for them."""
+    """The trace names more models than the catalogue has."""
 
 
 @dataclass(frozen=True)
 class ModelMap:
-    """What `assign` decided."""
+    """The result of `assign`."""
 
     models: Mapping[str, str]  # model of the catalogue by name in the trace, the name with the most requests first
     counts: ModelCounts
-    replaced: Sequence[str]  # names that got another model, not by a map file
+    replaced: Sequence[str]  # names that got another model without a map file
     idle: Sequence[str]  # names of the map file that the trace does not have
 
     def describe(self) -> dict[str, Any]:
-        """For the results of a run."""
+        """The map as an entry of the results of a run."""
         rows = [{"name": name, "model": model, "requests": self.counts.requests[name]} for name, model in self.models.items()]
         return {"trace_models": rows, "unnamed": self.counts.unnamed}
 
     def warnings(self, trace: str, map_path: str | None) -> list[str]:
-        """What a user should know of it."""
+        """Warnings for the user: replaced names, requests without a name, and entries of the map file without effect."""
         said = []
         if self.replaced:
             count, named = len(self.replaced), len(self.models)
@@ -93,7 +94,7 @@ class ModelMap:
 
 
 def check_map(path: str, pairs: Mapping[str, str], models: Sequence[str]) -> None:
-    """UsageError for a target that is no model of the catalogue."""
+    """UsageError if a pair's value is no model of the catalogue."""
     known = frozenset(models)
     for name, model in pairs.items():
         if model not in known:
@@ -102,7 +103,7 @@ def check_map(path: str, pairs: Mapping[str, str], models: Sequence[str]) -> Non
 
 
 def assign(trace: str, counts: ModelCounts, models: Sequence[str], pairs: Mapping[str, str]) -> ModelMap:
-    """A model for each name of the trace; `pairs` is what a map file says. TooFewModels, with both counts, if they do not suffice."""
+    """A model for each name of the trace; `pairs` are those of a map file. TooFewModels, with both counts, if the catalogue has too few models."""
     by_count = sorted(counts.requests, key=lambda name: -counts.requests[name])  # stable: then by first appearance
     known = frozenset(models)
     settled = {name: pairs.get(name, name) for name in by_count if name in pairs or name in known}

@@ -1,4 +1,4 @@
-"""Which model a request is for, and which priority it has."""
+"""Random choice by weight: the model and the priority of each request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Shares(Generic[T]):
-    """Each item is drawn in proportion to its weight, which is at least 0; one weight at least is above 0. A draw costs O(log n)."""
+    """Draws each item in proportion to its weight. Weights are at least 0, and at least one weight is above 0. A draw costs O(log n)."""
 
     __slots__ = ("_cumulative", "_items", "_last", "_total")
 
@@ -22,21 +22,21 @@ class Shares(Generic[T]):
         self._items = tuple(items)
         self._cumulative: list[float] = list(accumulate(weights))
         self._total = self._cumulative[-1]
-        # The last item that can be drawn: one of weight 0 behind it has no room of its own.
+        # The last item that can be drawn: all items behind it have weight 0.
         self._last = self._cumulative.index(self._total)
 
     @classmethod
     def of(cls, weights: Mapping[T, float]) -> Shares[T]:
-        """The items of a mapping to their weights."""
+        """Shares of a mapping from items to their weights."""
         return Shares(tuple(weights), weights.values())
 
     def draw(self, rng: Random) -> T:
         """One of the items."""
-        # The product may round up to the total itself, which would point behind the last item.
+        # The product may round up to the total, which would point behind the last item.
         return self._items[bisect_right(self._cumulative, rng.random() * self._total, 0, self._last)]
 
     def probability(self, rank: int) -> float:
-        """How likely the item at `rank` (from 0) is drawn."""
+        """The probability that a draw gives the item at `rank` (from 0)."""
         below = self._cumulative[rank - 1] if rank else 0.0
         return (self._cumulative[rank] - below) / self._total
 
@@ -46,7 +46,7 @@ class Shares(Generic[T]):
 
 
 class Zipf(Shares[str]):
-    """The model at rank i (from 1, in the order given) is asked for in proportion to i ** -exponent; exponent 0 makes all alike.
+    """Zipf's law: the model at rank i (from 1, in the order given) has the weight i ** -exponent; with exponent 0 all models are equally likely.
 
     Papers use exponents of 1.0 to 1.2.
     """

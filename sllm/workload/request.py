@@ -8,14 +8,14 @@ from sllm.protocol.messages import NORMAL
 
 
 class Repeat(NamedTuple):
-    """What a prompt begins with: all of an earlier turn of its session, prompt and answer."""
+    """The beginning of a prompt that repeats the whole of an earlier turn of its session, prompt and answer."""
 
-    request_id: str  # of that turn
-    tokens: int  # of that turn, prompt and answer; fewer than the prompt that repeats them has
+    request_id: str  # of the earlier turn
+    tokens: int  # of the earlier turn, prompt and answer; fewer than the tokens of the repeating prompt
 
 
 class Request(NamedTuple):
-    """What a client will ask for, and when."""
+    """A request that a client will send, and when."""
 
     arrival_s: float  # from the start of the run; never before the request that precedes it
     request_id: str  # unique in its workload; "r0", "r1", ... in order of arrival unless a recording or closed-loop load says otherwise
@@ -23,4 +23,4 @@ class Request(NamedTuple):
     prompt_tokens: int  # at least 1
     output_tokens: int  # at least 1
     priority: int = NORMAL
-    repeats: Repeat | None = None  # None: nothing that was there before
+    repeats: Repeat | None = None  # None: the prompt repeats no earlier turn

@@ -1,6 +1,6 @@
-"""What requests are, one after the other: independent ones, or turns of sessions whose prompts grow.
+"""Draws requests: independent ones, or turns of sessions whose prompts grow.
 
-A session is one conversation with one model: each further turn's prompt repeats the whole of the turn before, prompt and answer, and adds tokens of its own.
+A session is one conversation with one model: the prompt of each further turn repeats the whole turn before, prompt and answer, and adds new tokens.
 The number of turns is geometric: after each turn the session goes on with the same probability.
 """
 
@@ -23,11 +23,11 @@ from sllm.workload.request import Repeat, Request
 
 @dataclass(frozen=True)
 class SessionLaw:
-    """How sessions go."""
+    """The law of sessions."""
 
     turns: float = 5.0  # mean number of turns, at least 1
-    gap: float = 10.0  # mean time from the arrival of a turn to that of the next, s, exponential; closed-loop load has its think time instead
-    longest: int = 14_000  # tokens of prompt and output together; a turn that would have more begins a new conversation
+    gap: float = 10.0  # mean seconds from the arrival of a turn to the arrival of the next, exponential; closed-loop load has its think time instead
+    longest: int = 14_000  # tokens of prompt and output together; a turn that would be longer begins a new conversation
 
     @classmethod
     def parse(cls, text: str) -> SessionLaw:
@@ -60,20 +60,20 @@ class Session:
     def __init__(self, model: str, priority: int, held: Repeat | None = None) -> None:
         self.model = model
         self.priority = priority
-        self.held = held  # the turn before, which the next prompt repeats; None: there was none
+        self.held = held  # the turn before, which the next prompt repeats; None: the next turn is the first
 
 
 class Laws(NamedTuple):
-    """What requests are drawn from."""
+    """The laws that requests are drawn from."""
 
     popularity: Shares[str]
     lengths: LengthSampler
     priorities: Shares[int] | None = None  # None: all normal
-    sessions: SessionLaw | None = None  # None: no request has to do with another
+    sessions: SessionLaw | None = None  # None: requests are independent
 
 
 class Draws:
-    """Draws requests. Each aspect has a random stream of its own, which `rng` gives by name, so that changing one law leaves the other draws as they were."""
+    """Draws requests. Each aspect has a random number generator of its own, rng(name), so that changing one law does not change the other draws."""
 
     __slots__ = ("_laws", "_length_rng", "_model_rng", "_priority_rng", "_session_rng")
 
@@ -89,7 +89,7 @@ class Draws:
         return Session(self._laws.popularity.draw(self._model_rng), priorities.draw(rng) if priorities is not None and rng is not None else NORMAL)
 
     def turn(self, session: Session, arrival_s: float, request_id: str) -> Request:
-        """Its next turn."""
+        """The next turn of the session."""
         law, held = self._laws.sessions, session.held
         prompt, output = self._laws.lengths(self._length_rng)
         if held is not None and law is not None and held.tokens + prompt + output > law.longest:
@@ -105,7 +105,7 @@ class Draws:
         return law is not None and rng is not None and rng.random() >= 1.0 / law.turns
 
     def _under_way(self, number: int) -> Session:
-        """A session that had turns before the run began; how many is geometric, as it is for one that has just begun."""
+        """A session that had turns before the run began. Their number is geometric, with the mean of a session that has just begun."""
         session = self.begin()
         while True:
             self.turn(session, 0.0, f"before-{number}")
@@ -115,13 +115,13 @@ class Draws:
     def in_sessions(self, begins: Iterator[float], rate_per_s: float, until_s: float) -> Iterator[Request]:
         """Turns of sessions that begin at the times of `begins`, in order of arrival, before `until_s`.
 
-        `rate_per_s`: turns a second just before the run. The run's start is a moment like any other, so sessions are under way: as many as wait for their
-        next turn at any moment (Little's law), and the rest of an exponential gap is a gap like any other.
+        `rate_per_s`: turns a second just before the run. Sessions are under way when the run starts: their number is that of sessions waiting for their next
+        turn at a random moment (Little's law), and the rest of an exponential gap is distributed like a whole gap.
         """
         law, rng = self._laws.sessions, self._session_rng
         assert law is not None
         assert rng is not None
-        waiting: list[tuple[float, int, Session]] = []  # for their next turn; the number keeps those of the same time in order
+        waiting: list[tuple[float, int, Session]] = []  # heap of (time of the next turn, number, session); the number orders sessions of the same time
         mean_under_way, passed = rate_per_s * (1.0 - 1.0 / law.turns) * law.gap, rng.expovariate(1.0)
         while passed < mean_under_way:  # a Poisson number
             heappush(waiting, (_gap_s(law, rng), len(waiting), self._under_way(len(waiting))))

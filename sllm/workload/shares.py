@@ -1,4 +1,4 @@
-"""Shares by name, as users write them: `NAME=SHARE,NAME=SHARE`, or a TOML file of such pairs. Shares are weights: they need not sum to 1 or 100."""
+"""Shares by name, as users write them: `NAME=SHARE,NAME=SHARE`, or a TOML file of such pairs. Shares are weights, whose sum may be any number above 0."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRIORITIES = {"high": HIGH, "normal": NORMAL, "low": LOW}
 
 
 def read_shares(text: str, label: str) -> dict[str, float]:
-    """The shares that `text` says, or, where it has no `=`, those of the TOML file of that name. UsageError names `label`."""
+    """The shares in `text`; if `text` has no `=`, the shares in the TOML file of that name. UsageError names `label`."""
     path = share_file(text)
     if path and not Path(path).exists():
         raise UsageError(f"{label} {text!r}: is neither NAME=SHARE,... nor a file")
@@ -22,12 +22,12 @@ def read_shares(text: str, label: str) -> dict[str, float]:
 
 
 def share_file(text: str) -> str:
-    """The file that a description of shares is the name of; "" if it is none."""
+    """`text` if it names a file of shares; "" if it has the shares itself."""
     return "" if "=" in text else text
 
 
 def parse_shares(text: str, label: str) -> dict[str, float]:
-    """The shares of `NAME=SHARE,NAME=SHARE`, in order. UsageError, naming `label`, for a part that is none, a name given twice, and no share above 0."""
+    """The shares of `NAME=SHARE,NAME=SHARE`, in order. UsageError, naming `label`, for a part of another form, a name given twice, and no share above 0."""
     shares: dict[str, float] = {}
     for part in text.split(","):
         name, equals, number = (piece.strip() for piece in part.rpartition("="))
@@ -63,7 +63,7 @@ def _check_sum(shares: dict[str, float], where: str) -> dict[str, float]:
 
 
 def parse_priorities(text: str, label: str) -> dict[int, float]:
-    """Shares by priority of `high=1,normal=8,low=1`. UsageError names `label` and a priority that there is not."""
+    """Shares by priority, of a text such as `high=1,normal=8,low=1`. UsageError names `label` and the unknown priority."""
     shares = parse_shares(text, label)
     for name in shares:
         if name not in PRIORITIES:

@@ -1,4 +1,4 @@
-"""What a workload is, as values: each checked when the specification is made."""
+"""The specification of a workload: values that are checked when the specification is made."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ TRACE_RATE_MAX = 100.0  # each copy of a trace is a file held open
 
 @dataclass(frozen=True)
 class WorkloadSpec:
-    """What kind of requests come, how many and when. UsageError for values that make no workload."""
+    """Which requests arrive, how many and when. UsageError for values that make no workload."""
 
     rate_per_s: float = 1.0  # mean arrivals; not used with a trace, stages or users
     arrivals: str = "poisson"  # a name of ARRIVALS
     cv: float = 8.0  # coefficient of variation of gamma gaps
     lengths: str = "azure-conv"  # see sllm.workload.lengths; not used with a trace
     trace: str | None = None  # a trace file to replay; None or "": synthetic arrivals
-    duration_s: float | None = None  # only arrivals before it; None: the whole trace or all stages, and other synthetic arrivals without end
-    zipf: float = 1.1  # exponent of model popularity; 0: all models are asked for alike
-    models: int = 0  # only the first models of the catalogue are asked for, as many as this says; 0: all of them
-    model_map: str | None = None  # a file that says which model of the catalogue each model of the trace is; see sllm.workload.modelmap
+    duration_s: float | None = None  # only arrivals before this time; None: the whole trace, all stages, or synthetic arrivals without end
+    zipf: float = 1.1  # exponent of model popularity; 0: all models are equally popular
+    models: int = 0  # requests ask for the first `models` models of the catalogue only; 0: for all models
+    model_map: str | None = None  # a file that maps model names of the trace to models of the catalogue; see sllm.workload.modelmap
     mix: str = ""  # shares of the models, or a file of them, instead of the Zipf law; see sllm.workload.shares
     priorities: str = ""  # shares of the priorities; "": all normal
-    sessions: str = ""  # how sessions go; see sllm.workload.sessions; "": each request stands alone
+    sessions: str = ""  # the law of sessions, see sllm.workload.sessions; "": requests are independent
     stages: str = ""  # a rate that changes, instead of `rate_per_s`; see sllm.workload.stages
     concurrency: int = 0  # users of closed-loop load, instead of arrivals at a rate; see sllm.workload.users
     think_s: float = 0.0  # mean time between a user's requests
-    trace_rate: float = 1.0  # so many times the requests of the trace in the same time; see sllm.workload.superpose
-    columns: str = ""  # which columns of a CSV trace hold what; see sllm.workload.traces.own
+    trace_rate: float = 1.0  # factor on the number of the trace's requests in the same time; see sllm.workload.superpose
+    columns: str = ""  # the meaning of the columns of a CSV trace; see sllm.workload.traces.own
 
     def __post_init__(self) -> None:
         if not self.trace:
@@ -74,6 +74,6 @@ class WorkloadSpec:
 
     @property
     def until_s(self) -> float:
-        """Seconds from its begin at which a workload ends, if not before."""
+        """Seconds from the begin of the workload after which no request arrives."""
         asked_s = math.inf if self.duration_s is None else self.duration_s
         return min(asked_s, Stages.parse(self.stages).duration_s) if self.stages else asked_s

@@ -1,8 +1,8 @@
-"""A rate that changes: stages as k6 has them, `30s:5,60s:20,30s:0`.
+"""A rate that changes in stages, written as in k6: `30s:5,60s:20,30s:0`.
 
-Each stage is a length and the rate at its end. The rate goes in a straight line from that of the stage before, which is 0 before the first one; a stage of
-length 0 (`0s:20`) is a jump. Any arrival process follows such a rate: it runs at one arrival a unit of its own time, and its time passes as fast as the
-rate says, so a Poisson process stays one, and the gaps of the others are those of that moment's rate.
+Each stage is a length and the rate at its end. The rate changes linearly from the rate of the stage before, which is 0 before the first stage; a stage of
+length 0 (`0s:20`) is a jump. Any arrival process can follow such a rate: the process runs at one arrival per unit of its own time, and that time passes as
+fast as the rate says. A Poisson process stays a Poisson process, and the gaps of the other processes scale with the rate of the moment.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _STAGE = re.compile(r"\s*(\d+(?:\.\d+)?)(ms|s|m|h)\s*:\s*(\d+(?:\.\d+)?)\s*", re
 
 
 class Stage(NamedTuple):
-    """A stretch of time with a rate that goes in a straight line."""
+    """A stretch of time with a rate that changes linearly."""
 
     length_s: float
-    rate_before: float  # requests a second at its begin
-    rate_after: float  # at its end
+    rate_before: float  # requests a second at the begin of the stage
+    rate_after: float  # requests a second at the end of the stage
 
     @property
     def requests(self) -> float:
@@ -42,7 +42,7 @@ class Stages:
 
     @classmethod
     def parse(cls, text: str) -> Stages:
-        """UsageError names the part that is no LENGTH:RATE, and stages in which nothing arrives."""
+        """The stages in `text`. UsageError for a part that is not LENGTH:RATE, and for stages in which no request arrives."""
         stages = []
         before = 0.0
         for part in text.split(","):
@@ -57,7 +57,7 @@ class Stages:
         return made
 
     def stretch(self, times: Iterable[float]) -> Iterator[float]:
-        """The moments at which the expected number of arrivals reaches each of `times`, which do not decrease and stay below `requests`."""
+        """For each of `times`, the time in seconds at which the expected number of arrivals reaches it. `times` do not decrease and stay below `requests`."""
         stages = iter(self.stages)
         begin_s = begin_count = 0.0
         stage = next(stages)
@@ -65,7 +65,7 @@ class Stages:
             while count - begin_count >= stage.requests:
                 following = next(stages, None)
                 if following is None:
-                    return  # rounding: at the very end
+                    return  # `count` exceeds the last stage by a rounding error
                 begin_s, begin_count, stage = begin_s + stage.length_s, begin_count + stage.requests, following
             yield begin_s + _time_of(stage, count - begin_count)
 

@@ -1,9 +1,8 @@
-"""A trace with more requests, or fewer, in the same time.
+"""A trace with more or fewer requests in the same time (superposition and thinning).
 
-Twice the rate is not the same trace read twice as fast, which would also double the speed of its bursts, its days and its nights. It is two such traces laid
-over one another: copies of the trace, each but the first shifted by a time of its own of up to a minute, what goes over the end coming at the beginning. So a
-copy's requests do not come at the very moments of another's, and the rate has the trace's own shape. A part of a copy keeps each request with that
-probability, which thins it.
+Reading a trace twice as fast would double its rate, but would also speed up its bursts, days and nights. Instead, copies of the trace are laid over one
+another. Each copy but the first is shifted by a random time of at most a minute, and requests shifted beyond the end come at the beginning. So the requests of
+two copies do not arrive at the same moments, and the rate keeps the shape of the trace. A fraction of a copy keeps each request with that probability.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ Opener = Callable[[], Trace]
 
 
 def superpose(first: Trace, again: Opener, rate: float, until_s: float, seed: int) -> Iterator[TraceRow]:
-    """The rows of `rate` copies of a trace before `until_s`, in order of arrival. `first` is the open trace, `again` opens it anew. UsageError for a pipe."""
+    """The rows of `rate` copies of a trace before `until_s`, in order of arrival. `first` is the open trace; again() opens the file once more. UsageError
+    for a pipe."""
     whole = int(rate)
     copies: list[Iterator[TraceRow]] = [first] if whole else [_thin(first, rate, rng_for(seed, "workload/trace-rate/0"))]
     if rate > 1.0:
@@ -42,7 +42,7 @@ def _arrival_s(row: TraceRow) -> float:
 
 
 def _span_s(again: Opener, until_s: float) -> float:
-    """When the last request before `until_s` arrives."""
+    """The arrival time of the last request before `until_s`."""
     last_s = 0.0
     with again() as trace:
         for row in trace:
@@ -53,7 +53,7 @@ def _span_s(again: Opener, until_s: float) -> float:
 
 
 def _shift(again: Opener, by_s: float, span_s: float) -> Iterator[TraceRow]:
-    """A copy in which everything comes `by_s` later, and the end of which comes at the beginning. Two passes, so that nothing is held."""
+    """A copy whose requests come `by_s` later; requests beyond the end come at the beginning. Reads the file twice, so that no rows are kept in memory."""
     turn_s = span_s - by_s
     with again() as trace:
         for row in trace:

@@ -1,7 +1,7 @@
-"""Closed-loop load: a fixed number of users, each of whom sends a request, waits until it has ended, thinks, and sends the next.
+"""Closed-loop load: a fixed number of users, each of whom sends a request, waits until that request has ended, thinks, and sends the next one.
 
-How many requests a run has depends on the fleet, so they cannot be listed beforehand. What each of them is does not: the third request of user 7 is the same
-for every policy and every fleet, whenever it comes, since each user has random streams of their own.
+The number of requests of a run depends on the fleet, so the requests cannot be listed beforehand. The content of each request does not depend on the fleet:
+the third request of user 7 is the same for every policy and every fleet, because each user has random number generators of their own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from sllm.workload.request import Request
 from sllm.workload.sessions import Draws, Laws, Session
 
 TICKS_PER_S = 1_000_000
-"""A request that follows another comes at a whole microsecond after it. So a recording of closed-loop load, replayed, has each arrival at the very same time:
-the order and the rounding of times that are added up cannot matter."""
+"""A request that follows another arrives at a whole microsecond. So the replay of a recording of closed-loop load has each arrival at exactly the same time,
+whatever the rounding errors of sums of times."""
 
 
 class _User:
@@ -38,15 +38,15 @@ class Users:
         self.think_s = think_s
         self._users = [_User(laws, partial(_stream, seed, user), think_s > 0.0) for user in range(1, number + 1)]
         self._until_s = until_s
-        self._waiting: dict[str, int] = {}  # whose request it is, by its id
+        self._waiting: dict[str, int] = {}  # request id -> index of the user who waits for the request
 
     def first(self) -> Iterator[Request]:
-        """The first request of each user, in order of arrival. Each user thinks before it, so users who think do not all come at once."""
+        """The first request of each user, in order of arrival. A think time precedes the first request too, so that the users do not all start at once."""
         requests = [self._next(user, 0.0) for user in range(self.number)]
         return iter(sorted(filter(None, requests), key=lambda request: request.arrival_s))
 
     def following(self, request_id: str, ended_s: float) -> Request | None:
-        """The request that comes next because this one has ended, however it ended. None: no user waited for it, or the run is over by then."""
+        """The user's next request after `request_id` has ended, with or without success. None: no user waited for it, or the run ends before."""
         user = self._waiting.pop(request_id, None)
         return None if user is None else self._next(user, ended_s)
 

@@ -1,4 +1,4 @@
-"""The requests of a run, and what is to be said of them."""
+"""The requests of a run, with their description and warnings for the user."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sllm.workload.users import Users
 
 
 class Workload(Iterator[Request]):
-    """The requests of a run, in order of arrival: iterate, once. A context manager for those who stop early while a trace is open.
+    """The requests of a run, in order of arrival; can be iterated once. A context manager, which closes the trace when the iteration stops early.
 
-    Of closed-loop load these are the first requests of the users; each further one is what `following` returns when a request has ended.
+    Of closed-loop load the iteration gives the first request of each user; `following` returns the further ones.
     """
 
     def __init__(
@@ -32,9 +32,9 @@ class Workload(Iterator[Request]):
     ) -> None:
         self.spec = spec
         self.trace = trace  # the open file; None: synthetic
-        self.model_map = model_map  # None: the trace names no models, or what it names is binding
-        self.users = users  # None: requests come at times of their own, whatever becomes of others
-        self.mix = mix  # models that a mix names; empty: there is no mix
+        self.model_map = model_map  # None: the trace names no models, or is a recording
+        self.users = users  # None: arrivals do not depend on the ends of other requests
+        self.mix = mix  # models to which a mix gives requests; empty: there is no mix
         self._requests = requests
 
     def __iter__(self) -> Iterator[Request]:
@@ -44,11 +44,11 @@ class Workload(Iterator[Request]):
         return next(self._requests)
 
     def following(self, request_id: str, ended_s: float) -> Request | None:
-        """The request that comes because this one has ended, so long after the start of the run; None if there is none."""
+        """The request of a closed-loop user that follows `request_id`, which ended `ended_s` seconds after the start of the run; None if there is none."""
         return self.users.following(request_id, ended_s) if self.users is not None else None
 
     def asked_for(self, models: Sequence[str]) -> Sequence[str]:
-        """Those of the catalogue's models that requests may be for, as far as is known beforehand: nothing is known of a recording."""
+        """The models of the catalogue that requests may ask for, as far as known before the run; empty for a recording, of which nothing is known."""
         if self.trace is not None and self.trace.format.exact:
             return ()
         drawn = self.mix or models[: self.spec.models or None]
@@ -69,7 +69,7 @@ class Workload(Iterator[Request]):
 
     @property
     def warnings(self) -> list[str]:
-        """What a user should know before the figures are believed."""
+        """Warnings about settings that have no effect or make the figures mean something else."""
         if self.trace is None:
             if not self.spec.sessions:
                 return []
@@ -82,13 +82,13 @@ class Workload(Iterator[Request]):
 
     @property
     def _draws_models(self) -> bool:
-        """Some request of the trace names no model."""
+        """Whether models are drawn by popularity for some requests of the trace, because those name no model."""
         if self.model_map is not None:
             return self.model_map.counts.unnamed > 0
         return self.trace is not None and not self.trace.format.exact
 
     def describe(self) -> dict[str, Any]:
-        """What it is, for the results of a run; of a trace also how many rows have been skipped so far."""
+        """The description of the workload for the results of a run; for a trace with the number of rows skipped so far."""
         spec = self.spec
         made = self._describe_synthetic() if self.trace is None else self._describe_trace(self.trace)
         if spec.mix and self.mix:

@@ -1,1 +1,1 @@
-"""How a run is shown: progress while it goes on, then a table, JSON, CSV and HTML."""
+"""The outputs of a run for its user: progress while the run goes on, then a table, JSON, CSV and HTML."""

@@ -1,4 +1,4 @@
-"""One row for each request, written as requests end: memory stays the same however many there are."""
+"""CSV with one row for each request, written as requests end: memory does not grow with the number of requests."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ COLUMNS = (
     "request_id", "model", "worker_id", "action", "outcome", "arrival_s", "ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "load_s",
     "prompt_tokens", "output_tokens", "placements", "retries", "reason", "stalled_s",
 )  # fmt: skip
-"""In order. Times in seconds of the run's clock. Of a request that was not completed only its id, model, outcome, arrival and reason are known."""
+"""The columns, in order. Times are in seconds of the run's clock. A request that was not completed has only id, model, outcome, arrival and reason."""
 
 
 class Request(Protocol):
-    """What is known of a request that was not completed."""
+    """A request that was not completed."""
 
     @property
     def request_id(self) -> str: ...
@@ -32,10 +32,10 @@ COMPLETED, FAILED, REJECTED, IN_FLIGHT = "completed", "failed", "rejected", "in_
 
 
 class RequestsCsv:
-    """Hears the events of a run and writes its requests, in the order in which they end.
+    """Writes the requests of a run, from its events, in the order in which requests end.
 
-    Opens its file at once, so that a path that cannot be written is a UsageError before the run. As a context manager it keeps what was written
-    however the run ends; the file gets its name when it is closed.
+    The file is opened at once, so that a path that cannot be written is a UsageError before the run. As a context manager `RequestsCsv` keeps the rows written
+    so far when the run ends in any way; the file gets its name when it is closed.
     """
 
     def __init__(self, path: str, flag: str = "--requests-csv") -> None:
@@ -70,11 +70,11 @@ class RequestsCsv:
         self._put_unfinished(request, IN_FLIGHT, reason)
 
     def close(self) -> None:
-        """Give the file its name. OutputError if it could not be written."""
+        """Give the complete file its name. OutputError if it could not be written."""
         self._file.commit()
 
     def discard(self) -> None:
-        """Leave nothing behind, if it is not closed."""
+        """Remove the file, unless it has been closed."""
         self._file.discard()
 
     def __enter__(self) -> RequestsCsv:

@@ -1,7 +1,7 @@
-"""What a run writes: files that are there under their name only when they are complete, and standard output.
+"""Output files of a run, which appear under their names only when they are complete, and standard output.
 
-An output is opened before the run starts, so that a path that cannot be written is an error then. What goes wrong later (a full disk) does not end the run:
-the output is given up, and `commit` says why. A pipe that nobody reads any more is nobody's fault and no error.
+An output is opened before the run starts, so that a path that cannot be written is an error at the start. A later error (a full disk) does not end the run:
+the output is given up, and `commit` raises the error. A pipe that nobody reads any more is no error.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from sllm.protocol.errors import OutputError, UsageError
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _SERIAL = count(1).__next__
 _STDOUT_NAMES = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
-_OPEN_ALREADY = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")  # names of what this process has open: replacing such a name writes nothing there
+_OPEN_ALREADY = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")  # names of files that this process has open, which cannot be replaced by name
 
 
 class OutputFile:
-    """An output being written. `stream` takes text, `raw` bytes; use one of them. Neither ever raises for what the system refuses.
+    """An output being written. `stream` takes text, `raw` bytes; use one of the two. Neither ever raises an error of the system.
 
     A regular file is written beside its final name, under which `commit` puts it; `discard` leaves nothing behind. What is no regular file (a pipe,
     /dev/null) is written directly, as is stdout, whose path is "-". UsageError, naming the flag and the path, when the path cannot be opened; OutputError
@@ -37,7 +37,7 @@ class OutputFile:
     def __init__(self, flag: str, path: str) -> None:
         self.flag = flag
         self.path = path
-        self._part: Path | None = None  # where it is written, until it has its name
+        self._part: Path | None = None  # the temporary file that is written until `commit` gives it its name
         self._target = Path(path)
         try:
             descriptor = self._open_stdout() if path == STDOUT else self._open(path)
@@ -60,12 +60,12 @@ class OutputFile:
         try:
             kind = os.stat(path).st_mode
         except FileNotFoundError:
-            kind = 0  # any other error (a name too long, a link to itself) would come again when the file gets its name
+            kind = 0  # any other error (a name too long, a link to itself) will come again when the file gets its name
         if (kind and not stat.S_ISREG(kind)) or os.path.abspath(path).startswith(_OPEN_ALREADY):
             return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if kind:
-            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))  # a file we may not write is not replaced either
-        self._target = Path(os.path.realpath(path))  # a link goes on pointing to the file
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))  # a file without write permission must not be replaced
+        self._target = Path(os.path.realpath(path))  # a symbolic link stays, and the file that it points to is replaced
         part = self._target.with_name(f".{os.getpid()}-{_SERIAL()}.part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._part = part
@@ -74,7 +74,7 @@ class OutputFile:
         return descriptor
 
     def _problem(self, error: Exception) -> str:
-        """What the system said, as one line for the user."""
+        """The error of the system, as one line for the user."""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return f"{self.flag} {'' if self.path == STDOUT else self.path}".rstrip() + f": cannot write{' to stdout' if self.path == STDOUT else ''}: {reason}"
 
@@ -83,7 +83,7 @@ class OutputFile:
         self.stream.write(text)
 
     def commit(self) -> None:
-        """Close, and give the file its name. OutputError if the system refused any of it; then nothing is left. Nothing happens if it is closed already."""
+        """Close the file and give it its name. OutputError if the system refused any write; the file is removed then. Does nothing if it is closed already."""
         if self.stream.closed:
             return
         self.stream.close()
@@ -100,7 +100,7 @@ class OutputFile:
             raise OutputError(self._problem(error))
 
     def discard(self) -> None:
-        """Close and remove what was written. Nothing happens after `commit`."""
+        """Close and remove the file. Does nothing after `commit`."""
         self.stream.close()
         self._remove()
 
@@ -111,7 +111,7 @@ class OutputFile:
 
 
 class _Sink(io.RawIOBase):
-    """Writes to a descriptor until the system refuses; from then on everything is swallowed, and `error` says why."""
+    """Writes to a descriptor until the system refuses a write. After that, writes are discarded and `error` has the reason."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -125,7 +125,7 @@ class _Sink(io.RawIOBase):
         while self.error is None:
             try:
                 return os.write(self._descriptor, data)
-            except BlockingIOError:  # whoever has the other end made it so
+            except BlockingIOError:  # another process has made the pipe or terminal non-blocking
                 _wait_for_room(self._descriptor)
             except OSError as error:
                 self.error = error
@@ -137,7 +137,7 @@ class _Sink(io.RawIOBase):
         super().close()
         try:
             os.close(self._descriptor)
-        except OSError as error:  # a file system may say only now that the disk is full
+        except OSError as error:  # a file system may report a full disk only when the file is closed
             self.error = self.error or error
 
 
@@ -151,7 +151,7 @@ def _wait_for_room(descriptor: int) -> None:
 
 
 def check_distinct(outputs: Mapping[str, str], inputs: Mapping[str, str]) -> None:
-    """UsageError when two outputs, or an output and an input, are the same file, however its path is written. Both map a flag to a path, "" being none.
+    """UsageError if two outputs, or an output and an input, are the same file, even under different paths. Both arguments map a flag to a path, "" being none.
 
     Any number of outputs may go to one device (/dev/null, a terminal), but only one to stdout.
     """
@@ -176,7 +176,7 @@ def is_stdout(path: str) -> bool:
 
 
 def _identity(path: str) -> object:
-    """The same for all paths of one file, which need not exist yet; None for a device."""
+    """A value that is equal for all paths of one file, which need not exist yet; None for a device."""
     try:
         found = os.fstat(1) if is_stdout(path) else os.stat(path)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A report of a run as one HTML file that needs nothing else: figures, plots, tables, parameters and the command that repeats it."""
+"""The HTML report of a run, one file without external parts: figures, plots, tables, parameters and the command that repeats the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def render_html(
     command: str = "",
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
-    """The report. `began_s`: of the recorder's clock, when requests began to come; `marks` are drawn on the time axes; `command` repeats the run;
+    """The HTML report. `began_s`: when requests began to arrive, by the recorder's clock; `marks` are drawn on the time axes; `command` repeats the run;
     `parameters` are shown by group and name."""
     run = results["run"]
     title = f"{run['policy']} · {count(run['workers'], 'worker')} · {run['mode']}"
@@ -146,7 +146,7 @@ def _figures_tables(results: Mapping[str, Any]) -> str:
 
 
 def _cell(key: str, value: Any) -> str:
-    """A figure of a row, as its key says."""
+    """A figure of a row as text, in the unit that its key names."""
     if isinstance(value, str):
         return value
     if key.endswith("_s"):
@@ -157,7 +157,7 @@ def _cell(key: str, value: Any) -> str:
 
 
 def _rows_table(title: str, first: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of the rows of the results, the column `first` naming each."""
+    """A table of rows of the results; the column `first` has the name of each row."""
     if not rows:
         return ""
     keys = [key for key in rows[0] if key != first and any(row[key] not in (0, None) for row in rows)]
@@ -178,7 +178,7 @@ def _pairs_table(title: str, rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _parameters_section(results: Mapping[str, Any], parameters: Mapping[str, Mapping[str, Any]]) -> str:
-    """What was set, by group, then what became of it, if that is more: the workload, and which models those of a trace are."""
+    """The settings by group, then further facts about the workload, and the models that stand for the names of a trace."""
     said = {name for pairs in parameters.values() for name in pairs}
     workload = {name: value for name, value in results["run"]["workload"].items() if f"--{name}" not in said}
     models = {row["name"]: f"{row['model']}, {count(row['requests'], 'request')}" for row in workload.pop("trace_models", [])[:ROWS_MAX]}

@@ -1,4 +1,4 @@
-"""The results as JSON, byte for byte the same for the same results, and what is wrong with results that are not as they should be."""
+"""The results as JSON, byte for byte equal for equal results, and the validation of results."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ CHECKS: dict[str, dict[str, Check]] = {
     **{name: dict.fromkeys(STATISTICS, number_or_null) for name in DISTRIBUTIONS},
     "series": {"bin_s": number_or_null, "at_s": a_list},
 }
-"""What each value may be, by section and key. A section may have further keys."""
-NOT_OF_ALL = ("stall_s",)  # distributions that not every completed request has a part in
+"""The check of each value, by section and key. A section may have further keys."""
+NOT_OF_ALL = ("stall_s",)  # distributions that do not have a value of every completed request
 TOLERANCE = 1e-6  # relative; figures are rounded
 
 
 def to_json(results: dict[str, Any]) -> str:
-    """The results as text, keys in their order, with a newline at the end. ValueError for a number that JSON does not know."""
+    """The results as text, keys in their order, with a newline at the end. ValueError for NaN and infinities, which JSON does not have."""
     return json.dumps(results, indent=2, separators=(",", ": "), allow_nan=False) + "\n"
 
 
 def validate_results(results: Any) -> list[str]:
-    """Everything that is wrong with results of schema 2, one line each; empty: nothing is. Keys that it does not know are passed
-    over: a later version may have added them."""
+    """All errors in results of schema 2, one line each; empty for valid results. Unknown keys are ignored, because a later version may have
+    added them."""
     if not isinstance(results, dict):
         return ["the results are not an object"]
     wrong = check_keys("results", results, TOP_KEYS)
@@ -53,7 +53,7 @@ def _is_rows(value: Any) -> bool:
 
 
 def _check_books(results: dict[str, Any]) -> list[str]:
-    """What went in came out or is still there."""
+    """Errors in the sums of counts: requests, reports, placements."""
     wrong = []
     requests, reports, actions = results["requests"], results["reports"], results["actions"]
     ends = ("completed", "failed", "rejected", "in_flight")
@@ -77,7 +77,7 @@ def _check_books(results: dict[str, Any]) -> list[str]:
 
 
 def _check_distributions(results: dict[str, Any]) -> list[str]:
-    """Percentiles grow, the mean is not above the maximum, and there are figures exactly if there were requests."""
+    """Errors unless percentiles grow, the mean is not above the maximum, and figures are there exactly if there were requests."""
     wrong = []
     completed = results["requests"]["completed"]
     may_lack = DISTRIBUTIONS if results["run"]["warmup_s"] else NOT_OF_ALL  # all may have arrived in the warm-up

@@ -1,4 +1,4 @@
-"""Everything that a run was asked to write, opened together before it starts: all of it, or nothing is left behind."""
+"""All output files of a run, opened together before the run starts: either all are written, or none is left behind."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ JSON, REQUESTS_CSV, HTML, RECORD = FLAGS = ("--json", "--requests-csv", "--html"
 
 
 class Outputs:
-    """A context manager: what has not been committed at its end is discarded. UsageError if one cannot be opened, or is another's file."""
+    """A context manager: outputs not committed at its end are discarded. UsageError if an output cannot be opened, or is the same file as another."""
 
     def __init__(self, paths: Mapping[str, str], inputs: Mapping[str, str]) -> None:
-        """`paths`: by flag; "" or missing: not asked for, "-": stdout. `inputs`: the files that the run reads, by flag."""
+        """`paths`: paths by flag; "" or missing: no output, "-": stdout. `inputs`: the files that the run reads, by flag."""
         check_distinct(paths, inputs)
         self._opened = ExitStack()
         self._files: dict[str, OutputFile] = {}
@@ -43,8 +43,8 @@ class Outputs:
             self.recording = RecordedWriter(path, cast(BinaryIO, output.raw))
 
     def finish(self, render: Mapping[str, Callable[[], str]]) -> list[Callable[[], None]]:
-        """What is left to be done, an output each: write what `render` makes for its flag, if anything, and commit it. Each raises OutputError if the
-        output could not be written."""
+        """One function per output, which writes the text that `render` makes for the output's flag, if any, and commits the file. Each function raises
+        OutputError if the output could not be written."""
         steps: list[Callable[[], None]] = []
         if self.requests_csv is not None:
             steps.append(self.requests_csv.close)

@@ -14,12 +14,12 @@ from sllm.protocol.messages import ACTIONS
 ACTION_NAMES = dict(zip(ACTIONS, ("serve", "cold start", "migrate"), strict=True))
 STATE_COLOURS = {"READY": 3, "STARTING": 1, "DRAINING": 5, "SUSPECT": 2, "DEAD": 4, "LEFT": 6}
 TIME_UNITS = ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "d"))
-DOTS_MAX = 600  # completed requests that are drawn one by one; of more, percentiles are drawn over time
-MARKS_MAX = 12  # faults with a word of their own on the time axis
+DOTS_MAX = 600  # completed requests that are drawn one by one; for more requests percentiles are drawn
+MARKS_MAX = 12  # faults with a label on the time axis
 
 
 class Mark(NamedTuple):
-    """Something that lasts from one time to another, both from the moment at which requests began to come. `end_s` None: to the end."""
+    """An interval shown on a time axis, in seconds after requests began to arrive. `end_s` None: to the end."""
 
     begin_s: float
     end_s: float | None
@@ -27,7 +27,7 @@ class Mark(NamedTuple):
 
 
 def draw_plots(results: Mapping[str, Any], recorder: Recorder, began_s: float, marks: Sequence[Mark]) -> list[str]:
-    """The plots as HTML; none if nothing was sent. `began_s`: of the recorder's clock, when requests began to come."""
+    """The plots as HTML; none if no request was sent. `began_s`: time of the recorder's clock at which requests began to arrive."""
     columns = results["series"]
     if not columns["at_s"]:
         return []
@@ -50,7 +50,7 @@ def draw_plots(results: Mapping[str, Any], recorder: Recorder, began_s: float, m
 
 
 def _time_axis(bins: series.Bins) -> Axis:
-    """Time from the moment at which requests began to come; the values placed on it are of the recorder's clock."""
+    """An axis of the time since requests began to arrive; the values placed on it are times of the recorder's clock."""
     length_s, start_s = bins.end_s - bins.start_s, bins.start_s
     scale, unit = next(((scale, unit) for scale, unit in reversed(TIME_UNITS) if length_s >= 3 * scale), TIME_UNITS[0])
     axis = Axis(0.0, length_s / scale, f"time since requests began to come ({unit})", str, ticks=8)
@@ -125,7 +125,7 @@ def _throughput_plot(columns: Mapping[str, Any], bins: series.Bins, time: Axis) 
 
 
 def _in_flight_plot(recorder: Recorder, columns: Mapping[str, Any], bins: series.Bins, time: Axis) -> Plot:
-    """Exact, as long as a screen could show it."""
+    """Requests in flight and waiting; exact unless there are more changes than a screen can show."""
     points = series.in_flight(recorder, bins)
     waiting = columns.get("waiting", [])
     y = Axis(0.0, nice_top([*(value for _, value in points), *waiting]), "requests", _plain, ticks=5)
@@ -137,7 +137,7 @@ def _in_flight_plot(recorder: Recorder, columns: Mapping[str, Any], bins: series
 
 
 def _used_plot(columns: Mapping[str, Any], bins: series.Bins, time: Axis) -> Plot | None:
-    """Parts of what the fleet has."""
+    """Parts in use: of the workers' time, of the slots, of the KV cache."""
     if "utilisation" not in columns:
         return None
     y = Axis(0.0, 1.0, "part in use", lambda value: f"{value * 100:.0f} %", ticks=5)
@@ -162,7 +162,7 @@ def _actions_plot(recorder: Recorder, bins: series.Bins, time: Axis) -> Plot | N
 
 
 def _states_plot(recorder: Recorder, bins: series.Bins, time: Axis) -> Plot | None:
-    """Workers by state, if anything but their start happened."""
+    """Workers by state; no plot if the workers only started."""
     points = recorder.fleet.points
     states = [state for state in STATE_COLOURS if any(counts.get(state) for _, counts in points)]
     if not set(states) & {"DRAINING", "SUSPECT", "DEAD", "LEFT"}:

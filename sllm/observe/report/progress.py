@@ -1,4 +1,4 @@
-"""Live progress: some lines redrawn in place on a terminal, a plain line now and then elsewhere, nothing when quiet."""
+"""Progress of a run: a few lines redrawn in place on a terminal, a plain line every few seconds elsewhere, nothing when quiet."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sllm.observe.report.text import BOLD, DIM, RED, YELLOW, can_encode, columns
 
 REDRAW_EVERY_S = 0.2  # wall time, on a terminal
 LINE_EVERY_S = 5.0  # wall time, elsewhere
-RATE_OVER_S = 5.0  # wall time that rates are the mean of
+RATE_OVER_S = 5.0  # wall time over which rates are averaged
 BAR_WIDTHS = (10, 60)  # the bar of the run takes a quarter of the line, within these
-GAUGE_WIDTHS = ((150, 24), (100, 14), (60, 8), (0, 5))  # (from so many columns on, cells of the bar of slots or KV cache)
+GAUGE_WIDTHS = ((150, 24), (100, 14), (60, 8), (0, 5))  # (least columns of the terminal, cells of the bar of slots or KV cache)
 LABEL_WIDTH = 9
-NARROW, LINES_EACH = 70, 3  # in fewer columns, a row may take so many lines
+NARROW, LINES_EACH = 70, 3  # on a terminal of fewer columns, a row may take this many lines
 NEARLY_FULL = 0.9  # of slots or KV cache
 STATE_ORDER = ("READY", "STARTING", "DRAINING", "SUSPECT", "DEAD", "LEFT")
 
@@ -24,7 +24,7 @@ _HIDE_CURSOR, _SHOW_CURSOR, _CLEAR_BELOW, _CLEAR_LINE = "\x1b[?25l", "\x1b[?25h"
 
 
 class Snapshot(NamedTuple):
-    """Where a run stands."""
+    """The state of a run at one moment, for progress."""
 
     now_s: float  # of the run's clock, from its start
     total_s: float  # when arrivals end; 0: nobody knows
@@ -33,16 +33,16 @@ class Snapshot(NamedTuple):
     slots_used: float | None = None  # the part in use, by the last reports; None: nobody knows
     kv_used: float | None = None
     waiting: int | None = None  # requests at the workers, by the last reports
-    phase: str = ""  # "" while requests arrive, else what goes on: "starting", "draining"
+    phase: str = ""  # "" while requests arrive, otherwise "starting" or "draining"
     total_requests: int = 0  # to be sent in all; 0: nobody knows
-    warning: str = ""  # shown as long as it is set: "the machine cannot keep up"
+    warning: str = ""  # shown while not empty, such as "the machine cannot keep up"
 
 
 class Progress:
     """Shows snapshots on a stream.
 
-    A driver asks `due()` as often as it likes, which costs a look at the clock, and hands in a snapshot if it is. `clock` gives wall seconds from any start.
-    As a context manager it leaves the terminal as it found it, however the run ends.
+    A driver calls `due()` as often as it likes, which only reads the clock, and hands in a snapshot if one is due. `clock` gives wall seconds from any origin.
+    As a context manager `Progress` restores the terminal when the run ends in any way.
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float], *, virtual: bool, quiet: bool = False, no_color: bool = False, dumb: bool = False) -> None:
@@ -77,7 +77,7 @@ class Progress:
         at = self._clock()
         self._next_at = at + self._every_s
         if self._last is not None and self._last.phase != snapshot.phase:
-            self._history.clear()  # while the fleet starts, the run's clock stands still: no pace to go by later
+            self._history.clear()  # while the fleet starts, the run's clock stands still, which would distort the pace
         self._last = snapshot
         self._history.append((at, snapshot.now_s, snapshot.glance.ended, snapshot.glance.sent))
         while len(self._history) > 2 and at - self._history[1][0] >= max(RATE_OVER_S, self._every_s):
@@ -95,7 +95,7 @@ class Progress:
             self._redraw(self._last)
 
     def close(self) -> None:
-        """Take the progress off the screen and give the cursor back; elsewhere print the last state, if it was not printed."""
+        """On a terminal, remove the progress and show the cursor again; elsewhere print the last state, unless it was printed before."""
         if self._closed:
             return
         if not self._live and self._last is not None and not self._quiet:
@@ -116,7 +116,7 @@ class Progress:
             self._stream.write(text if self._utf8 else to_ascii(text))
             self._stream.flush()
         except (OSError, ValueError):
-            self._quiet = True  # nobody watches any more: the run goes on
+            self._quiet = True  # the reader has gone; the run goes on
 
     def _erase(self) -> None:
         if self._drawn:
@@ -149,7 +149,7 @@ class Progress:
     # --- words ----------------------------------------------------------------------------------------------------------------------
 
     def _clock_parts(self, snapshot: Snapshot, room: int) -> list[tuple[str, str]]:
-        """How far it is: bar, clock, time left, what the fleet is doing."""
+        """The part done: bar, clock, time left, phase."""
         unit = " simulated" if self._virtual else ""
         parts: list[tuple[str, str]] = []
         done = self._fraction(snapshot)
@@ -171,7 +171,7 @@ class Progress:
         return parts
 
     def _requests(self, snapshot: Snapshot) -> list[tuple[str, str]]:
-        """What came and what became of it, the most wanted first: what does not fit is left out."""
+        """Counts and rates of requests, the most important first, because parts that do not fit the line are left out."""
         glance = snapshot.glance
         parts = [(f"{glance.completed:,} done", ""), (f"{glance.in_flight:,} in flight", "")]
         if glance.failed or glance.rejected:
@@ -187,14 +187,14 @@ class Progress:
 
     @staticmethod
     def _latencies(snapshot: Snapshot) -> list[tuple[str, str]]:
-        """Of all requests so far."""
+        """Percentiles of TTFT and the number of cold starts, over all requests so far."""
         glance = snapshot.glance
         times = [(f"p50 {duration(glance.ttft_p50_s)}, p99 {duration(glance.ttft_p99_s)}", "")] if glance.ttft_p50_s is not None else []
         return [*times, (count(glance.cold_starts, "cold start"), "")]
 
     @staticmethod
     def _fleet(snapshot: Snapshot, gauge: int) -> list[tuple[str, str]]:
-        """Workers by state, the queue, slots and KV cache; bars of so many cells, if any."""
+        """Workers by state, the queue, slots and KV cache, with bars of `gauge` cells (0: without bars)."""
         states = snapshot.states
         words = ", ".join(f"{states[state]:,} {state.lower()}" for state in STATE_ORDER if states.get(state))
         good = states.get("READY", 0) == sum(states.values())
@@ -209,7 +209,7 @@ class Progress:
 
     @staticmethod
     def _fraction(snapshot: Snapshot) -> float | None:
-        """How much of the arrivals is over; None if nobody knows."""
+        """The part of the arrivals that is over, 0 to 1; None if unknown."""
         if snapshot.total_s > 0.0:
             return min(1.0, max(0.0, snapshot.now_s / snapshot.total_s))
         if snapshot.total_requests > 0:
@@ -217,7 +217,7 @@ class Progress:
         return None
 
     def _pace(self) -> tuple[float, float, float] | None:
-        """Of late: seconds of the run's clock, requests ended and requests sent, for each second of wall time."""
+        """The present pace: seconds of the run's clock, requests ended and requests sent, per second of wall time."""
         if not self._history:
             return None
         first, last = self._history[0], self._history[-1]
@@ -225,7 +225,7 @@ class Progress:
         return ((last[1] - first[1]) / wall_s, (last[2] - first[2]) / wall_s, (last[3] - first[3]) / wall_s) if wall_s > 0.0 else None
 
     def _left_s(self, snapshot: Snapshot) -> float | None:
-        """Wall seconds until arrivals end, at the pace of late."""
+        """Wall seconds until arrivals end, at the present pace."""
         pace = self._pace()
         if pace is None or pace[0] <= 0.0 or snapshot.total_s <= 0.0:
             return None
@@ -233,13 +233,13 @@ class Progress:
 
 
 def _bar(part: float, cells: int) -> str:
-    """A bar of so many cells; what is in use at all shows at least one."""
+    """A bar of `cells` cells; a part above 0 fills at least one cell."""
     filled = min(cells, max(round(part * cells), 1 if part > 0.005 else 0))
     return "█" * filled + "░" * (cells - filled)
 
 
 def _wrap(parts: list[tuple[str, str]], room: int, colour: bool, most: int) -> list[str]:
-    """Parts on as many lines as they need, up to `most`; what does not fit then is left out."""
+    """Parts on at most `most` lines; parts that do not fit are left out."""
     lines: list[str] = []
     while len(lines) < most and (parts or not lines):
         used, fitting = 0, 0
@@ -256,5 +256,5 @@ def _wrap(parts: list[tuple[str, str]], room: int, colour: bool, most: int) -> l
 
 
 def _fit(parts: list[tuple[str, str]], room: int, colour: bool) -> str:
-    """As many parts as fit on one line."""
+    """The first parts, as many as fit on one line."""
     return _wrap(parts, room, colour, 1)[0]

@@ -1,4 +1,4 @@
-"""Standard input, output and error as a process finds them: closed, on a full disk, or a pipe that nobody reads any more."""
+"""Standard input, output and error in every state: closed, on a full disk, or a pipe that nobody reads any more."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import NoReturn, TextIO
 from sllm.protocol.errors import OutputError
 
 STDOUT = "-"  # as a path
-BY_SIGNAL = 128  # plus the signal's number is the exit status of what a signal ended
+BY_SIGNAL = 128  # plus the number of the signal: the exit status of a process that a signal ended
 
 
 def complain(text: str) -> None:
-    """A line on stderr, if anybody hears it."""
+    """Write a line to stderr; errors are ignored."""
     try:
         if sys.stderr is not None:
             print(text, file=sys.stderr, flush=True)
@@ -25,7 +25,7 @@ def complain(text: str) -> None:
 
 
 def say(write: Callable[[TextIO], object], where: str = "stderr") -> None:
-    """Write to stdout or stderr what the user asked for. OutputError if it cannot be written; a pipe that nobody reads is no error."""
+    """Write something that the user asked for to stdout or stderr. OutputError if it cannot be written; a pipe that nobody reads is no error."""
     stream: TextIO | None = getattr(sys, where)
     if stream is None:
         raise OutputError(f"{where}: cannot write: it is closed")
@@ -39,17 +39,18 @@ def say(write: Callable[[TextIO], object], where: str = "stderr") -> None:
 
 
 def occupy_closed_descriptors() -> None:
-    """Put /dev/null where stdin, stdout or stderr are closed: the next file or socket would get the number, and with it whatever is written there."""
+    """Open /dev/null in place of closed stdin, stdout or stderr. Otherwise the next file or socket would get that descriptor, and with it everything that is
+    written to the standard stream."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
 
 
 def end_at_signals() -> None:
-    """SIGINT and SIGTERM end the process at once and without a word, until somebody takes care of them. To be called before the rest of a program is imported,
-    which takes a third of a second."""
+    """Let SIGINT and SIGTERM end the process at once and without a message, until the program installs its own handlers. To be called before the imports of
+    the program, which take a third of a second."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: os._exit(BY_SIGNAL + number))
 
@@ -95,7 +96,7 @@ def run_command(program: str, main: Callable[[], int]) -> NoReturn:
 
 
 def silence(stream: TextIO) -> None:
-    """Let what is still in the stream's buffer go nowhere: the interpreter would try again at its end, and complain."""
+    """Discard the content of the stream's buffer, which the interpreter would otherwise try to write again at its end, with an error message."""
     try:
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, stream.fileno())

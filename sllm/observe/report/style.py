@@ -1,4 +1,4 @@
-"""The look of the HTML report: light and dark, narrow and wide, on paper."""
+"""The style sheet of the HTML report: light and dark, narrow and wide, on paper."""
 
 STYLE = """\
 :root { --page: #f7f8fa; --card: #fff; --ink: #1c2430; --dim: #5a6675; --rule: #dde2e8; --grid: #e9edf1; --bad: #b3261e;

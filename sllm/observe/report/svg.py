@@ -1,4 +1,4 @@
-"""Plots as SVG, by hand: axes with units, lines, areas and stacked bars. Colours are classes, so that a page's style decides them."""
+"""Plots as SVG text: axes with units, lines, areas and stacked bars. Colours are CSS classes, which the page's style sheet defines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 78, 16, 14, 46
-LOG_DECADES_MIN = 0.3  # a log axis that spans less than that many decades is widened to it
+LOG_DECADES_MIN = 0.3  # a shorter log axis is widened to this many decades
 
 Points = Sequence[tuple[float, float]]
 Label = Callable[[float], str]
@@ -51,7 +51,7 @@ class Axis:
         self.low, self.high = low, high
 
     def place(self, value: float) -> float:
-        """0 at the low end, 1 at the high end; values outside are put on the edge."""
+        """The place of a value on the axis: 0 at the low end, 1 at the high end; values outside are put on the nearer end."""
         if self.log:
             value = max(value, self.low)
             part = (log10(value) - log10(self.low)) / (log10(self.high) - log10(self.low))
@@ -85,7 +85,7 @@ def nice_top(values: Sequence[float]) -> float:
 
 
 class Plot:
-    """A plot under construction. `name` is unique on the page; `title` and `description` are what a screen reader says."""
+    """A plot under construction. `name` is unique on the page; screen readers read `title` and `description`."""
 
     def __init__(self, name: str, title: str, description: str, x: Axis, y: Axis) -> None:
         self.name = name
@@ -120,7 +120,7 @@ class Plot:
         self._body.append(f'<path class="dots c{colour}" d="{path}"/>')
 
     def add_bars(self, edges: Sequence[float], layers: Sequence[Bars]) -> None:
-        """Layers stacked in order; `edges` has one entry more than each layer has heights."""
+        """Stack layers in order; `edges` has one entry more than each layer has heights."""
         base = [0.0] * (len(edges) - 1)
         for layer in layers:
             if not any(layer.heights):

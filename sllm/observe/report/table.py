@@ -1,4 +1,4 @@
-"""The closing table, for people."""
+"""The table of results at the end of a run, for people."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ROWS = (
     ("stall_s", "stall in mid-stream"),
     ("decision_s", "placement decision"),
 )
-REASONS_SHOWN = 5  # of failures, the most frequent ones
-MODELS_SHOWN = 5  # of a trace, those with the most requests
+REASONS_SHOWN = 5  # the most frequent reasons of failures
+MODELS_SHOWN = 5  # the models of a trace with the most requests
 VIOLATIONS_SHOWN = 10
 
 
 def print_table(results: Mapping[str, Any], stream: TextIO, *, no_color: bool = False) -> None:
-    """Write the table to a stream, in what it can show. `no_color` is the user's wish; without a terminal there are none anyway."""
+    """Write the table to a stream, in the width and characters that the stream can show. `no_color`: no colours on a terminal either."""
     colour = is_terminal(stream) and not no_color
     width = min(WIDTH_MAX, columns_of(stream)) if is_terminal(stream) else WIDTH_MAX
     text = render_table(results, colour=colour, width=width)
@@ -42,7 +42,7 @@ def render_table(results: Mapping[str, Any], *, colour: bool = False, width: int
 
 
 class _Line:
-    """A label and parts that are kept whole when the line is broken; a code of None leaves a part as it is."""
+    """A label and parts that are kept whole when the line is broken; a part with code None has no colour."""
 
     def __init__(self, label: str, parts: Iterable[tuple[str, str | None]]) -> None:
         self.label = label
@@ -93,20 +93,20 @@ def _run(results: Mapping[str, Any]) -> list[_Line | str]:
 
 
 def cut_short(run: Mapping[str, Any]) -> str:
-    """What an interrupted run says of itself."""
+    """The note of an interrupted run about the time that its figures cover."""
     asked_s = run["duration_asked_s"]
     missing = f" of the {span(asked_s)} asked for" if asked_s is not None and asked_s > run["duration_s"] else ""
     return f"interrupted: requests came for {span(run['duration_s'])}{missing}; figures up to then"
 
 
 def _kinds(run: Mapping[str, Any]) -> list[str]:
-    """The hardware of a fleet; of one with several kinds also how many workers have each."""
+    """The hardware of a fleet; with several kinds of hardware, also the number of workers of each."""
     kinds = run["hardware"]
     return list(kinds) if len(kinds) == 1 else [f"{number:,} × {name}" for name, number in kinds.items()]
 
 
 def _models(workload: Mapping[str, Any]) -> list[_Line | str]:
-    """What the models that a trace names are in the catalogue."""
+    """The models of the catalogue that stand for the model names of a trace."""
     rows = workload.get("trace_models", [])
     if not rows:
         return []
@@ -117,7 +117,7 @@ def _models(workload: Mapping[str, Any]) -> list[_Line | str]:
 
 
 def _sessions(workload: Mapping[str, Any]) -> list[_Line | str]:
-    """What must be known of prompts that repeat earlier ones."""
+    """A note on prompts that repeat earlier turns."""
     law = workload.get("sessions")
     if law is None or law["prefix_cache"]:
         return []
@@ -162,7 +162,7 @@ def _requests(results: Mapping[str, Any]) -> list[_Line | str]:
 
 
 def distributions(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float | None]]]:
-    """What there are times of, with the words for it."""
+    """The label and the statistics of each distribution that has values."""
     found = [(label, results["wall"][key] if key == "decision_s" else results[key]) for key, label in ROWS]
     return [(label, values) for label, values in found if values["max"] is not None]
 
@@ -182,7 +182,7 @@ def _times(results: Mapping[str, Any], width: int) -> list[_Line | str]:
 
 
 def targets(slo: Mapping[str, Any]) -> str:
-    """What a request is to attain, in words."""
+    """The targets of a request as text."""
     more = f", further ones {duration(slo['tpot_s'])} each" if slo["tpot_s"] is not None else ""
     return f"first token within {duration(slo['ttft_s'])}{more}"
 

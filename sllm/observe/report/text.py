@@ -1,4 +1,4 @@
-"""Figures as people read them, and what a stream can show."""
+"""Figures as text for people, and the abilities of output streams."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TextIO
 
 ASCII = str.maketrans({"µ": "u", "·": "-", "—": "-", "×": "x", "█": "#", "░": ".", "≤": "<=", "…": "~"})
 RED, GREEN, YELLOW, DIM, BOLD = "31", "32", "33", "2", "1"
-NARROWEST = 20  # columns; a terminal that says less does not know
+NARROWEST = 20  # columns; a smaller figure of a terminal is not believed
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -27,7 +27,7 @@ def columns_of(stream: TextIO, fallback: int = 100) -> int:
 
 
 def can_encode(stream: TextIO) -> bool:
-    """Whether a stream takes the signs that are used here beyond ASCII. One without an encoding is in memory and takes everything."""
+    """Whether a stream can encode the characters beyond ASCII that are used here. A stream without an encoding is in memory and takes all characters."""
     try:
         "".join(map(chr, ASCII)).encode(getattr(stream, "encoding", None) or "utf-8")
     except (UnicodeEncodeError, LookupError):
@@ -57,7 +57,7 @@ def duration(value: float | None) -> str:
 
 
 def span(value: float) -> str:
-    """A span of time from a glance: 45 s, 3 min 20 s, 2 h 05 min, 12 d 04 h."""
+    """A span of time, rounded for reading: 45 s, 3 min 20 s, 2 h 05 min, 12 d 04 h."""
     seconds = round(value)
     if seconds < 120:
         return f"{seconds} s"

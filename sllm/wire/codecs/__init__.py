@@ -1,1 +1,1 @@
-"""Codecs of bodies, one file each, found by listing this folder: a class `Body` that is a `sllm.wire.body.BodyCodec`."""
+"""Body codecs, one file each, found by listing this folder. Each file has a class `Body`, which is a `sllm.wire.body.BodyCodec`."""

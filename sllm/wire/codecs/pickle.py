@@ -1,9 +1,9 @@
 """Bodies as pickles (protocol 5) of a plain tuple of atoms and tuples, without memo references.
 
-A body is believed in three steps: its opcodes are of a short list, an unpickler that knows no globals loads it, and every value keeps its rule. The three
-are slow in Python, so there is a short cut: for each message one regular expression, made from the rules of its fields, that spells the opcodes of the bodies
-that are usual (plain opcodes, right types, values well within their ranges). What the expression accepts, the three steps accept too; whatever else comes goes
-through them one by one (`check_body`). A regular expression cannot say that a list names nothing twice: that is looked at besides.
+A body is accepted after three checks: all opcodes are on a short list, an unpickler without globals can load the body, and every value keeps its rule. The
+three checks are slow in Python, so there is a short cut: one regular expression for each message, made from the rules of the fields, which matches the
+opcodes of usual bodies (plain opcodes, right types, values well within their ranges). The three checks accept every body that the expression accepts; any
+other body goes through the three checks (`check_body`). A regular expression cannot find repeated items of a list, so those are looked for separately.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sllm.protocol.node import Rejected
 from sllm.protocol.rules import Distinct, Fields, Flag, Host, Name, OneOf, Pair, Prose, Real, Rule, Whole
 from sllm.wire.body import SCHEMA, Values, check, mended
 
-USUAL_BYTES = 1400  # of a body: what fits a datagram that no network cuts up
+USUAL_BYTES = 1400  # of a body: fits a datagram that networks do not fragment
 SHARED_MAX = 4096  # tuples of names, each kept once for all workers that report it, are remembered up to this number ...
 SHARED_ITEMS_MAX = 64  # ... if they have no more names than this
 OPCODE, PICKLE = "opcode", "pickle"
@@ -32,7 +32,7 @@ OPCODE, PICKLE = "opcode", "pickle"
 
 
 def sized(lengths: range, each: bytes = b".") -> bytes:
-    """A length byte and that number of bytes, each length an alternative of its own, for want of counted fields in regular expressions."""
+    """A pattern: a length byte and then that number of bytes. Each length is an alternative, because regular expressions have no counted fields."""
     return b"|".join(re.escape(bytes([n])) + (each + b"{%d}+" % n if n else b"") for n in lengths)
 
 
@@ -49,7 +49,7 @@ _FRAME_AT, _FRAME_END = 3, 11
 
 # --- the opcodes of usual bodies ----------------------------------------------------------------------------------------------------------
 
-# Powers of two between which most values of a rule lie, so that the first two bytes of a double decide; and one value besides.
+# By rule: the two powers of two between which most values lie, so that the first two bytes of a double decide; and a pattern for one further value.
 _USUAL_REALS: dict[int, tuple[float, float, bytes]] = {
     id(rules.SECONDS): (0.0, 2.0**29, b""),
     id(rules.PART): (0.0, 1.0, rb"|\x3f\xf0\x00\x00\x00\x00\x00\x00"),
@@ -58,7 +58,7 @@ _USUAL_REALS: dict[int, tuple[float, float, bytes]] = {
 
 
 def _spell_whole(rule: Whole) -> bytes:
-    """Whole numbers as pickle spells them, below the power of two that `most` + 1 reaches."""
+    """The opcodes of whole numbers from `least` up to the largest power of two that `most` + 1 reaches."""
     least, most = rule.least, rule.most
     bits = (most + 1).bit_length() - 1
     forms = [rb"K[\x%02x-\x%02x]" % (least, min(most, 255))]
@@ -76,7 +76,7 @@ def _spell_whole(rule: Whole) -> bytes:
 
 
 def _spell_real(rule: Real) -> bytes:
-    """Doubles between two powers of two: sign, exponent and a little more stand in their first two bytes."""
+    """The opcodes of doubles between two powers of two: the first two bytes have the sign, the exponent and four bits of the fraction."""
     low, high, also = _USUAL_REALS[id(rule)]
     (l0, l1, *_), (h0, h1, *_) = struct.pack(">d", low), struct.pack(">d", high)
     assert l0 + 1 < h0
@@ -85,20 +85,20 @@ def _spell_real(rule: Real) -> bytes:
 
 
 def _spell_distinct(rule: Distinct) -> bytes:
-    """Pickle has opcodes of their own for tuples of none, one, two and three."""
+    """The opcodes of a tuple of items of one rule. Pickle has special opcodes for tuples of zero to three items."""
     one = spell(rule.item)
     return rb"(?:\)|" + one + rb"(?:\x85|" + one + rb"(?:\x86|" + one + rb"\x87))|\((?:" + one + rb"){0,%d}+t)" % rule.most
 
 
 def _spell_tuple(fields: list[bytes]) -> bytes:
-    """A tuple of fields that are spelled so."""
+    """The opcodes of a tuple with fields of these patterns."""
     ends = {1: rb"\x85", 2: rb"\x86", 3: rb"\x87"}
     return b"".join(fields) + ends[len(fields)] if len(fields) in ends else rb"\(" + b"".join(fields) + rb"t"
 
 
 def spell(rule: Rule) -> bytes:
-    """As a regular expression, the opcodes of most of what the rule accepts and of nothing else; each alternative begins with a byte of its own, so that
-    matching never has to go back."""
+    """A regular expression for the opcodes of most values that the rule accepts, and of no other value. Each alternative begins with a different byte, so
+    that matching never goes back."""
     match rule:
         case Name():
             return rb"\x8c(?:" + sized(range(1, rule.most_bytes + 1), b"[ -~]") + rb")"
@@ -127,7 +127,7 @@ _usual: dict[type[Message], re.Pattern[bytes]] = {}
 
 
 def usual(kind: type[Message]) -> re.Pattern[bytes]:
-    """The usual bodies of a message. Made on first use: it takes some 50 ms for a load report."""
+    """The pattern of a message's usual bodies. Made on first use, because making the pattern of a load report takes some 50 ms."""
     found = _usual.get(kind)
     if found is None:
         opcodes = _spell_tuple([spell(rule) for rule in kind.RULES.values()])
@@ -139,7 +139,7 @@ def usual(kind: type[Message]) -> re.Pattern[bytes]:
 
 
 class _Plain(pickle.Unpickler):
-    """Knows no global and no persistent object: what slipped past the opcodes still finds nothing to call."""
+    """An unpickler without globals and persistent objects: a body that slipped past the check of opcodes still finds nothing to call."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         raise pickle.UnpicklingError("no globals")
@@ -149,22 +149,22 @@ class _Plain(pickle.Unpickler):
 
 
 def _unpickle(body: bytes) -> Any:
-    """The plain tuple in a body that passed the opcode check. Rejected(PICKLE) for what is malformed all the same."""
+    """The plain tuple in a body that passed the check of opcodes. Raises Rejected(PICKLE) if the pickle is malformed."""
     try:
         return _Plain(io.BytesIO(body)).load()
-    except Exception:  # the unpickler raises many kinds; none is ours to tell apart
+    except Exception:  # the unpickler raises errors of many classes, all of which mean a malformed body
         raise Rejected(PICKLE) from None
 
 
 def check_body(kind: type[Message], body: bytes) -> Values:
-    """The fields of a body, checked step by step. Rejected names the first step that fails."""
+    """The fields of a body, after the three checks. Rejected names the first check that fails."""
     if _ACCEPTABLE.fullmatch(body) is None or int.from_bytes(body[_FRAME_AT:_FRAME_END], "little") != len(body) - _FRAME_END:
         raise Rejected(OPCODE)
     return check(kind, _unpickle(body))
 
 
 class _Sink:
-    """Where the pickler writes: a whole body at a time."""
+    """The file that the pickler writes to. The pickler writes a whole body at a time."""
 
     __slots__ = ("body",)
 
@@ -181,7 +181,7 @@ Look = tuple[int, Distinct]
 
 
 class _Plan:
-    """What the codec needs to know of one message: how its usual bodies look, and where lists stand that may name something twice."""
+    """What the codec needs for one type of message: the pattern of usual bodies, and the places of lists, which are checked for repeated items."""
 
     __slots__ = ("is_usual", "kind", "lists", "nested")
 
@@ -191,19 +191,19 @@ class _Plan:
         self.lists, self.nested = _lists_of(list(kind.RULES.values()))
 
     def _is_usual(self, body: bytes) -> object:
-        self.is_usual = usual(self.kind).fullmatch  # from now on without this method
+        self.is_usual = usual(self.kind).fullmatch  # replaces this method
         return self.is_usual(body)
 
 
 def _lists_of(fields: list[Rule]) -> tuple[tuple[Look, ...], tuple[tuple[int, tuple[Look, ...]], ...]]:
-    """The places of lists among the fields, and those in each record among them."""
+    """(Places and rules of the lists among the fields, the same for each record among the fields)."""
     lists = tuple((at, rule) for at, rule in enumerate(fields) if isinstance(rule, Distinct))
     inner = ((at, _lists_of(list(rule.rules))[0]) for at, rule in enumerate(fields) if isinstance(rule, Fields))
     return lists, tuple((at, found) for at, found in inner if found)
 
 
 class Body:
-    """See `sllm.wire.body.BodyCodec`. Not for several threads at once."""
+    """See `sllm.wire.body.BodyCodec`. Not thread-safe."""
 
     VERSION = 3
     REASONS = (OPCODE, PICKLE, SCHEMA)
@@ -213,7 +213,7 @@ class Body:
         self._shared: dict[tuple[Any, ...], tuple[Any, ...]] = {}
         self._begin_pickling()
         self._file = io.BytesIO()
-        self._load = _Plain(self._file).load  # one for all bodies: making one costs as much as half a body. No body has memo references
+        self._load = _Plain(self._file).load  # one unpickler for all bodies, because a new one costs as much as half a body; no body has memo references
 
     def _begin_pickling(self) -> None:
         self._sink = _Sink()
@@ -239,13 +239,13 @@ class Body:
     def _pickle(self, values: Values) -> bytes:
         try:
             self._pickler.dump(values)
-        except Exception:  # something in there cannot be pickled at all; `mended` will say which field
+        except Exception:  # a value cannot be pickled at all; `mended` will name the field
             self._begin_pickling()
             return b""
         return self._sink.body
 
     def _repeats(self, plan: _Plan, values: Values) -> bool:
-        """Whether a list of a usual body names something twice."""
+        """Whether a list in a usual body has two equal items."""
         return self._do_repeat(plan.lists, values) or any(self._do_repeat(lists, values[at]) for at, lists in plan.nested)
 
     def _do_repeat(self, lists: tuple[Look, ...], values: Values) -> bool:
@@ -262,7 +262,7 @@ class Body:
         plan = self._plan(kind)
         if len(body) > USUAL_BYTES or plan.is_usual(body) is None or body[3] | body[4] << 8 != len(body) - _FRAME_END:
             return check_body(kind, body)
-        self._file.__init__(body)  # type: ignore[misc]  # the cheapest way to give it new content
+        self._file.__init__(body)  # type: ignore[misc]  # the cheapest way to give the file new content
         values: Values = self._load()
         if plan.lists:
             values = self._with_shared(plan.lists, values)
@@ -271,7 +271,7 @@ class Body:
         return values
 
     def _with_shared(self, lists: tuple[Look, ...], values: Values) -> Values:
-        """The values, with lists that other bodies had too as the same objects."""
+        """The values; a list that an earlier body had too is the same object. Raises Rejected(SCHEMA) if a list has two equal items."""
         get, fields = self._shared.get, list(values)
         for at, rule in lists:
             items = fields[at]
@@ -287,8 +287,8 @@ class Body:
         return tuple(fields)
 
     def _share(self, items: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The models of one worker are those of many others: one object for all halves the memory of a table of reports. What is shared names nothing twice,
-        so that this is looked at once."""
+        """One object for all equal lists of names: many workers hold the same models, and sharing halves the memory of a table of reports. A shared list has
+        been checked for repeated items, so the check is made once."""
         if len(items) <= SHARED_ITEMS_MAX and type(items[0]) is str:
             if len(self._shared) >= SHARED_MAX:
                 self._shared.clear()

@@ -1,4 +1,4 @@
-"""Traces of real requests: one file for each format, found by listing this folder, told apart by their first line."""
+"""Traces of real requests: one file for each format, found by listing this folder. The first line of a trace file decides its format."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def _format_of(module: ModuleType) -> dict[str, TraceFormat]:
 
 
 FORMATS, BROKEN = folder.read_folder(sys.modules[__name__], _format_of)
-"""Every format by its name, and what is wrong with the files that cannot be imported."""
+"""Every format by its name, and for each file that cannot be imported the reason."""
 
 
 class Trace(Iterator[TraceRow]):
-    """An open trace file: iterate for its rows, once. Closes itself at its end; a context manager for those who stop earlier."""
+    """An open trace file; its rows can be iterated once. The file is closed at its end; a context manager closes it when the iteration stops earlier."""
 
     def __init__(self, lines: Lines, body: Iterator[str], header: Header, kind: TraceFormat) -> None:
         self.path = lines.path
@@ -45,13 +45,13 @@ class Trace(Iterator[TraceRow]):
         return self._lines.skipped
 
     def __iter__(self) -> Iterator[TraceRow]:
-        return self._rows  # the generator itself: one call less for each row
+        return self._rows  # the generator itself, which saves a call per row
 
     def __next__(self) -> TraceRow:
         return next(self._rows)
 
     def error(self, column: str, problem: str) -> UsageError:
-        """The error for a row that was read well but cannot be used."""
+        """The error for a row that could be read but cannot be used."""
         return self._lines.error(column, problem)
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ def _closing(lines: Lines, rows: Iterator[TraceRow]) -> Iterator[TraceRow]:
 
 
 class _Gunzipped(io.BufferedReader):
-    """The contents of a gzip file. Closing it closes the file under it too, which gzip leaves to its caller."""
+    """The contents of a gzip file. `close` closes the compressed file too, which `gzip.GzipFile` does not."""
 
     def __init__(self, compressed: BinaryIO) -> None:
         self._compressed = compressed
@@ -86,9 +86,9 @@ class _Gunzipped(io.BufferedReader):
 
 
 def open_trace(path: str, columns: str = "") -> Trace:
-    """Open a trace file and find out its format from its first line; gzip is known by its first bytes. `columns`: what `--columns` says of a CSV file.
+    """Open a trace file and recognise its format by its first line, and gzip by its first bytes. `columns`: the value of `--columns` for a CSV file.
 
-    UsageError, naming file, line and column, if it cannot be read or has no known format; iterating raises it for rows that do not fit.
+    UsageError, naming file, line and column, if the file cannot be read or has no known format; the iteration raises UsageError for rows that do not fit.
     """
     try:
         file: BinaryIO = open(path, "rb")  # noqa: SIM115 - the trace closes it
@@ -109,7 +109,7 @@ def open_trace(path: str, columns: str = "") -> Trace:
 
 
 def _format(lines: Lines, header: Header, columns: str) -> TraceFormat:
-    """The format of a file that begins so. UsageError if it has none, or lacks a column that `columns` names."""
+    """The format of a file with this header. UsageError if no format matches, or if a column that `columns` names is missing."""
     if columns:
         own = OwnColumns(columns)
         own.check(lines, header)
@@ -124,7 +124,7 @@ def _format(lines: Lines, header: Header, columns: str) -> TraceFormat:
 
 
 def _what_is_missing(header: Header) -> str:
-    """What would make a CSV file readable."""
+    """The end of the error text for a CSV file: the columns that the nearest format lacks, and the flag that helps."""
     if header.record is not None:
         return ""
     lacking = {kind.name: kind.missing(header) for kind in FORMATS.values() if isinstance(kind, CsvFormat)}
@@ -148,5 +148,5 @@ def _read_header(lines: Lines, body: Iterator[str]) -> Header:
 
 
 def read_trace(path: str) -> Iterator[TraceRow]:
-    """The rows of a trace file, for those who need nothing but the rows; errors as `open_trace`."""
+    """The rows of a trace file; errors as `open_trace`."""
     return iter(open_trace(path))

@@ -1,7 +1,7 @@
 """Azure LLM inference traces, 2023 and 2024 (github.com/Azure/AzurePublicDataset; Patel et al., Splitwise, ISCA 2024).
 
-`TIMESTAMP,ContextTokens,GeneratedTokens`. The 2023 files write 7 digits of a second and no time zone, those of 2024 6 digits and +00:00. Files that were
-converted write times in other forms of ISO 8601, all of which are read if they say the seconds; a time without a zone is UTC.
+`TIMESTAMP,ContextTokens,GeneratedTokens`. The files of 2023 have times with 7 digits of a second and no time zone, the files of 2024 with 6 digits and +00:00.
+Converted files have times in other forms of ISO 8601, all of which are read if they include seconds; a time without a zone is UTC.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FORM = re.compile(rf"{_DAY}[ T]{_TIME}(?:{_ZONE})?", re.ASCII | re.IGNORECASE)
 
 
 def parse_timestamp(text: str) -> tuple[int, int, float]:
-    """(day of the calendar, minutes of that day in UTC, seconds of that minute). ValueError if `text` is not such a time."""
+    """(day of the calendar, minutes of that day in UTC, seconds of that minute). ValueError if `text` is no time of ISO 8601 with seconds."""
     match = _FORM.fullmatch(text.strip())
     if match is None:
         raise ValueError(text)
@@ -40,14 +40,14 @@ class Azure(CsvFormat):
     time_form = "a date and time (YYYY-MM-DD hh:mm:ss.fffffff, with or without a time zone)"
 
     def clock(self) -> Callable[[str], float]:
-        """Seconds since the midnight before the first row: small numbers, in which a float keeps 7 digits of a second and more."""
+        """Seconds since the midnight before the first row: small numbers, so that a float keeps at least 7 digits of a second."""
         first_day: int | None = None
         minute_text, minute_s = "", 0.0
 
         def seconds(text: str) -> float:
             nonlocal first_day, minute_text, minute_s
             text = text.strip()
-            # Neighbouring rows share all up to the seconds, so only those are read anew.
+            # Neighbouring rows mostly have the same date, hour and minute, so that only the seconds have to be parsed.
             second_text = text[17:]
             if text[:17] == minute_text and second_text[2:3] == "." and second_text[3:].isdecimal() and "00" <= second_text < "60":
                 return minute_s + float(second_text)

@@ -1,6 +1,6 @@
 """Traces of Qwen in Alibaba Cloud's Bailian (github.com/alibaba-edu/qwen-bailian-usagetraces-anon): one JSON object a line, time in seconds.
 
-Requests have the keys of Mooncake's traces and a `chat_id` besides; `chat_id` is what tells the two apart. Each request has a time of its own, to the
+Requests have the keys of Mooncake's traces and the further key `chat_id`, which distinguishes the two formats. Each request has its own time, to the
 millisecond. Chats, turns and block hashes are not used.
 """
 

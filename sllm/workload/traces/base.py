@@ -1,11 +1,11 @@
-"""What every trace format shares: lines with their numbers, columns, and errors that say where.
+"""The base of every trace format: lines with their numbers, columns, and errors that name the place.
 
-A format is one file of this folder with a constant `FORMAT`; `sllm.workload.traces` finds it by listing the folder. Reading streams:
+A format is one file of this folder with a constant `FORMAT`; `sllm.workload.traces` finds it by listing the folder. Files are read row by row:
 memory does not grow with the file. Rules for all formats but our own recording:
-- the first request kept arrives at 0, all others as long after it as the file says;
+- the first request kept arrives at 0, and the distances between arrivals are those of the file;
 - a column or key `model`, in any case, names the model of each request; the first line of a file says whether its requests name models;
-- a request without tokens in or without tokens out did no work (BurstGPT, arXiv 2401.17644, marks failures so): it is skipped and counted;
-- rows go forward in time; one that does not is an error, since sorting would need the whole file in memory.
+- a request without tokens in or without tokens out (how BurstGPT, arXiv 2401.17644, marks failures) did no work: it is skipped and counted;
+- rows are in order of time; a row out of order is an error, because sorting would need the whole file in memory.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from sllm.protocol.limits import name_problem
 from sllm.workload.request import Repeat
 
 LINE_MAX = 1 << 20  # bytes; a Mooncake line with the hashes of a million tokens has 20,000
-TIME_MAX_S = 1e12  # 30,000 years: a number beyond it is not a time
-MODEL = "model"  # the column or key, whatever its case
-MODELS_MAX = 100_000  # different models in one trace: as many as a catalogue has
-DELIMITERS = (",;\t|", " :^~")  # of CSV; those of the second row only where none of the first is in the header
+TIME_MAX_S = 1e12  # 30,000 years: a larger number is not a time
+MODEL = "model"  # the column or key of the model's name, in upper or lower case
+MODELS_MAX = 100_000  # different models in one trace; a catalogue can have no more copies of a model either
+DELIMITERS = (",;\t|", " :^~")  # of CSV; the second group is tried only if no delimiter of the first group gives two names in the header
 
 
 class TraceRow(NamedTuple):
@@ -46,18 +46,18 @@ class TraceRow(NamedTuple):
 
 
 class Lines:
-    """The lines of an open file, decoded one by one, so that every error can say where it is. Closes the file at its end or on an error."""
+    """The lines of an open file, decoded one by one, so that every error can name its line. Closes the file at its end or on an error."""
 
     __slots__ = ("_file", "number", "path", "skipped")
 
     def __init__(self, path: str, file: BinaryIO) -> None:
         self.path = path
-        self.number = 0  # of the line given last, from 1
+        self.number = 0  # of the last line read, from 1
         self.skipped = 0  # requests that did no work
         self._file = file
 
     def __iter__(self) -> Iterator[str]:
-        """UsageError for what is not UTF-8 and for compressed data that is damaged or cut off."""
+        """The lines. UsageError for bytes that are not UTF-8 and for compressed data that is damaged or cut off."""
         readline = self._file.readline
         try:
             while raw := readline(LINE_MAX):
@@ -78,7 +78,7 @@ class Lines:
 
     @property
     def _reached(self) -> str:
-        """Up to where the file could be read."""
+        """The path, and the last line that could be read."""
         return f"{self.path}, after line {self.number}" if self.number else self.path
 
     def close(self) -> None:
@@ -99,12 +99,12 @@ class Header(NamedTuple):
     delimiter: str = ","  # of CSV
 
     def find(self, name: str) -> str | None:
-        """The column of that name as the file spells it, whatever its case; None if there is none."""
+        """The column of that name in any case, spelled as in the file; None if there is none."""
         wanted = name.casefold()
         return next((column for column in self.columns if column.casefold() == wanted), None)
 
     def check_repeated(self, lines: Lines) -> None:
-        """UsageError for a name that two columns have, whatever its case: which of them holds the figures nobody can tell."""
+        """UsageError if two columns have the same name in any case, because it is unknown which of the two holds the figures."""
         first: dict[str, int] = {}
         for position, column in enumerate(self.columns, 1):
             earlier = first.setdefault(column.casefold(), position)
@@ -121,7 +121,7 @@ class ModelNames:
         self._known: set[str] = set()
 
     def read(self, lines: Lines, column: str, text: object) -> str | None:
-        """The name, without the spaces around it; None for a row that names no model. UsageError for what is no name, and for too many names."""
+        """The name without the spaces around it; None for a row that names no model. UsageError for an invalid name, and for too many names."""
         if text is None:
             return None
         if not isinstance(text, str):
@@ -143,24 +143,23 @@ class TraceFormat(ABC):
 
     name: ClassVar[str]
     about: ClassVar[str]  # its columns, shown when a file fits no format
-    exact: ClassVar[bool] = False  # requests are replayed as they stand: times not shifted, ids, models and priorities binding
+    exact: ClassVar[bool] = False  # requests are replayed unchanged: times are not shifted; ids, models and priorities are those of the file
 
     @abstractmethod
     def matches(self, header: Header) -> bool:
-        """Whether a file that begins so is of this format."""
+        """Whether a file with this header is of this format."""
 
     def model_column(self, header: Header) -> str | None:
-        """The column or key that names the model of each request, as the file spells it; None: requests name none."""
+        """The column or key that names the model of each request, spelled as in the file; None: requests name no models."""
         return header.find(MODEL)
 
     @abstractmethod
     def rows(self, lines: Lines, body: Iterator[str], header: Header) -> Iterator[TraceRow]:
-        """The requests. `body` gives the lines after the header; `lines` knows where it is. UsageError for what does not fit."""
+        """The requests. `body` gives the lines after the header; `lines` knows the number of the present line. UsageError for a row that does not fit."""
 
 
 class CsvFormat(TraceFormat):
-    """Values with a header, separated by a comma or another of DELIMITERS. Columns are found by name, whatever its case: their order and further columns do
-    not matter."""
+    """Values with a header, separated by one of DELIMITERS. Columns are found by name in any case: their order and further columns do not matter."""
 
     time_column: str
     prompt_column: str
@@ -168,7 +167,7 @@ class CsvFormat(TraceFormat):
     time_form: str = "a time in seconds"
 
     def clock(self) -> Callable[[str], float]:
-        """A function from the text of a time to seconds, from any origin. ValueError if it is no time."""
+        """A function from the text of a time to seconds from any origin, which raises ValueError for a text that is no time."""
         return float
 
     def matches(self, header: Header) -> bool:
@@ -231,7 +230,7 @@ class CsvFormat(TraceFormat):
 
 
 class JsonLinesFormat(TraceFormat):
-    """One JSON object a line, each of them a request."""
+    """One JSON object per line, each object a request."""
 
     time_key: ClassVar[str] = "timestamp"
     prompt_key: ClassVar[str] = "input_length"
@@ -241,7 +240,7 @@ class JsonLinesFormat(TraceFormat):
         return header.record is not None and {self.time_key, self.prompt_key, self.output_key}.issubset(header.columns)
 
     def check_keys(self, lines: Lines, request: Header) -> None:
-        """UsageError for a request of another format than the first, whose times may be in another unit."""
+        """UsageError if a request has another format than the first request, because its time may be in another unit."""
 
     def records(self, lines: Lines, body: Iterator[str], header: Header) -> Iterator[tuple[float, int, int, str | None]]:
         """(time in the file's own unit and from its own origin, tokens in, tokens out, model) of each request that did work, in order of time."""
@@ -273,7 +272,7 @@ class JsonLinesFormat(TraceFormat):
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """Text from a file as it is shown in an error: in quotes, on one line, not too long."""
+    """Text from a file for an error message: in quotes, on one line, cut after `limit` characters."""
     return repr(text if len(text) <= limit else text[:limit] + "...")
 
 
@@ -295,7 +294,7 @@ def nothing(lines: Lines) -> UsageError:
 
 
 def find_delimiter(lines: Lines, line: str) -> str:
-    """What separates the names of a header: what gives the most of them; of those that give as many the first, a comma before all others."""
+    """The delimiter of a header: the one of DELIMITERS that gives the most names; of several that give equally many names, the first. "," if none does."""
     for some in DELIMITERS:
         counts = {delimiter: sum(map(_has_letter, split_csv(lines, line, delimiter))) for delimiter in some if delimiter in line}
         if counts and max(counts.values()) > 1:
@@ -308,7 +307,7 @@ def _has_letter(text: str) -> bool:
 
 
 def split_csv(lines: Lines, line: str, delimiter: str = ",") -> list[str]:
-    """The fields of a line that may be quoted; none if it is blank."""
+    """The fields of a line, which may be quoted; [] for a blank line."""
     if not line.strip():
         return []
     if line.count('"') % 2:
@@ -320,7 +319,7 @@ def split_csv(lines: Lines, line: str, delimiter: str = ",") -> list[str]:
 
 
 def csv_tokens(lines: Lines, column: str, text: str) -> int:
-    """A token count written as text. "374.0" counts as 374: data frames write whole numbers so once a cell of the column was empty."""
+    """A token count written as text. "374.0" counts as 374, because data frames write whole numbers that way if a cell of the column is empty."""
     try:
         return int(text)
     except ValueError:
@@ -335,7 +334,7 @@ def csv_tokens(lines: Lines, column: str, text: str) -> int:
 
 
 def check_tokens(lines: Lines, column: str, count: int) -> None:
-    """UsageError for a count that no request can have; 0 passes."""
+    """UsageError for a count that no request can have; 0 is accepted."""
     if count < 0:
         raise lines.error(column, f"{count} tokens: must not be negative")
     if count > TOKENS_MAX:
@@ -360,7 +359,7 @@ def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_object(lines: Lines, text: str) -> dict[str, Any]:
-    """The JSON object that is this line."""
+    """The JSON object on a line. UsageError if the line is anything else, or if a key occurs twice."""
     try:
         record = json.loads(text, object_pairs_hook=_object_of_pairs)
     except json.JSONDecodeError as error:
@@ -375,7 +374,7 @@ def json_object(lines: Lines, text: str) -> dict[str, Any]:
 
 
 def json_field(lines: Lines, record: dict[str, Any], key: str) -> Any:
-    """A field that must be there."""
+    """The value of a required key. UsageError if it is missing."""
     try:
         return record[key]
     except KeyError:
@@ -383,7 +382,7 @@ def json_field(lines: Lines, record: dict[str, Any], key: str) -> Any:
 
 
 def json_number(lines: Lines, record: dict[str, Any], key: str) -> int | float:
-    """A number of reasonable size."""
+    """The number under a required key. UsageError if the value is no number or too large for a time in milliseconds."""
     value = json_field(lines, record, key)
     if type(value) not in (int, float) or not abs(value) < TIME_MAX_S * 1000:
         raise lines.error(key, f"{shorten(json.dumps(value))} is not a number")
@@ -391,7 +390,7 @@ def json_number(lines: Lines, record: dict[str, Any], key: str) -> int | float:
 
 
 def json_tokens(lines: Lines, record: dict[str, Any], key: str) -> int:
-    """A token count of 0 or more."""
+    """The token count, at least 0, under a required key."""
     value = json_number(lines, record, key)
     if isinstance(value, float) and not value.is_integer():
         raise lines.error(key, f"{plain(value)} is not a whole number of tokens")

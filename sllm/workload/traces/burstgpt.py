@@ -1,6 +1,6 @@
 """BurstGPT (Wang et al., arXiv 2401.17644; github.com/HPMLL/BurstGPT): campus use of ChatGPT and GPT-4, in seconds.
 
-Six columns, or eight since its second release. Models are ChatGPT and GPT-4. Failed requests have no response tokens.
+Files have six columns, or eight since the second release of BurstGPT. Models are ChatGPT and GPT-4. Failed requests have no response tokens.
 """
 
 from sllm.workload.traces.base import CsvFormat

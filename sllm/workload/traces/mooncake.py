@@ -1,11 +1,11 @@
 """Mooncake's traces (Qin et al., FAST 2025; github.com/kvcache-ai/Mooncake): one JSON object a line, time in milliseconds.
 
-Times are rounded down to buckets of about 3 s (0, 3052, 6105, ...). Replayed as they stand they would make a burst at the start of each
-bucket that never was, so the requests of a bucket are spread evenly over it, in their order: over 3 s, or up to the next bucket if that is
-sooner. Where every request has a time of its own nothing changes.
+Times are rounded down to buckets of about 3 s (0, 3052, 6105, ...). Rounded times would make an artificial burst at the start of each bucket, so the
+requests of a bucket are spread evenly, in their order, over 3 s or up to the next bucket, whichever is sooner. In a file where every request has its own
+time nothing changes.
 
-Times are whole milliseconds from the first request. Other tools write the same keys with seconds: a fraction, or a first time that is a date of this
-century in seconds since 1970, gives such a file away. It is refused, for it would replay a thousand times too fast.
+Times are whole milliseconds from the first request. Other tools write the same keys with seconds. A file in seconds would replay a thousand times too fast,
+so it is refused; it is recognised by a fraction, or by a first time that is a date of this century in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DATES_S = (946_684_800, 4_102_444_800)  # 2000 to 2100, in seconds since 1970
 
 
 class Mooncake(JsonLinesFormat):
-    """The format. Holds one bucket in memory."""
+    """The format. Keeps one bucket in memory."""
 
     name = "mooncake"
     about = 'JSON lines {"timestamp": ms, "input_length": tokens, "output_length": tokens, "hash_ids": [...]}'

@@ -1,6 +1,6 @@
-"""A CSV file of any origin, whose columns the user names: `arrival=start,prompt=tokens_in,output=tokens_out,model=model,unit=ms`.
+"""A CSV file with any columns, whose names the user gives: `arrival=start,prompt=tokens_in,output=tokens_out,model=model,unit=ms`.
 
-Arrivals are numbers, from any origin (seconds since 1970 too), or dates and times of ISO 8601. `unit` is that of numbers: s unless said otherwise.
+Arrivals are numbers from any origin (seconds since 1970, for example), or dates and times of ISO 8601. `unit` is the unit of numbers, s by default.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class OwnColumns(CsvFormat):
         self.time_column, self.prompt_column, self.output_column = (said[key] for key in REQUIRED)
 
     def check(self, lines: Lines, header: Header) -> None:
-        """UsageError for a file without one of the columns, naming all that are missing and what there is."""
+        """UsageError if the file lacks one of the columns; the error lists the missing columns and those of the file."""
         if header.record is not None:
             raise lines.error(None, "a JSON object: --columns is for CSV with a header")
         missing = [f"{key}={shorten(column)}" for key, column in self._said.items() if header.find(column) is None]
@@ -51,11 +51,11 @@ class OwnColumns(CsvFormat):
             raise lines.error(None, f"no column {', '.join(missing)} (--columns); there are {', '.join(shorten(column) for column in header.columns)}")
 
     def model_column(self, header: Header) -> str | None:
-        """The column that names the model: the one named, else a column `model`."""
+        """The column that names the model: the one in the user's description, otherwise a column `model`."""
         return header.find(self._said.get(MODEL, MODEL))
 
     def clock(self) -> Callable[[str], float]:
-        """The first row says whether times are numbers."""
+        """See `CsvFormat.clock`. The first row decides whether times are numbers or dates."""
         unit_s, read_date = self._unit_s, AZURE.clock()
         numbers: bool | None = None
 

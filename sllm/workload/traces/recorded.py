@@ -1,8 +1,8 @@
 """Our own recording of a workload: written once, replayed exactly, each float to its last bit.
 
-JSON lines. The first says what it is, `{"schema": "sllm-workload", "version": 1}`; each further one is a request with the fields of
-`sllm.workload.request.Request`, by their names, in order of arrival; `repeats` is there where a prompt repeats an earlier turn, as `[request id, tokens]`. A
-file whose name ends in .gz is compressed.
+A recording has JSON lines. The first line is `{"schema": "sllm-workload", "version": 1}`; each further line is a request with the fields of
+`sllm.workload.request.Request`, in order of arrival. `repeats` is `[request id, tokens]`, and only in requests whose prompt repeats an earlier turn. A file
+whose name ends in .gz is compressed.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _row(lines: Lines, record: dict[str, Any]) -> TraceRow:
 
 
 def _repeats(lines: Lines, record: dict[str, Any], prompt: int) -> Repeat | None:
-    """What the prompt repeats; None if the request does not say."""
+    """The earlier turn that the prompt repeats; None if the request names none."""
     value = record.get("repeats")
     if value is None:
         return None
@@ -100,7 +100,7 @@ def _name(lines: Lines, record: dict[str, Any], key: str) -> str:
 
 
 class _UniqueIds:
-    """Tells a request id that was there before. Ids as we number them ourselves ("r" and the row) need no memory, only others do."""
+    """Recognises request ids that were used before. Ids that the generator makes ("r" and the row number) need no memory; all others do."""
 
     __slots__ = ("_count", "_others", "_rows_of_others")
 
@@ -112,7 +112,7 @@ class _UniqueIds:
         self._rows_of_others: set[int] = set()
 
     def add(self, request_id: str) -> bool:
-        """True if it is new."""
+        """Whether the id is new."""
         row = self._count
         self._count += 1
         if request_id == f"r{row}":
@@ -127,9 +127,9 @@ class _UniqueIds:
 
 
 class RecordedWriter:
-    """Writes a recording request by request, to the file `path` or to `raw`, which stays open; a context manager. UsageError if it cannot be written.
+    """Writes a recording request by request, to the file `path` or to `raw`, which stays open; a context manager. UsageError if the file cannot be written.
 
-    What could not be read back is refused with ValueError: it is a mistake in the program, not in the user's input.
+    ValueError for a request that could not be read back, which is a mistake of the program and not of the user.
     """
 
     def __init__(self, path: str, raw: BinaryIO | None = None) -> None:
@@ -141,12 +141,12 @@ class RecordedWriter:
             self._raw: BinaryIO = open(path, "wb") if raw is None else raw  # noqa: SIM115 - closed by close()
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from None
-        # No name and no time inside: the same workload gives the same bytes.
+        # Without name and time in the gzip header, so that the same workload gives the same bytes.
         self._file: Any = gzip.GzipFile(filename="", mode="wb", fileobj=self._raw, mtime=0) if path.endswith(".gz") else self._raw
         self._line({"schema": SCHEMA, "version": VERSION})
 
     def write(self, request: Request) -> None:
-        """Add one request; they come in order of arrival."""
+        """Add one request. Requests have to be added in order of arrival."""
         if not self._previous <= request.arrival_s < TIME_MAX_S:
             raise ValueError(f"{request}: arrives before the request that precedes it, or at no time at all")
         if not (0 < request.prompt_tokens <= TOKENS_MAX and 0 < request.output_tokens <= TOKENS_MAX):
@@ -188,7 +188,7 @@ class RecordedWriter:
 
 
 def write_recorded(path: str, requests: Iterable[Request]) -> int:
-    """Record a whole workload; how many requests it has. Errors as `RecordedWriter`."""
+    """Record a whole workload; returns the number of its requests. Errors as `RecordedWriter`."""
     with RecordedWriter(path) as writer:
         for request in requests:
             writer.write(request)

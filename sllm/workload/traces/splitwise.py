@@ -1,6 +1,6 @@
 """Traces of splitwise-sim (Patel et al., Splitwise, ISCA 2024; github.com/Mutinifni/splitwise-sim): arrivals in seconds.
 
-Its request ids are plain numbers and its application ids name no model, so neither is used.
+Request ids in these traces are plain numbers and application ids name no model, so both are ignored.
 """
 
 from sllm.workload.traces.base import CsvFormat
