@@ -136,7 +136,7 @@ class WorksTwice(Worker):
     def _on_inference_request(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         message = envelope.message
         assert type(message) is InferenceRequest
-        self._jobs.pop(f"{envelope.sender_id}/{message.request_id}", None)
+        self.service.jobs.pop(f"{envelope.sender_id}/{message.request_id}", None)
         super()._on_inference_request(envelope, addr, now)
 
 
@@ -144,7 +144,7 @@ class LoadsTwice(Worker):
     """Every request for a model that is not there begins a load of its own."""
 
     def _on_inference_request(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        self._present.clear()
+        self.service._present.clear()
         super()._on_inference_request(envelope, addr, now)
 
 

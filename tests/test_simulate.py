@@ -176,7 +176,7 @@ def load_twice(patch: pytest.MonkeyPatch) -> None:
     original: Callable[..., None] = Worker._on_inference_request
 
     def on_inference_request(self: Worker, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        self._present.clear()
+        self.service._present.clear()
         original(self, envelope, addr, now)
 
     patch.setattr(Worker, "_on_inference_request", on_inference_request)

@@ -62,6 +62,16 @@ class HasEngine(Protocol):
 
 
 @runtime_checkable
+class MadeOfParts(Protocol):
+    """A node that is a composition, such as a worker."""
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """The objects that do the node's work and keep its tables."""
+        ...
+
+
+@runtime_checkable
 class ReportsLoad(Protocol):
     """A node that sends load reports, such as a worker."""
 

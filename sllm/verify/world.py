@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from sllm.protocol.bus import Handler
-from sllm.protocol.capabilities import CarriesRequests, HasEngine, ReportsLoad, TracksWorkers, capable
+from sllm.protocol.capabilities import CarriesRequests, HasEngine, MadeOfParts, ReportsLoad, TracksWorkers, capable
 from sllm.protocol.events import RequestSent
 from sllm.protocol.messages import LoadReport
 from sllm.protocol.node import Node
@@ -178,9 +178,13 @@ def _owners(node: Node | None) -> list[Any]:
     """A node and those of its parts that keep tables."""
     if node is None:
         return []
-    tracker, server = capable(node, TracksWorkers), capable(node, HasEngine)
-    parts = [tracker.fleet] if tracker is not None else []
-    return [node, *parts, server.engine] if server is not None else [node, *parts]
+    composed, tracker, server = capable(node, MadeOfParts), capable(node, TracksWorkers), capable(node, HasEngine)
+    parts: list[Any] = [*composed.parts] if composed is not None else []
+    if tracker is not None:
+        parts.append(tracker.fleet)
+    if server is not None:
+        parts.append(server.engine)
+    return [node, *parts]
 
 
 def _attributes(kind: type) -> list[str]:
