@@ -11,7 +11,7 @@ from roles import judged
 from simulated import Fleet
 from test_world import Registry, bad_network
 
-from client import Client, Pending
+from client import Client
 from coordinator import Coordinator
 from sllm import verify
 from sllm.fleet.ledger import Ledger
@@ -20,6 +20,7 @@ from sllm.protocol.bus import EventBus
 from sllm.protocol.events import RequestCompleted, RequestSent, WorkerStateChanged
 from sllm.protocol.messages import READY, Address, AnyEnvelope, Envelope, InferenceRequest, InferenceResponse, LoadReport, Message, ReportAck, ScheduleError
 from sllm.protocol.node import Judge, Node
+from sllm.requests.pending import ABANDONED, Pending
 from sllm.verify.all import Checkers, InvariantViolation, list_checkers
 from sllm.verify.world import BoundedMemory
 from sllm.virtual.faults import load_schedule
@@ -120,7 +121,7 @@ class ForgetsWhenTurnedAway(Client):
         assert type(message) is ScheduleError
         pending = self._pending.get(message.request_id)
         if pending is not None:
-            self._end(pending)
+            self._end(pending, ABANDONED)
 
 
 class NeverRetries(Client):

@@ -27,6 +27,7 @@ from sllm.protocol.events import RequestCompleted
 from sllm.protocol.limits import TOKENS_MAX
 from sllm.protocol.messages import READY, Address, AnyEnvelope, ScheduleError
 from sllm.protocol.node import Node
+from sllm.requests.pending import ABANDONED
 from sllm.run.assemble import build_catalog
 from sllm.virtual.faults import Fault, Schedule
 from sllm.virtual.network import Network
@@ -166,7 +167,7 @@ def forget_when_turned_away(patch: pytest.MonkeyPatch) -> None:
         assert type(message) is ScheduleError
         pending = self._pending.get(message.request_id)
         if pending is not None:
-            self._end(pending)
+            self._end(pending, ABANDONED)
 
     patch.setattr(Client, "_on_schedule_error", on_schedule_error)
 
