@@ -6,6 +6,12 @@
     drain     nothing new is taken; `stop` ends it, and sends what is not finished elsewhere
 
 A request is known by its client's id and its own: two clients may use the same request id.
+
+The states of a worker, which its reports say:
+
+    STARTING            -- first models loaded --> READY
+    STARTING, READY     -- drain --> DRAINING
+    DRAINING            -- stop --> STOPPED
 """
 
 from __future__ import annotations
@@ -51,8 +57,7 @@ DRAIN = "drain"
 STOP = "stop"
 TRANSITIONS: dict[tuple[str, str], str] = {
     (STARTING, FIRST_MODELS_LOADED): READY,
-    (STARTING, DRAIN): DRAINING,
-    (READY, DRAIN): DRAINING,
+    **{(old, DRAIN): DRAINING for old in (STARTING, READY)},
     (DRAINING, STOP): STOPPED,
 }
 
