@@ -1,11 +1,13 @@
 """The client: asks for a placement, sends the request there, and sees it through without doing work twice.
 
-    ASKING  --ScheduleResponse-->  SENDING  --InferenceAccepted or FirstToken-->  SERVING  --InferenceResponse-->  completed
-       ^--- ScheduleError with a retry-after: BACKING_OFF ---'  |                    |
-       '------ the worker stays silent, is lost or refuses: it is excluded, the coordinator asked again ------'
+    submit            -> ScheduleRequest to the coordinator
+    ScheduleResponse  -> InferenceRequest to the worker that the coordinator names
+    ScheduleError     -> the question again after the time that the coordinator says, or the end of the request
+    InferenceResponse -> the end of the request, or, if the worker refuses, the question again without that worker
 
-A worker that owes tokens says every report interval that it lives (Progress), and the coordinator says which workers it has lost (WorkerLost). A request given
-up on such a sign is cancelled at its old worker as soon as that speaks after all (CancelRequest), so that nothing is done twice for long.
+The states of a request and what moves it are one table: `sllm.requests.pending`. A worker that owes tokens says every report interval that it lives
+(Progress), and the coordinator says which workers it has lost (WorkerLost). A request that is given up on such a sign is cancelled at its old worker as soon as
+that worker speaks after all (CancelRequest), so nothing is done twice for long.
 
 Every datagram is sent again with backoff and jitter until it is answered. A request ends exactly once: completed, failed or rejected.
 """
@@ -13,17 +15,14 @@ Every datagram is sent again with backoff and jitter until it is answered. A req
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import inf
 from random import Random
 from typing import Protocol
 
-from sllm.protocol.contacts import STALL_S, Contact, Contacts
 from sllm.protocol.events import (
     CoordinatorOverdue,
     CoordinatorSilent,
     DuplicateResponse,
     FirstTokenReceived,
-    RequestCompleted,
     RequestFailed,
     RequestRejected,
     RequestRetried,
@@ -49,12 +48,13 @@ from sllm.protocol.messages import (
 from sllm.protocol.node import Codec, Node
 from sllm.protocol.recent import Recent
 from sllm.protocol.timers import Timers
+from sllm.requests.contacts import STALL_S, Contact, Contacts
+from sllm.requests.pending import ABANDONED, ANSWERED, ASKING, HELD, PLACED, REFUSED, SERVING, TURNED_AWAY, WAITED, Asked, Pending
 
-UNHEARD = ("silent", "lost")  # why a placement is given up although its worker refused nothing
-ASSUMED_INTERVAL_S = 1.0  # between the words of workers that report at every change
-ASKING, SENDING, SERVING, BACKING_OFF = "asking", "sending", "serving", "backing_off"
-OVERDUE_AFTER = 2.0  # first waits for an answer without a word from the coordinator, until its answer is overdue
-DOUBLINGS_MAX = 64  # of the first wait; any bound has long been met by then
+UNHEARD = ("silent", "lost")  # why a placement is given up although its worker refused nothing, and so may be at work on the request all the same
+ASSUMED_INTERVAL_S = 1.0  # between two Progress of a worker that reports at every change
+OVERDUE_AFTER = 2.0  # times `retry_initial_s`: an answer that the coordinator owes for as long is overdue
+DOUBLINGS_MAX = 64  # of `retry_initial_s`, so that no power overflows; `retry_max_s` bounds the wait long before
 FINISHED_MAX = 100_000  # requests remembered after their end, to tell work done twice from a datagram sent twice
 
 
@@ -81,59 +81,6 @@ class ClientSettings(Protocol):
     def coordinator_silent_s(self) -> float: ...
 
 
-class Asked(Protocol):
-    """What a workload asks for."""
-
-    @property
-    def request_id(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def output_tokens(self) -> int: ...
-    @property
-    def priority(self) -> int: ...
-
-
-class Pending:
-    """A request on its way. Times are absolute seconds of the client's clock."""
-
-    __slots__ = (
-        "action", "arrival_s", "due_at", "entry_at", "exclude", "first_tokens", "given_up", "last_error", "last_s", "max_tokens", "model",
-        "placement", "placements", "priority", "prompt_tokens", "request_id", "retries", "state", "tries", "worker_id",
-    )  # fmt: skip
-
-    def __init__(self, asked: Asked, now: float, last_s: float) -> None:
-        self.request_id = asked.request_id
-        self.model = asked.model
-        self.prompt_tokens = asked.prompt_tokens
-        self.priority = asked.priority
-        self.max_tokens = asked.output_tokens
-        self.arrival_s = now
-        self.last_s = last_s  # when it has failed, if it is not finished by then
-        self.due_at = self.entry_at = inf  # of its timer
-        self.state = ASKING
-        self.placement: ScheduleResponse | None = None
-        self.worker_id = self.action = ""  # of the placement
-        self.placements = 0
-        self.given_up: tuple[ScheduleResponse, ...] = ()  # placements that came to nothing
-        self.exclude: tuple[str, ...] = ()  # their workers
-        self.tries = 0  # datagrams unanswered in this state
-        self.retries = 0  # datagrams sent again, in all
-        self.first_tokens: dict[str, float] = {}  # when each worker's came; more than one if a placement was given up after it
-        self.last_error = ""
-
-    @property
-    def is_placed(self) -> bool:
-        """A worker has it, or is being told of it."""
-        return self.state in (SENDING, SERVING)
-
-    def was_sent_to(self, worker_id: str) -> bool:
-        """The worker was given this request, now or in a placement that was given up."""
-        return self.worker_id == worker_id or any(placement.worker_id == worker_id for placement in self.given_up)
-
-
 class Client(Node):
     """A client of the fleet; one can carry many requests at a time."""
 
@@ -158,17 +105,17 @@ class Client(Node):
         self.config = config
         self.coordinator = coordinator
         self._rng = rng
-        self._retry_initial_s = min(config.retry_initial_s, config.retry_max_s)  # these three are wanted several times for every request
+        self._retry_initial_s = min(config.retry_initial_s, config.retry_max_s)  # kept here, as the next two: each request reads them several times
         self._timeout_s = config.request_timeout_s
         self._poll_s = config.poll_s
         self._pending: dict[str, Pending] = {}
         self._timers: Timers[Pending] = Timers()
         self._contacts: Contacts[Pending] = Contacts(config.report_interval_s or ASSUMED_INTERVAL_S)
         self._finished: Recent[str, str] = Recent()  # request_id -> worker that completed it, "" if none did
-        self._heard_at = now  # when the coordinator last answered, or was last complained about
-        self.acknowledged = False  # it has answered at all
-        self.finds_nobody = False  # its last answer was that no worker is ready
-        self._overdue_at = now  # when its answer was last said to be overdue
+        self._heard_at = now  # when the coordinator last answered, or was last called silent
+        self.acknowledged = False  # the coordinator has answered something
+        self.finds_nobody = False  # the coordinator's last answer was that no worker is ready
+        self._overdue_at = now  # when an answer of the coordinator was last called overdue
         self.handlers = {
             ScheduleResponse: self._on_schedule_response,
             ScheduleError: self._on_schedule_error,
@@ -195,18 +142,12 @@ class Client(Node):
         if request_id in carried or request_id in self._finished:
             raise ValueError(f"request id {request_id!r} was used before")
         if not carried:
-            self._heard_at = now  # nobody was asked while there was nothing to ask
+            self._heard_at = now  # while there was nothing to ask, the coordinator was not silent
         carried[request_id] = pending
         self.events.append(RequestSent(now, request_id, pending.model))
         self._send_ask(pending, now)
 
     # --- what is sent ---------------------------------------------------------------------------------------------------------------
-
-    def _ask(self, pending: Pending, now: float) -> None:
-        """Begin to ask the coordinator for a place, again."""
-        pending.state = ASKING
-        pending.tries = 0
-        self._send_ask(pending, now)
 
     def _send_ask(self, pending: Pending, now: float) -> None:
         message = ScheduleRequest(
@@ -244,14 +185,10 @@ class Client(Node):
         response = envelope.message
         self._hear_coordinator(now)
         pending = self._pending.get(response.request_id)
-        if pending is None or pending.state not in (ASKING, BACKING_OFF) or response in pending.given_up:
+        if pending is None or not pending.can(PLACED) or response in pending.given_up:
             return  # a late answer to a question asked twice
         self.finds_nobody = False
-        pending.placement = response
-        pending.worker_id, pending.action = response.worker_id, response.action
-        pending.placements += 1
-        pending.state = SENDING
-        pending.tries = 0
+        pending.place(response)
         self._contacts.expect(pending.worker_id, pending.request_id, pending, now)
         self._send_inference(pending, now)
 
@@ -259,15 +196,15 @@ class Client(Node):
         error = envelope.message
         self._hear_coordinator(now)
         pending = self._pending.get(error.request_id)
-        if pending is None or pending.state != ASKING:
-            return
+        if pending is None or not pending.can(TURNED_AWAY):
+            return  # a late answer to an earlier question
         pending.last_error = error.code
         self.finds_nobody = error.code == NO_WORKERS
         if error.retry_after_s <= 0.0:
-            self._end(pending)
+            self._end(pending, REFUSED)
             self.events.append(RequestRejected(now, error.request_id, pending.model, pending.arrival_s, error.code))
             return
-        pending.state = BACKING_OFF
+        pending.step(TURNED_AWAY)
         self._set_timer(pending, now + error.retry_after_s)
 
     def _hear_coordinator(self, now: float) -> None:
@@ -293,20 +230,19 @@ class Client(Node):
         self._hear_worker(sender_id, addr, now, progress.interval_s)
 
     def _hear_worker(self, worker_id: str, addr: Address, now: float, interval_s: float | None = None) -> None:
-        """A worker lives. If it may be at work on what was given up there, it is told to stop."""
+        """A worker has spoken. If the worker may still be at work on requests that were given up there, tell it to stop."""
         self._contacts.hear(worker_id, now, interval_s)
         for request_id in self._contacts.to_cancel(worker_id, now, self._retry_initial_s):
             self.send(CancelRequest(request_id), addr, now)
 
     def _alive(self, request_id: str, worker_id: str, addr: Address, now: float) -> Pending | None:
-        """The worker has the request. If it is the one we wait for, it need not be asked for a while; another one works for nobody. The request, if the
-        worker was ever given it."""
+        """A worker says that it holds a request. If the client waits for that worker, it need not be asked for a while. Returns the request; None if the
+        worker was never given it."""
         pending = self._pending.get(request_id)
         if pending is None or not pending.was_sent_to(worker_id):
             return None
-        if pending.worker_id == worker_id and pending.is_placed:
-            pending.state = SERVING
-            pending.tries = 0
+        if pending.worker_id == worker_id and pending.can(HELD):
+            pending.step(HELD)
             self._set_timer(pending, now + self._poll_s)
         return pending
 
@@ -324,11 +260,11 @@ class Client(Node):
             self.rejected["not_asked"] += 1
         elif outcome == COMPLETED:
             self._complete(pending, response, sender_id, now)
-        elif outcome != CANCELLED and pending.worker_id == sender_id and pending.is_placed:  # what was cancelled there before is no refusal now
+        elif outcome != CANCELLED and pending.worker_id == sender_id and pending.is_placed:
             self._go_elsewhere(pending, outcome, now)
 
     def _on_worker_lost(self, envelope: Envelope[WorkerLost], addr: Address, now: float) -> None:
-        """The coordinator has not heard a worker for some time. If we have, it lives all the same."""
+        """The coordinator has not heard a worker for some time. A worker that this client has heard lately lives all the same."""
         lost = envelope.message
         self._hear_coordinator(now)
         contact = self._contacts.find(lost.worker_id)
@@ -342,39 +278,27 @@ class Client(Node):
             self._go_elsewhere(pending, reason, now)
 
     def _complete(self, pending: Pending, response: InferenceResponse, worker_id: str, now: float) -> None:
-        """Every token is here. A worker given up as silent may still be the first to answer: its work counts, and that of the other is stopped.
-
-        The time to first token is that of the answer that counts: when this worker's first token came, or, if that datagram was lost, when it must have
-        come by what the worker says of its own times. Tokens of an answer that was given up are no part of it; from the first of them on the stream stalled.
-        """
-        request_id, tokens = response.request_id, response.output_tokens
-        arrival_s, e2e_s = pending.arrival_s, now - pending.arrival_s
-        first_token_at = pending.first_tokens.get(worker_id)
-        ttft_s = max(0.0, e2e_s - (response.total_s - response.first_token_s)) if first_token_at is None else first_token_at - arrival_s
-        stalled_s = max(0.0, ttft_s - (min(pending.first_tokens.values()) - arrival_s)) if pending.given_up and pending.first_tokens else 0.0
+        """Every token is here. A worker given up as silent may be the first to answer: then its work counts, and the work of the other is stopped."""
+        completed = pending.completed(response, worker_id, now)
         if pending.worker_id != worker_id and pending.is_placed:
             self._cancel(pending, now)
-        self._end(pending, worker_id)
-        tpot_s = (e2e_s - ttft_s) / (tokens - 1) if tokens > 1 else 0.0
-        completed = RequestCompleted(
-            now, request_id, pending.model, worker_id, pending.action, arrival_s, ttft_s, e2e_s, tpot_s, response.queue_wait_s, response.load_s,
-            pending.prompt_tokens, tokens, pending.placements, pending.retries, stalled_s,
-        )  # fmt: skip
+        self._end(pending, ANSWERED, worker_id)
         self.events.append(completed)
 
     def _cancel(self, pending: Pending, now: float) -> None:
-        """Tell the worker of a request that nobody waits for it any more; again whenever it speaks, until it answers."""
+        """Tell the worker of a request that nobody waits for the request any more; again whenever the worker speaks, until it answers."""
         assert pending.placement is not None
         self._contacts.give_up(pending.worker_id, pending.request_id, now)
         self.send(CancelRequest(pending.request_id), (pending.placement.host, pending.placement.port), now)
 
-    def _end(self, pending: Pending, worker_id: str = "") -> None:
-        """Forget a request, but for who completed it."""
+    def _end(self, pending: Pending, what: str, worker_id: str = "") -> None:
+        """Forget a request, but for the worker that completed it."""
         request_id, timers, finished = pending.request_id, self._timers, self._finished
         del self._pending[request_id]
         timers.cancel(pending)
         if pending.is_placed:
             self._contacts.release(pending.worker_id, request_id)
+        pending.step(what)
         self._plan()
         if len(finished.new) >= FINISHED_MAX // 2:
             finished.turn()
@@ -396,8 +320,9 @@ class Client(Node):
             elif pending.state == ASKING:
                 self._check_coordinator(now)
                 self._send_ask(pending, now)
-            elif pending.state == BACKING_OFF:
-                self._ask(pending, now)
+            elif pending.can(WAITED):
+                pending.step(WAITED)
+                self._send_ask(pending, now)
             elif pending.tries >= self.config.worker_tries:
                 self._go_elsewhere(pending, "silent", now)
             else:
@@ -409,7 +334,7 @@ class Client(Node):
         self.wake_at = min(self._timers.earliest, self._contacts.earliest)
 
     def _ask_worker(self, contact: Contact[Pending], now: float) -> None:
-        """A worker is quiet: ask after one of its requests, which it answers whether it still has it or not."""
+        """A worker is quiet: ask after one of its requests. A worker that lives answers, whether it still has the request or not."""
         served = next((pending for pending in contact.requests.values() if pending.state == SERVING), None)
         if served is not None:
             self._send_inference(served, now)
@@ -426,28 +351,27 @@ class Client(Node):
 
     def _go_elsewhere(self, pending: Pending, reason: str, now: float) -> None:
         """Exclude the worker and ask again, if there is a placement left to try."""
-        assert pending.placement is not None
         request_id, worker_id = pending.request_id, pending.worker_id
-        if reason in UNHEARD:  # it may be at work on it all the same
+        if reason in UNHEARD:
             self._contacts.give_up(worker_id, request_id)
         if pending.placements >= self.config.placements_max:
-            self._end(pending)
+            self._end(pending, ABANDONED)
             failure = f"{pending.placements} workers failed it, the last: {reason}"
             self.events.append(RequestFailed(now, request_id, pending.model, pending.arrival_s, failure))
             return
         self.events.append(RequestRetried(now, request_id, worker_id, reason))
         self._contacts.release(worker_id, request_id)
-        pending.given_up = (*pending.given_up, pending.placement)
-        pending.exclude = tuple(dict.fromkeys((*pending.exclude, worker_id)))
-        self._ask(pending, now)
+        pending.leave()
+        self._send_ask(pending, now)
 
     def _give_up(self, pending: Pending, now: float) -> None:
-        """The time is over: rejected if the control plane had been turning it away, else failed."""
+        """The time is over: rejected if the coordinator has never done anything but turn the request away, else failed."""
+        request_id, model, arrival_s = pending.request_id, pending.model, pending.arrival_s
         if pending.is_placed:
             self._cancel(pending, now)
-        self._end(pending)
-        request_id, model, arrival_s = pending.request_id, pending.model, pending.arrival_s
         if pending.last_error and pending.placement is None:
+            self._end(pending, REFUSED)
             self.events.append(RequestRejected(now, request_id, model, arrival_s, pending.last_error))
         else:
+            self._end(pending, ABANDONED)
             self.events.append(RequestFailed(now, request_id, model, arrival_s, f"not finished within {self.config.request_timeout_s:.12g} s"))

@@ -15,8 +15,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
 from client import Client
@@ -39,10 +40,10 @@ from sllm.protocol.seeds import rng_for
 from sllm.run.assemble import build_catalog, build_workload, count_trace_models
 from sllm.workload import Request, Workload
 from sllm.workload.modelmap import TooFewModels
+from sllm.workload.pump import Pump
 
 RECEIVE_BUFFER_BYTES = 4 << 20
 PROGRESS_S = 5.0
-SUBMIT_MAX = 1000  # requests that come in one go at most
 UNRESOLVED_S = 60.0  # a coordinator's name that has had no address for so long is a wrong one: better an end than a Job that waits for ever
 ENDS = (RequestCompleted, RequestFailed, RequestRejected)  # of a request
 # What a simulation does with these, a load generator cannot: it sees its own requests and no fleet. Rather one clear line than a wish ignored.
@@ -61,7 +62,7 @@ class ClientPart:
         self._requests_csv = requests_csv
         self._service = service
         self._workload = workload
-        self._requests: Iterator[Request] = iter(workload)
+        self._pump: Pump[Request] | None = None  # None: no request can come yet
         self._begin_s: float | None = None  # when requests began to come
         self._exhausted = False
         self._give_up_at: float | None = None
@@ -69,26 +70,26 @@ class ClientPart:
 
     # --- the workload -----------------------------------------------------------------------------------------------------------------
 
-    def _submit_due(self, following: Request | None = None) -> None:
-        """Hand in every request whose time has come, some at a time so that datagrams, timers and signals have their turns, and come back for the next."""
-        assert self._begin_s is not None
-        service, clock = self._service, self._service.clock
-        for _ in range(SUBMIT_MAX):
-            if self._exhausted or service.interrupted_by:
-                break
-            request, following = following or next(self._requests, None), None
-            if request is None:
-                self._end_arrivals()
-                break
-            at = self._begin_s + request.arrival_s
-            if at > clock.now:
-                service.driver.call_at(at, partial(self._submit_due, request))
-                break
-            self.node.submit(request, clock.now)
-        else:
-            service.driver.call_at(clock.now, self._submit_due)
-        if service.host is not None:
-            service.host.touch()
+    def _begin(self, begin_s: float) -> None:
+        """Requests come from now on."""
+        self._begin_s = begin_s
+        arrivals = ((begin_s + request.arrival_s, request) for request in self._workload)
+        self._pump = Pump(arrivals, self.node.submit, lambda: self._service.clock.now, self._is_stopped)
+        self._submit_due()
+
+    def _is_stopped(self) -> bool:
+        return self._exhausted or bool(self._service.interrupted_by)
+
+    def _submit_due(self) -> None:
+        """Hand in the requests whose time has come, and come back for the next."""
+        assert self._pump is not None
+        at = self._pump.hand_in()
+        if self._pump.exhausted:
+            self._end_arrivals()
+        elif at < inf:
+            self._service.driver.call_at(at, self._submit_due)
+        if self._service.host is not None:
+            self._service.host.touch()
 
     def _end_arrivals(self) -> None:
         """No more requests come; those of closed-loop load come until the time is over."""
@@ -133,8 +134,7 @@ class ClientPart:
         now = self._service.clock.now
         if self._begin_s is None and not self._exhausted:
             if self._service.resolved:
-                self._begin_s = now  # a coordinator that does not answer yet is asked again by each request: none is lost
-                self._submit_due()
+                self._begin(now)  # a coordinator that does not answer yet is asked again by each request: none is lost
             else:
                 self._exhausted = now >= UNRESOLVED_S
         if self.node.finds_nobody:

@@ -65,9 +65,9 @@ class WorkerPart:
             return False, f"the coordinator's name {self._service.config.coordinator_host} has no address"
         if self.node.state in (STARTING, READY) and not self.node.acknowledged:
             return False, f"the coordinator at {':'.join(map(str, self.node.coordinator))} has not acknowledged a report yet"
-        if self.node.displaced:
+        if self.node.reporter.displaced:
             return False, f"a newer worker reports under the name {self.node.node_id}: give each an id of its own (WORKER_ID)"
-        if self.node.rival:
+        if self.node.reporter.rival:
             return False, "two coordinators answer under one address: stop one of them"
         why = {STARTING: "loading the first models", READY: "ready"}.get(self.node.state, "draining")
         return self.node.state == READY, why
@@ -76,7 +76,7 @@ class WorkerPart:
         bus.subscribe_all(self.metrics.handlers)
 
     def tick(self) -> None:
-        if self.node.suspects_rival(self._service.clock.now):
+        if self.node.reporter.suspects_rival(self._service.clock.now):
             self._service.renew_way()  # whatever balances datagrams leads to the other one in time
 
     def collect(self, answer: Callable[[], None]) -> None:
@@ -107,8 +107,8 @@ class WorkerPart:
                 "models": list(snap.gpu_models),
                 "loading": [name for name, _ in snap.loading],
                 "host": list(snap.host_models),
-                "served": node.served,
-                "refused": node.refused,
+                "served": node.service.served,
+                "refused": node.service.refused,
                 "reports_sent": node.reports_sent,
                 "rejected": dict(node.rejected),
                 "total": 1,

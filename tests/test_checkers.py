@@ -11,7 +11,7 @@ from roles import judged
 from simulated import Fleet
 from test_world import Registry, bad_network
 
-from client import Client, Pending
+from client import Client
 from coordinator import Coordinator
 from sllm import verify
 from sllm.fleet.ledger import Ledger
@@ -21,6 +21,7 @@ from sllm.protocol.bus import EventBus
 from sllm.protocol.events import RequestCompleted, RequestSent, WorkerStateChanged
 from sllm.protocol.messages import READY, Address, AnyEnvelope, Envelope, InferenceRequest, InferenceResponse, LoadReport, Message, ReportAck, ScheduleError
 from sllm.protocol.node import Judge, Node
+from sllm.requests.pending import ABANDONED, Pending
 from sllm.routing.router import Router
 from sllm.verify.all import Checkers, InvariantViolation, list_checkers
 from sllm.verify.world import BoundedMemory
@@ -110,7 +111,7 @@ class ForgetsWhenTurnedAway(Client):
         assert type(message) is ScheduleError
         pending = self._pending.get(message.request_id)
         if pending is not None:
-            self._end(pending)
+            self._end(pending, ABANDONED)
 
 
 class NeverRetries(Client):
@@ -126,7 +127,7 @@ class WorksTwice(Worker):
     def _on_inference_request(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         message = envelope.message
         assert type(message) is InferenceRequest
-        self._jobs.pop(f"{envelope.sender_id}/{message.request_id}", None)
+        self.service.jobs.pop(f"{envelope.sender_id}/{message.request_id}", None)
         super()._on_inference_request(envelope, addr, now)
 
 
@@ -134,7 +135,7 @@ class LoadsTwice(Worker):
     """Every request for a model that is not there begins a load of its own."""
 
     def _on_inference_request(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        self._present.clear()
+        self.service._present.clear()
         super()._on_inference_request(envelope, addr, now)
 
 

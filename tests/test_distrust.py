@@ -380,7 +380,7 @@ def test_a_worker_process_finds_its_own_address_towards_the_coordinator_and_find
     for now, (coordinator_host, address) in enumerate(own.items(), 1):
         worker.coordinator = (coordinator_host, 9000)
         said = "" if address == "127.0.0.1" else address  # a published port of a container is reached so as well
-        assert (last_report(worker, 2.0 * now).message.host, worker.advertise) == (said, (said, 8123))  # type: ignore[union-attr]
+        assert (last_report(worker, 2.0 * now).message.host, worker.reporter.advertise) == (said, (said, 8123))  # type: ignore[union-attr]
 
 
 def test_the_own_address_towards_another_is_that_of_the_way_there() -> None:

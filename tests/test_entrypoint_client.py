@@ -12,6 +12,13 @@ import entrypoint_client as entry
 from client import Client
 from sllm.protocol.seeds import rng_for
 from sllm.workload import Request
+from sllm.workload.pump import BATCH
+
+
+class Requests(list[Request]):
+    """A workload that is not closed-loop load."""
+
+    users = None
 
 
 class Part:
@@ -30,18 +37,18 @@ class Part:
     def requests(self) -> Any:
         for number in count():
             self.drawn = number + 1
-            assert self.drawn < 10 * entry.SUBMIT_MAX, "one turn has no end"
+            assert self.drawn < 10 * BATCH, "one turn has no end"
             yield Request(0.0, f"r{number}", CATALOG.names[0], 100, 10)
 
 
 def test_one_turn_hands_in_a_bounded_number_of_requests() -> None:
     part = Part()
     part.part.tick()
-    assert part.node.in_flight == part.drawn == entry.SUBMIT_MAX
+    assert part.node.in_flight == part.drawn == BATCH
     ((at, go_on),) = part.calls
     assert at == part.service.clock.now
     go_on()
-    assert part.node.in_flight == part.drawn == 2 * entry.SUBMIT_MAX
+    assert part.node.in_flight == part.drawn == 2 * BATCH
 
 
 def test_a_signal_that_came_in_the_middle_of_a_turn_ends_it() -> None:
@@ -61,8 +68,7 @@ def test_a_signal_that_came_in_the_middle_of_a_turn_ends_it() -> None:
 
 def test_a_request_whose_time_has_not_come_waits_for_it() -> None:
     part = Part()
-    part.part._workload = SimpleNamespace(users=None)  # type: ignore[assignment]
-    part.part._requests = iter([Request(0.0, "now", CATALOG.names[0], 100, 10), Request(2.0, "later", CATALOG.names[0], 100, 10)])
+    part.part._workload = Requests([Request(0.0, "now", CATALOG.names[0], 100, 10), Request(2.0, "later", CATALOG.names[0], 100, 10)])  # type: ignore[assignment]
     part.part.tick()
     ((at, go_on),) = part.calls
     assert (at, part.node.in_flight) == (3.0, 1)

@@ -242,7 +242,7 @@ def test_a_model_that_the_engine_does_not_have_is_unknown(monkeypatch: pytest.Mo
     talk.say("c", request(), 1.0)
     (response,) = talk.heard(InferenceResponse)
     assert response.outcome == REFUSED_UNKNOWN_MODEL
-    assert not node._jobs
+    assert not node.service.jobs
 
 
 def test_a_model_too_large_to_load_at_the_start_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -259,21 +259,21 @@ def test_a_dispatch_of_a_life_that_never_was_costs_no_acknowledgement_for_long()
     node, talk = worker()
     talk.say("coordinator", ReportAck(7, 1), 0.5, incarnation=7)
     talk.say("c", request("r0", dispatch=Dispatch(limits.NUMBER_MAX, 5)), 1.0)
-    assert node._receipts.epoch == limits.NUMBER_MAX
+    assert node.reporter._receipts.epoch == limits.NUMBER_MAX
     talk.say("coordinator", ReportAck(7, 2), 1.5, incarnation=7)
     talk.say("c", request("r1", dispatch=Dispatch(7, 3)), 2.0)
-    assert (node._receipts.epoch, node._receipts.high) == (7, 3)
+    assert (node.reporter._receipts.epoch, node.reporter._receipts.high) == (7, 3)
 
 
 def test_a_coordinator_whose_clock_was_set_back_is_heard_again() -> None:
     node, talk = worker()
     talk.say("coordinator", ReportAck(20, 1), 1.0, incarnation=20)
     talk.say("coordinator", ReportAck(10, 1), 2.0, incarnation=10)
-    assert node._heard_epoch == 20
+    assert node.reporter._heard_epoch == 20
     talk.say("coordinator", ReportAck(10, 2), 1.0 + node.config.worker_timeout_s, incarnation=10)
-    assert node._heard_epoch == 10
+    assert node.reporter._heard_epoch == 10
     talk.say("c", request(dispatch=Dispatch(10, 1)), 12.0)
-    assert (node._receipts.epoch, node._receipts.high) == (10, 1)
+    assert (node.reporter._receipts.epoch, node.reporter._receipts.high) == (10, 1)
 
 
 def test_a_report_with_an_hours_interval_and_slots_beyond_measure_is_refused() -> None:

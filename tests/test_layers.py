@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 ROLES = ("coordinator", "worker", "client", "gossip")
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("sllm", "config", "sllm.protocol", "sllm.inputs"),
-    ("client", "sllm.live", "sllm.virtual", "sllm.workload", "sllm.wire", "sllm.models"),
+    ("client", "sllm.requests", "sllm.live", "sllm.virtual", "sllm.workload", "sllm.wire", "sllm.models"),
     ("sllm.observe", "sllm.verify", "sllm.engine", "sllm.fleet"),
     ("sllm.deploy", "sllm.service", "sllm.placement"),
     ("worker", "sllm.routing"),
@@ -31,7 +31,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 """Rooms, floor by floor from the ground. A room imports rooms of its own floor and of those below."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-PURE_ROOMS = ("sllm.protocol", "sllm.wire", "sllm.fleet", "sllm.placement", "sllm.routing", "sllm.service", "sllm.engine", "sllm.models", "sllm.workload")
+PURE_ROOMS = (
+    "sllm.protocol", "sllm.requests", "sllm.wire", "sllm.fleet", "sllm.placement", "sllm.routing", "sllm.service", "sllm.engine", "sllm.models",
+    "sllm.workload",
+)  # fmt: skip
 READERS = {  # modules of those rooms that read files or packages, which is their whole purpose
     "sllm.models.catalogue", "sllm.placement.registry", "sllm.workload.traces", "sllm.workload.traces.recorded", "sllm.workload.lengths",
     "sllm.workload.modelmap", "sllm.workload.shares", "sllm.workload.superpose",

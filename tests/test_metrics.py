@@ -122,7 +122,7 @@ def test_the_worker_tells_what_happened() -> None:
     tell(made, events.ModelEvicted(0.0, "w", "m"))
     tell(made, events.CoordinatorSilent(0.0, "w", 10.0))
     tell(made, events.RequestServed(2.0, "w", "r", "m", 20, 0.2, 0.3, 2.0))
-    made.collect(SimpleNamespace(rejected=Tally(), reports_sent=9, refused=2, state="DRAINING"))
+    made.collect(SimpleNamespace(rejected=Tally(), reports_sent=9, service=SimpleNamespace(refused=2), state="DRAINING"))
     made.collect_engine(EngineSnapshot(8, 1, 2, 1, 0.5, 0.0, 0.25, 5, 0.01, 1.0, 10, ("a", "b"), ("a",), (("c", 1.0),), (), ("d",), False))
     found = read(made.render())
     assert found["sllm_worker_requests_total"] == {(("outcome", name),): count for name, count in (("admitted", 1.0), ("completed", 1.0), ("refused", 2.0))}

@@ -28,6 +28,7 @@ from sllm.protocol.events import RequestCompleted
 from sllm.protocol.limits import TOKENS_MAX
 from sllm.protocol.messages import READY, Address, AnyEnvelope, ScheduleError
 from sllm.protocol.replay import ReplayWindow
+from sllm.requests.pending import ABANDONED
 from sllm.run.assemble import build_catalog
 from sllm.virtual.faults import Fault, Schedule
 from sllm.virtual.network import Network
@@ -167,7 +168,7 @@ def forget_when_turned_away(patch: pytest.MonkeyPatch) -> None:
         assert type(message) is ScheduleError
         pending = self._pending.get(message.request_id)
         if pending is not None:
-            self._end(pending)
+            self._end(pending, ABANDONED)
 
     patch.setattr(Client, "_on_schedule_error", on_schedule_error)
 
@@ -177,7 +178,7 @@ def load_twice(patch: pytest.MonkeyPatch) -> None:
     original: Callable[..., None] = Worker._on_inference_request
 
     def on_inference_request(self: Worker, envelope: AnyEnvelope, addr: Address, now: float) -> None:
-        self._present.clear()
+        self.service._present.clear()
         original(self, envelope, addr, now)
 
     patch.setattr(Worker, "_on_inference_request", on_inference_request)

@@ -354,8 +354,8 @@ def test_a_worker_whose_flow_leads_nowhere_is_back_within_the_time_an_acknowledg
         node = Worker(config, CATALOG, engine, at, Random(1), 1, node_id="w", codec=codec, wall_offset_s=clock.wall_offset_s)
         host = driver.add(node, uplink=True)
         for _ in range(3):
-            acknowledged = node._heard_at
-            turn(driver, lambda acknowledged=acknowledged: node._heard_at > acknowledged)  # just now: the worst time, for the next is an age away
+            acknowledged = node.reporter._heard_at
+            turn(driver, lambda acknowledged=acknowledged: node.reporter._heard_at > acknowledged)  # just now: the worst time, for the next is an age away
             assert host.uplink is not None
             moved.lost_flow = host.uplink.getsockname()
             cut_s, heard = clock.now, moved.reports_accepted

@@ -141,7 +141,7 @@ def test_answers_are_not_kept_forever() -> None:
 
 
 def test_answers_kept_are_bounded_in_number_and_the_oldest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.DONE_MAX", 3)
+    monkeypatch.setattr("sllm.service.jobs.DONE_MAX", 3)
     _, talk = worker()
     for number in range(1, 9):
         talk.say("c", request(f"r{number}", number), 20.0 * number)
@@ -315,7 +315,7 @@ def test_only_the_coordinator_can_acknowledge_or_displace() -> None:
     talk.say("coordinator", ReportAck(100, 1), 1.0, addr=("elsewhere", 9000))
     talk.say("stranger", WorkerLost(node.node_id, node.incarnation), 1.0)
     assert not node.acknowledged
-    assert not node.displaced
+    assert not node.reporter.displaced
     assert node.rejected["not_asked"] == 3
     talk.say("coordinator", ReportAck(100, 1), 1.0, addr=("elsewhere", 9000), incarnation=20_000_000_000)
     talk.say("coordinator", ReportAck(100, 1), 1.1)
@@ -328,10 +328,10 @@ def test_a_worker_whose_name_a_newer_one_has_says_so_until_it_is_acknowledged_ag
     talk.say("coordinator", WorkerLost(node.node_id, node.incarnation), 2.0)
     talk.say("coordinator", WorkerLost(node.node_id, node.incarnation), 3.0)
     talk.say("coordinator", WorkerLost(node.node_id, node.incarnation + 1), 3.0)
-    assert node.displaced
+    assert node.reporter.displaced
     assert len(talk.told(DisplacedByNamesake)) == 1
     talk.say("coordinator", ReportAck(100, 9), 15.0)
-    assert not node.displaced
+    assert not node.reporter.displaced
 
 
 def test_two_coordinators_that_answer_by_turns_are_told_of_and_a_restart_is_not() -> None:
@@ -344,20 +344,20 @@ def test_two_coordinators_that_answer_by_turns_are_told_of_and_a_restart_is_not(
             talk.run_to(now)
     talk.say("coordinator", ReportAck(10, 1), now, incarnation=10, sequence=99)  # a datagram that was held up
     talk.run_to(now + 1.0)
-    assert not node.rival
+    assert not node.reporter.rival
     for _ in range(3):
         for incarnation in (20, 10):
             now += 1.0
             talk.say("coordinator", ReportAck(incarnation, int(now)), now, incarnation=incarnation)
             talk.run_to(now)
     talk.run_to(now + 1.0)
-    assert node.rival
+    assert node.reporter.rival
     assert talk.heard(LoadReport)[-1].rival
     assert len(talk.told(RivalSeen)) == 1
-    assert node.suspects_rival(now + 1.0)
+    assert node.reporter.suspects_rival(now + 1.0)
     talk.run_to(now + 50.0)
-    assert not node.rival
-    assert not node.suspects_rival(now + 50.0)
+    assert not node.reporter.rival
+    assert not node.reporter.suspects_rival(now + 50.0)
     assert not talk.heard(LoadReport)[-1].rival
 
 
@@ -368,9 +368,9 @@ def test_an_acknowledgement_that_is_owed_is_missed_soon_and_asked_for_ever_more_
         assert node.next_deadline() is not None
         talk.run_to(node.next_deadline() or 0.0)
         if node.reports_sent % 4 == 0:
-            talk.say("coordinator", ReportAck(100, node.reports_sent), node._next_report - 0.99)
+            talk.say("coordinator", ReportAck(100, node.reports_sent), node.reporter.due_at - 0.99)
     assert talk.told(CoordinatorOverdue) == [], "every answer that was owed has come"
-    acknowledged_s = node._next_report - 2.0  # report 20; 21 came an interval later
+    acknowledged_s = node.reporter.due_at - 2.0  # report 20; 21 came an interval later
     talk.heard(LoadReport)
     talk.run_to(acknowledged_s + 19.0)
     overdue = [event.at - acknowledged_s for event in talk.told(CoordinatorOverdue)]
@@ -387,4 +387,4 @@ def test_an_acknowledgement_of_an_old_report_owes_nothing_less() -> None:
     talk.say("coordinator", ReportAck(100, 4), 6.1)
     talk.told(CoordinatorOverdue)
     talk.say("coordinator", ReportAck(100, 1), 6.2)
-    assert node._owed == 8
+    assert node.reporter._owed == 8

@@ -325,7 +325,7 @@ class WorkerMetrics(RoleMetrics):
     def collect(self, node: Any) -> None:
         super().collect(node)
         self.reports.set(node.reports_sent)
-        self.requests.set(node.refused, "refused")
+        self.requests.set(node.service.refused, "refused")
         self.draining.set(0 if node.state in ("STARTING", "READY") else 1)
 
     def collect_engine(self, snapshot: EngineSnapshot) -> None:

@@ -62,20 +62,20 @@ class HasEngine(Protocol):
 
 
 @runtime_checkable
+class MadeOfParts(Protocol):
+    """A node that is a composition, such as a worker."""
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """The objects that do the node's work and keep its tables."""
+        ...
+
+
+@runtime_checkable
 class ReportsLoad(Protocol):
     """A node that sends load reports, such as a worker."""
 
     reports_sent: int
-
-
-@runtime_checkable
-class MadeOfParts(Protocol):
-    """A node that keeps tables in parts of its own, such as a coordinator."""
-
-    @property
-    def parts(self) -> tuple[object, ...]:
-        """The parts that keep tables."""
-        ...
 
 
 @runtime_checkable

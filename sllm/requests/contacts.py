@@ -1,7 +1,7 @@
-"""What a client knows of the workers it waits for: which of its requests are there, when each worker was last heard, and what is to be cancelled there.
+"""What a client knows of the workers that it waits for: which of its requests each has, when each was last heard, and what is to be cancelled at each.
 
-A worker that owes tokens says so once a report interval (`Progress`). One that says nothing for `SILENT_INTERVALS` of them is taken to be gone, as the
-coordinator takes it to be suspect; after `QUIET_INTERVALS` it is asked.
+A worker that owes tokens says so once a report interval (`Progress`). After `QUIET_INTERVALS` intervals without a word the worker is asked; after
+`SILENT_INTERVALS` the worker is taken to be gone, at the time when the coordinator takes a worker to be suspect.
 """
 
 from __future__ import annotations
@@ -15,24 +15,23 @@ from sllm.protocol.timers import Timers
 
 QUIET_INTERVALS = 2.0
 SILENT_INTERVALS = 3.0
-SILENT_LEAST_S = 2.0  # however short the interval is: a datagram sent again must have had its chance
-STALL_S = 1.0  # woken so late, we were held up ourselves: nobody was silent in that time
-CANCELS_MAX = 10_000  # for all workers; older ones are forgotten
+SILENT_LEAST_S = 2.0  # the least, however short the interval is, so that a lost datagram can be sent again
+STALL_S = 1.0  # a client that is woken so late was held up, and nobody was silent in that time
+CANCELS_MAX = 10_000  # for all workers together; of more, the oldest are forgotten
 
 P = TypeVar("P")
 
 
 class Contact(Generic[P]):
-    """One worker that holds requests of ours. Times are absolute seconds."""
+    """One worker that has requests of the client. Times are absolute seconds of the client's clock."""
 
-    __slots__ = ("asked", "due_at", "entry_at", "heard_at", "interval_s", "requests", "since", "worker_id")
+    __slots__ = ("due_at", "entry_at", "heard_at", "interval_s", "requests", "since", "worker_id")
 
     def __init__(self, worker_id: str, interval_s: float, now: float) -> None:
         self.worker_id = worker_id
         self.interval_s = interval_s
-        self.since = now  # when we began to expect something
+        self.since = now  # when the client began to wait for a word of the worker
         self.heard_at = -inf
-        self.asked = False  # since it was last heard
         self.requests: dict[str, P] = {}
         self.due_at = self.entry_at = inf  # of its timer
 
@@ -41,16 +40,16 @@ class Contact(Generic[P]):
 
     @property
     def quiet_at(self) -> float:
-        """When it should be asked whether it is there."""
+        """When the worker is to be asked whether it lives."""
         return max(self.heard_at, self.since) + self._limit_s(QUIET_INTERVALS)
 
     @property
     def silent_at(self) -> float:
-        """When it counts as gone."""
+        """When the worker counts as gone."""
         return max(self.heard_at, self.since) + self._limit_s(SILENT_INTERVALS)
 
     def was_heard_lately(self, now: float) -> bool:
-        """It spoke not long ago, whatever others say of it."""
+        """The worker spoke not long ago, whatever others say of it."""
         return now < self.heard_at + self._limit_s(QUIET_INTERVALS)
 
 
@@ -60,7 +59,7 @@ class Contacts(Generic[P]):
     __slots__ = ("_cancels", "_contacts", "_interval_s", "_timers")
 
     def __init__(self, interval_s: float) -> None:
-        self._interval_s = interval_s  # between words of a worker that has not said so itself
+        self._interval_s = interval_s  # between two Progress of a worker that has not said after how long the next comes
         self._contacts: dict[str, Contact[P]] = {}
         self._timers: Timers[Contact[P]] = Timers()
         self._cancels: Recent[str, dict[str, float]] = Recent()  # worker -> request -> when its cancellation was last sent
@@ -92,29 +91,27 @@ class Contacts(Generic[P]):
         return self._contacts.get(worker_id)
 
     def hear(self, worker_id: str, now: float, interval_s: float | None = None) -> None:
-        """A worker has spoken; `interval_s`: and said after how long it will again, at the latest."""
+        """A worker has spoken. `interval_s`: after how long the worker speaks again at the latest, if it has said so."""
         contact = self._contacts.get(worker_id)
         if contact is not None:
             contact.heard_at = now
-            contact.asked = False
             if interval_s is not None:
                 contact.interval_s = interval_s
             self._timers.set(contact, contact.quiet_at)
 
     def excuse(self, now: float) -> None:
-        """We were held up ourselves: what was not heard meanwhile is no sign of anything."""
+        """The client was held up: what it did not hear meanwhile is no sign of anything."""
         for contact in self._contacts.values():
             contact.since = now
             self._timers.set(contact, contact.quiet_at)
 
     def pop_due(self, now: float) -> Iterator[Contact[P]]:
-        """Each worker that is quiet or silent by now, once."""
+        """Take out each worker that is quiet or silent by now."""
         while (contact := self._timers.pop_due(now)) is not None:
             yield contact
 
     def wait_until_silent(self, contact: Contact[P]) -> None:
-        """The worker has been asked: look again when it would count as gone."""
-        contact.asked = True
+        """The worker has been asked: it is due again when it counts as gone."""
         self._timers.set(contact, contact.silent_at)
 
     # --- what is to be cancelled --------------------------------------------------------------------------------------------------------
@@ -129,7 +126,7 @@ class Contacts(Generic[P]):
         waiting[request_id] = sent_at
 
     def forget_cancel(self, worker_id: str, request_id: str) -> None:
-        """The worker has answered, or works for us again."""
+        """The worker has answered, or was given the request again."""
         waiting = self._cancels.get(worker_id)
         if waiting is not None and waiting.pop(request_id, None) is not None and not waiting:
             self._cancels.discard(worker_id)

@@ -1,0 +1,1 @@
+"""What a worker is made of: its jobs over an engine, and its reporter."""
