@@ -368,7 +368,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
     if arguments.against is not None and not any((arguments.against / name).is_file() for name in (MANIFEST, PROGRAM)):
         parser.error(f"--against {arguments.against}: neither a checkout nor outputs made by --save")
     if arguments.save is not None and arguments.save.exists() and not (arguments.save.is_dir() and not any(arguments.save.iterdir())):
-        parser.error(f"--save {arguments.save}: there is something")
+        parser.error(f"--save {arguments.save}: is not an empty folder")
     if arguments.azure and not Path(arguments.azure).is_file():
         parser.error(f"--azure {arguments.azure}: no such file")
     return parser, arguments

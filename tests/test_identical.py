@@ -176,7 +176,7 @@ def test_saved_outputs_are_compared_later(tmp_path: Path, capsys: pytest.Capture
         (["--against", "/nowhere"], "neither a checkout nor outputs"),
         (["--against", str(ROOT), "--only", "queue,nothing"], "--only nothing: there are"),
         (["--against", str(ROOT), "--pure"], "give one of them"),
-        (["--save", str(ROOT)], "there is something"),
+        (["--save", str(ROOT)], "is not an empty folder"),
         (["--tree", "/nowhere", "--save", "/nowhere/else"], "no checkout"),
     ],
 )

@@ -70,7 +70,7 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
         ("", "has no key"), ("# nothing\n", "has no key"),
         (f"1 {HEX}\n2 {HEX[:-2]}\n", "line 2, column 1"), (f"0 {HEX}\n", "line 1"), (f"256 {HEX}\n", "line 1"),
         (f"1 {HEX}\n\n1 {HEX}\n", "line 3"), (HEX, "line 1"), (f"1 {HEX[:-1]}g\n", "line 1"),
-        *((f"1 {HEX}\n2 {constant * (64 // len(constant))}\n", "key 2 is no random one") for constant in ("00", "ab", "ff", "dead", "deadbeef")),
+        *((f"1 {HEX}\n2 {constant * (64 // len(constant))}\n", "key 2 is not random") for constant in ("00", "ab", "ff", "dead", "deadbeef")),
         (f"1 {HEX}\n" + "#" * 70_000, "longer than 65536 bytes"),
     ],
 )  # fmt: skip
@@ -119,7 +119,7 @@ def test_a_key_belongs_to_us_or_to_root(tmp_path: Path, monkeypatch: pytest.Monk
         os.chown(path, 4242, -1)
     else:
         monkeypatch.setattr(os, "getuid", lambda: 4243)
-    with pytest.raises(UsageError, match=r"cluster\.key belongs to user \d+, neither to us nor to root; chown \d+ "):
+    with pytest.raises(UsageError, match=r"cluster\.key belongs to user \d+, neither to this process's user nor to root; chown \d+ "):
         read_keyring(path, private=True)
     assert read_keyring(path, private=False).ids == (1,)
 
@@ -150,7 +150,7 @@ def test_nobody_else_may_exchange_a_key(tmp_path: Path) -> None:
             if allowed:
                 assert read_keyring(link, private=True).ids == (1,)
             else:
-                with pytest.raises(UsageError, match="others may exchange it, as they may write to its folder; chmod go-w "):
+                with pytest.raises(UsageError, match="others may replace it, because they may write to its folder; chmod go-w "):
                     read_keyring(link, private=True)
         assert read_keyring(link, private=False).ids == (1,)
 

@@ -199,7 +199,7 @@ def test_a_pipe_cannot_be_read_twice(tmp_path: Path) -> None:
         if readable:
             assert len(models_of(str(path))) == len(NAMES)
         else:
-            assert refusal(str(path), MODELS) == "TRACE: names models and is read twice for that; it must be a file, not a pipe"
+            assert refusal(str(path), MODELS) == "TRACE: names models and is therefore read twice; it must be a file, not a pipe"
         writer.join(10)
 
 
@@ -243,7 +243,7 @@ def test_a_recording_takes_a_map_file_but_no_rule(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('x = "nope"', "'x' = 'nope': no model of the catalogue that can be asked for; there are alpha, beta, gamma"),
+        ('x = "nope"', "'x' = 'nope': not a model that requests can ask for; there are alpha, beta, gamma"),
         ("x = 3", "'x' = '3': must be the name of a model, in quotes"),
         ('gpt-4.1 = "alpha"', "'gpt-4' is a table; a name with a point in it needs quotes"),
         ("x = y", "(at line 1, column 5)"),
@@ -267,7 +267,7 @@ def test_a_map_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_map_file_without_effect_is_refused(tmp_path: Path) -> None:
     model_map = put(tmp_path, 'x = "alpha"\n', "map.toml")
     assert refusal(put(tmp_path, csv(NAMES, "Tenant")), MODELS, model_map=model_map) == f"model map {model_map}: TRACE names no models"
-    with pytest.raises(UsageError, match="goes with a trace only"):
+    with pytest.raises(UsageError, match="needs a trace"):
         WorkloadSpec(model_map=model_map)
 
 

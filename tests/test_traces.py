@@ -425,7 +425,7 @@ def test_a_repeated_key_is_refused(name: str, tmp_path: Path) -> None:
 
 def test_a_quote_without_its_other_half(tmp_path: Path) -> None:
     text = "arrived_at,num_prefill_tokens,num_decode_tokens\n0,1,2\n1,1,\"2\n"
-    assert failure(put(tmp_path, text)) == "FILE, line 3, column 5: a quote without its other half"
+    assert failure(put(tmp_path, text)) == "FILE, line 3, column 5: a quote that is not closed"
 
 
 # --- units ----------------------------------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def read_keyring(path: Path, *, private: bool) -> Keyring:
         raise UsageError(f"cluster key {path}: has no key; python3 -m sllm.deploy.keys FILE makes a new file")
     for key_id, key in keys.items():
         if any(key == key[:size] * (KEY_BYTES // size) for size in (1, 2, 4)):
-            raise UsageError(f"cluster key {path}: key {key_id} is no random one, anybody could guess it; python3 -m sllm.deploy.keys FILE --add makes one")
+            raise UsageError(f"cluster key {path}: key {key_id} is not random, anybody could guess it; python3 -m sllm.deploy.keys FILE --add makes one")
     return Keyring(next(iter(keys)), keys)
 
 
@@ -126,12 +126,12 @@ def _check_folder(path: Path, folder: Path) -> None:
     found = folder.stat()
     _check_owner(folder, f"cluster key {path}: its folder {folder}", found)
     if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
-        raise UsageError(f"cluster key {path}: others may exchange it, as they may write to its folder; chmod go-w {folder}")
+        raise UsageError(f"cluster key {path}: others may replace it, because they may write to its folder; chmod go-w {folder}")
 
 
 def _check_owner(path: Path, what: str, found: os.stat_result) -> None:
     if found.st_uid not in (0, os.getuid()):
-        raise UsageError(f"{what} belongs to user {found.st_uid}, neither to us nor to root; chown {os.getuid()} {path}")
+        raise UsageError(f"{what} belongs to user {found.st_uid}, neither to this process's user nor to root; chown {os.getuid()} {path}")
 
 
 def create_key_file(path: Path) -> bool:

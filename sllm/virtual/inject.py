@@ -83,7 +83,7 @@ class Injector:
             if restarts and host.make_node is None:
                 raise UsageError(f"{fault.where}: {fault.kind}: {host.name} cannot restart in this run")
             if fault.kind == "drain" and capable(host.node, Drainable) is None:
-                raise UsageError(f"{fault.where}: drain: {host.name} is nothing that drains")
+                raise UsageError(f"{fault.where}: drain: {host.name} cannot drain")
 
     # --- hosts ------------------------------------------------------------------------------------------------------------------------
 

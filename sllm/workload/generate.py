@@ -58,7 +58,7 @@ def popularity_of(spec: WorkloadSpec, asked: Sequence[str]) -> Shares[str]:
     known = frozenset(asked)
     for name in shares:
         if name not in known:
-            raise UsageError(f"mix {spec.mix}: {name!r} is no model of the catalogue that can be asked for; there are {', '.join(asked)}")
+            raise UsageError(f"mix {spec.mix}: {name!r} is not a model that requests can ask for; there are {', '.join(asked)}")
     return Shares.of(shares)
 
 
@@ -141,7 +141,7 @@ def _replay(spec: WorkloadSpec, path: str, trace: Trace, models: Sequence[str], 
         return Workload(spec, _foreign(spec, trace, popularity, {}, seed), trace, mix=mix)
     counted = counts or count_models(path, spec.until_s, spec.columns)
     if counted is None:
-        raise UsageError(f"{trace.path}: names models and is read twice for that; it must be a file, not a pipe")
+        raise UsageError(f"{trace.path}: names models and is therefore read twice; it must be a file, not a pipe")
     if spec.mix and not counted.unnamed:
         raise UsageError(f"mix {spec.mix}: every request of {trace.path} names its model; --model-map says which model of the catalogue it is")
     beyond = next((name for name in models[len(asked) :] if name in counted.requests and name not in pairs), None)
@@ -193,7 +193,7 @@ def _check_recorded(spec: WorkloadSpec, trace: Trace, asked: Sequence[str], pair
     given = {"mix": spec.mix, "priorities": spec.priorities, "rate of the trace": plain(spec.trace_rate) if spec.trace_rate != 1.0 else ""}
     for what, value in given.items():
         if value:
-            raise UsageError(f"{what} {value}: {trace.path} is a recording, which is replayed as it stands")
+            raise UsageError(f"{what} {value}: {trace.path} is a recording, which is replayed unchanged")
     models = frozenset(asked)
     for name in counts.requests if counts is not None else ():
         if pairs.get(name, name) not in models:

@@ -99,7 +99,7 @@ def check_map(path: str, pairs: Mapping[str, str], models: Sequence[str]) -> Non
     for name, model in pairs.items():
         if model not in known:
             listed = ", ".join(models[:SHOWN]) + (f" and {len(models) - SHOWN} more" if len(models) > SHOWN else "")
-            raise UsageError(f"model map {path}: {shorten(name)} = {shorten(model)}: no model of the catalogue that can be asked for; there are {listed}")
+            raise UsageError(f"model map {path}: {shorten(name)} = {shorten(model)}: not a model that requests can ask for; there are {listed}")
 
 
 def assign(trace: str, counts: ModelCounts, models: Sequence[str], pairs: Mapping[str, str]) -> ModelMap:

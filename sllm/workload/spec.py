@@ -56,7 +56,7 @@ class WorkloadSpec:
 
     def _check_synthetic(self) -> None:
         if self.model_map:
-            raise UsageError(f"model map {self.model_map}: goes with a trace only")
+            raise UsageError(f"model map {self.model_map}: needs a trace")
         if not 0 < self.rate_per_s < math.inf:
             raise UsageError(f"rate {plain(self.rate_per_s)}: must be above 0 requests a second")
         if self.arrivals not in ARRIVALS:
@@ -66,7 +66,7 @@ class WorkloadSpec:
         if self.concurrency < 0 or not 0 <= self.think_s < math.inf:
             raise UsageError(f"users {self.concurrency}, think time {plain(self.think_s)}: must be at least 0")
         if self.concurrency and self.stages:
-            raise UsageError("stages: users of closed-loop load send when their last request has ended, at no given rate")
+            raise UsageError("stages: closed-loop load has no rate, because each user waits for the last request")
         if self.sessions:
             SessionLaw.parse(self.sessions)
         if self.stages:

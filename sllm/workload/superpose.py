@@ -28,7 +28,7 @@ def superpose(first: Trace, again: Opener, rate: float, until_s: float, seed: in
     copies: list[Iterator[TraceRow]] = [first] if whole else [_thin(first, rate, rng_for(seed, "workload/trace-rate/0"))]
     if rate > 1.0:
         if not Path(first.path).is_file():
-            raise UsageError(f"{first.path}: is read several times for its rate to rise; it must be a file, not a pipe (--trace-rate)")
+            raise UsageError(f"{first.path}: is read several times for --trace-rate above 1; it must be a file, not a pipe")
         span_s = _span_s(again, until_s)
         for number in range(1, whole + (rate > whole)):
             rng = rng_for(seed, f"workload/trace-rate/{number}")

@@ -311,7 +311,7 @@ def split_csv(lines: Lines, line: str, delimiter: str = ",") -> list[str]:
     if not line.strip():
         return []
     if line.count('"') % 2:
-        raise lines.error(str(line.rindex('"') + 1), "a quote without its other half")
+        raise lines.error(str(line.rindex('"') + 1), "a quote that is not closed")
     try:
         return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
     except csv.Error as error:
@@ -367,7 +367,7 @@ def json_object(lines: Lines, text: str) -> dict[str, Any]:
     except _RepeatedKey as error:
         raise lines.error(None, f"the key {shorten(error.key)} is there twice: which of them counts?") from None
     except (ValueError, RecursionError):
-        raise lines.error("1", "not JSON of a sane size (a number too long, or nested too deeply)") from None
+        raise lines.error("1", "JSON beyond the limits (a number too long, or nested too deeply)") from None
     if not isinstance(record, dict):
         raise lines.error("1", f"{shorten(text.strip())} is not a JSON object")
     return record

@@ -87,7 +87,7 @@ def _repeats(lines: Lines, record: dict[str, Any], prompt: int) -> Repeat | None
         return None
     fits = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and not name_problem(value[0]) and type(value[1]) is int
     if not fits or not 0 < value[1] < prompt:
-        raise lines.error("repeats", f"{shorten(json.dumps(value))}: must be a request id and how many tokens of the prompt, fewer than all of them, repeat it")
+        raise lines.error("repeats", f"{shorten(json.dumps(value))}: must be [request id, tokens], with fewer tokens than the prompt has")
     return Repeat(*value)
 
 
