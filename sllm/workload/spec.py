@@ -66,7 +66,7 @@ class WorkloadSpec:
         if self.concurrency < 0 or not 0 <= self.think_s < math.inf:
             raise UsageError(f"users {self.concurrency}, think time {plain(self.think_s)}: must be at least 0")
         if self.concurrency and self.stages:
-            raise UsageError("stages: closed-loop load has no rate, because each user waits for the last request")
+            raise UsageError("stages: closed-loop load has no rate, because each user waits for the answer to the request before")
         if self.sessions:
             SessionLaw.parse(self.sessions)
         if self.stages:
