@@ -76,7 +76,7 @@ def test_a_file_of_shares_that_says_nothing_clear_is_named(content: str, said: s
 def test_unknown_priorities_and_models_are_named() -> None:
     with pytest.raises(UsageError, match="'urgent' is no priority; there are high, normal, low"):
         parse_priorities("urgent=1", "--priorities")
-    with pytest.raises(UsageError, match="'nope' is no model of the catalogue"):
+    with pytest.raises(UsageError, match="'nope' is not a model that requests can ask for"):
         requests(mix="nope=1")
 
 
