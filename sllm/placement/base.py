@@ -6,15 +6,15 @@ listing the folder (`sllm.placement.registry`).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from random import Random
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from sllm.fleet.index import Bag, sample_all
 from sllm.fleet.row import DOUBTFUL, NEWCOMER, PROVEN, Kind, Row, band_of
 from sllm.fleet.table import Fleet
 from sllm.models.model import Hardware, Model
+from sllm.placement.policy import Policy as Policy
 from sllm.protocol.messages import COLD_START, HIGH, LOW, SERVE
 from sllm.protocol.record import Record
 
@@ -180,16 +180,6 @@ def _queued(row: Row) -> int:
 
 
 _NOBODY: Bag[Row] = Bag()
-
-
-class Policy(ABC):
-    """Chooses a worker. State, if any, is its own; randomness comes with the query."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def place(self, query: Query, fleet: FleetView) -> Placement | None:
-        """The placement, or None when no worker admits the request."""
 
 
 def placed_on(row: Row, query: Query, fleet: FleetView, reason: str) -> Placement:

@@ -19,6 +19,7 @@ from math import inf
 from typing import Any, Protocol
 
 from sllm.protocol.messages import COORDINATOR_ID, Address, AnyEnvelope, Envelope, Message
+from sllm.protocol.native import mypyc_attr
 from sllm.protocol.replay import FRESH_WITHIN_S, Senders
 
 LIFE_TIMEOUT_S = 10.0  # silence after which a sender's life is forgotten, unless the role has a timeout of its own
@@ -40,24 +41,19 @@ Judge = Callable[[type[Message], str, int, int, float, float], str]
 
 
 class Codec(Protocol):
-    """Packs an envelope into bytes and back. `decode` and `read` differ only in how they refuse; a codec that derives from this class inherits `read`."""
+    """Packs an envelope into bytes and back."""
 
     def encode(self, envelope: AnyEnvelope) -> bytes: ...
 
-    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> AnyEnvelope:
-        """The envelope. Raises Rejected. `judge` is asked after the datagram has proved authentic and before its body is parsed."""
-
     def read(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> AnyEnvelope | str:
-        """The envelope, or the reason for a refusal. Under a flood most datagrams are refused, and raising an exception costs more than returning a text."""
-        try:
-            return self.decode(data, judge, now)
-        except Rejected as rejection:
-            return rejection.reason
+        """The envelope, or the reason for a refusal. Under a flood most datagrams are refused, and raising an exception costs more than returning a text.
+        `judge` is asked after the datagram has proved authentic and before its body is parsed."""
 
     def forget(self, sender_id: str) -> None:
         """Drop what the codec caches of this sender, whose last message nobody keeps any more."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Node:
     """Base of every role. A role fills `handlers`, overrides `handle_timer` and keeps `wake_at` right."""
 

@@ -33,7 +33,7 @@ from sys import intern
 from sllm.inputs.folder import read_folder
 from sllm.protocol.limits import DATAGRAM_MAX_BYTES, ID_MAX_BYTES, NUMBER_MAX, id_problem
 from sllm.protocol.messages import MESSAGES, AnyEnvelope, Envelope, Message
-from sllm.protocol.node import Codec, Judge, Rejected
+from sllm.protocol.node import Judge, Rejected
 from sllm.protocol.rules import Fields
 from sllm.wire import codecs as folder
 from sllm.wire.body import BodyCodec, Values
@@ -95,7 +95,7 @@ class _Plan:
         return self.kind(*values)
 
 
-class FrameCodec(Codec):
+class FrameCodec:
     """Envelopes as signed datagrams; see the module's text for the layout. Not thread-safe.
 
     `bodies`: the body codecs that are understood; None: all of `sllm/wire/codecs/`. `version`: of the body codec that packs outgoing messages.
