@@ -16,7 +16,8 @@ REGISTRY ?=
 IMAGE_PREFIX := $(if $(REGISTRY),$(REGISTRY)/,)
 ROLES := coordinator worker
 BASE_IMAGE ?= python:3.11-slim
-BUILD_ARGS := --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
+COMPILE ?=
+BUILD_ARGS := --build-arg BASE_IMAGE=$(BASE_IMAGE) $(if $(COMPILE),--build-arg COMPILE=$(COMPILE)) $(if $(BUILD_IMAGE),--build-arg BUILD_IMAGE=$(BUILD_IMAGE)) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION)
 PLATFORMS ?= linux/amd64,linux/arm64
 
 COMPOSE ?= $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose)
@@ -24,6 +25,7 @@ KIND_CLUSTER ?= kind
 NAMESPACE ?= sllm-system
 OVERLAY ?=
 REPLICAS ?=
+BUILD_IMAGE ?=
 
 WORKERS ?= 5
 DURATION ?= 30
@@ -92,7 +94,7 @@ bench: $(READY) ## every benchmark of bench/, one after the other
 	@for file in bench/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 ##@ Develop
-$(READY): requirements-dev.txt
+$(READY): requirements-dev.txt requirements-fast.txt
 	@$(call need,$(PYTHON),install Python 3.11)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11; try make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments: install python3-venv" >&2; exit 1; }
@@ -112,8 +114,18 @@ check: $(READY) ## linter and types: ruff, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
 
+.PHONY: fast
+fast: $(READY) ## compile the modules that every message runs through, in place: the same results in about a third of the time; needs a C compiler
+	@command -v cc >/dev/null || command -v gcc >/dev/null || { echo "make $@: there is no C compiler: install gcc and the headers of Python (python3-dev)" >&2; exit 1; }
+	@$(BIN)/python tools/compile.py
+
+.PHONY: slow
+slow: ## remove what make fast compiled
+	@$(call need,$(PYTHON),install Python 3.11)
+	@$(PYTHON) tools/compile.py --remove
+
 .PHONY: clean
-clean: ## remove what the tools left behind, .venv too
+clean: slow ## remove what the tools left behind, .venv too
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 

@@ -74,7 +74,7 @@ def room_of(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] == "sllm":
         inner = ".".join(parts[:2])
-        return inner if inner in FLOOR else "sllm" if len(parts) == 1 or module in ("sllm.__version__",) else f"a new room {inner}"
+        return inner if inner in FLOOR else "sllm" if len(parts) == 1 or inner in ("sllm.__version__", "sllm.COMPILED") else f"a new room {inner}"
     if parts[0].startswith("entrypoint_") or parts[0].endswith("_simulation"):
         return "commands"
     return parts[0] if parts[0] in FLOOR else None

@@ -183,9 +183,9 @@ class Fleet:
         warm, hosted = engine.gpu_models, engine.host_models
         if engine.loading or loads:
             names = dict.fromkeys(warm)
-            names.update(dict.fromkeys(name for name, _ in engine.loading))
+            names.update(dict.fromkeys([name for name, _ in engine.loading]))
             if loads:
-                names.update(dict.fromkeys(entry.model for entry in loads.values()))
+                names.update(dict.fromkeys([entry.model for entry in loads.values()]))
             warm = tuple(names)
         row.kind.ready.add(row)
         if row.trust != row.counted_as:

@@ -12,6 +12,7 @@ from itertools import compress
 from math import fsum
 from typing import Any, NamedTuple
 
+from sllm import COMPILED
 from sllm.engine.base import EngineUsage
 from sllm.observe import values
 from sllm.observe.recorder import Recorder
@@ -202,6 +203,7 @@ SECTIONS: dict[str, dict[str, Figure]] = {
         "wall_s": Figure(lambda facts: rounded(facts.run.wall_s), values.number),
         "requests_per_wall_s": Figure(lambda facts: ratio(facts.completed, facts.run.wall_s) or 0.0, values.number),
         "clock_lag": Figure(lambda facts: rounded(facts.run.clock_lag), values.number),
+        "compiled": Figure(lambda facts: COMPILED, values.flag),
         "decision_s": Figure(lambda facts: summarize(facts.recorder.decision_s), values.distribution),
     },
     "requests": {

@@ -156,7 +156,7 @@ class FleetView:
         for row in self.sample(tries, query):
             if self.admits(row, query):
                 return row
-        found = min(filter(None, (self._shortest_queue(kind, query) for kind in query.kinds)), key=_queued, default=None)
+        found = min(filter(None, [self._shortest_queue(kind, query) for kind in query.kinds]), key=_queued, default=None)
         if found is not None:
             return found
         # The indexes may be behind: of those that looked full at their last report, some are looked at again.

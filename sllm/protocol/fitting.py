@@ -72,7 +72,7 @@ def within(report: LoadReport, models: Container[str]) -> tuple[LoadReport, int]
         return report, 0
     busy_there = set(busy)
     idle = sum(not known(name) and name not in busy_there for name in gpu)
-    gpu, busy, host, disk = (tuple(filter(known, names)) for names in (gpu, busy, host, disk))
+    gpu, busy, host, disk = [tuple(filter(known, names)) for names in (gpu, busy, host, disk)]
     loading = tuple(item for item in loading if known(item[0]))
     return report.replace(engine=engine.replace(gpu_models=gpu, busy_models=busy, host_models=host, disk_models=disk, loading=loading)), idle
 
@@ -84,7 +84,7 @@ def fitted(report: LoadReport) -> LoadReport:
     if len(loading) + len(busy) + len(gpu) + len(host) + len(disk) <= SHORT_NAMES:
         return report
     room = _Room()
-    loading = loading[: room.take((name for name, _ in loading), more_bytes=SECONDS_BYTES)]
+    loading = loading[: room.take([name for name, _ in loading], more_bytes=SECONDS_BYTES)]
     busy = busy[: room.take(busy, times=2)]  # a busy model is listed among the GPU's models too: without its place among the busy ones it would count as idle
     said, serving = set(busy), set(engine.busy_models)
     idle = [name for name in gpu if name not in serving]

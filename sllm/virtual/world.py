@@ -159,7 +159,7 @@ class World:
 
     def pending_of(self, kind: type[Message]) -> int:
         """Pending messages of one kind, including messages that a frozen host could not send yet."""
-        unsent = (envelope for host in self.hosts.values() if host.node is not None for envelope, _ in host.node.outbox)
+        unsent = [envelope for host in self.hosts.values() if host.node is not None for envelope, _ in host.node.outbox]
         return sum(kind_of(what) is kind for what in chain(self._pending(), unsent))
 
     def _pending(self) -> Iterator[Any]:
@@ -168,7 +168,7 @@ class World:
             if what is not None:
                 yield what
         for host in self.hosts.values():
-            yield from (what for what, source in host.held if not isinstance(source, Feed))
+            yield from [what for what, source in host.held if not isinstance(source, Feed)]
 
     def _choose_carrier(self) -> None:
         """The network has changed. Datagrams in the lane keep their times; the lane is emptied into the heap, because it must stay in order."""
