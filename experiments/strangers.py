@@ -1,7 +1,7 @@
-"""Strangers in a simulated fleet: a holder of its key who says whatever keeps the rules, under ids of its own, to everybody.
+"""Strangers in a simulated fleet: a compromised node with the key, which sends messages that keep the field rules, under ids of its own, to every role.
 
-What strangers ask for, workers do: so what they ask for here ends within minutes, and no two of them use the same id for a request, by which the checkers
-know what a worker does. Their reports go to the coordinator: the books of reports are those of all that it hears.
+Workers serve the requests of strangers, so these requests are short enough to end within minutes, and no two strangers use the same request id, because
+checkers identify a worker's work by request id. Reports of strangers go to the coordinator and count among the reports sent.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from sllm.virtual.hostile import Babbler, Mouth
 
 ADDRESS: Address = ("strangers", 6000)
 NAMES = tuple(f"stranger-{number}" for number in range(8))
-REQUESTS = 10  # ids that each of them uses
-PROMPT_MAX, OUTPUT_MAX = 50_000, 200  # of what workers may take for them
+REQUESTS = 10  # request ids of each stranger
+PROMPT_MAX, OUTPUT_MAX = 50_000, 200  # tokens of the requests of strangers that workers may serve
 
 
 class Strangers(Mouth):
-    """The node that says it. `reports_sent`: as of a worker."""
+    """The node that sends these messages. `reports_sent`: as of a worker, so that the counts of reports include strangers."""
 
     __slots__ = ("_coordinator", "reports_sent")
 
@@ -52,5 +52,5 @@ class Strangers(Mouth):
 
 
 def _bounded(tokens: int, most: int) -> int:
-    """At most so many, or the most that can be said, which nobody takes."""
+    """A number of tokens up to a limit, or the largest number that the field rule allows, which every worker refuses."""
     return tokens if tokens == TOKENS_MAX else min(tokens, most)
