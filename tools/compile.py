@@ -14,8 +14,10 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -40,6 +42,15 @@ def sources(root: Path) -> list[Path]:
     if not found:
         raise SystemExit(f"compile: {root}: no module of this project is there")
     return found
+
+
+def problem() -> str:
+    """What keeps this machine from compiling; "" if nothing does."""
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        return "there is no C compiler: install gcc"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
+        return "the headers of Python are missing: install python3-dev"
+    return ""
 
 
 def compile_all(root: Path) -> None:
@@ -88,9 +99,10 @@ def main(argv: Sequence[str]) -> int:
         print(*sources(root), sep="\n")
     elif arguments.remove:
         remove(root)
+    elif why := problem():
+        print(f"compile: {why}", file=sys.stderr)
+        return 1
     else:
-        import os
-
         os.chdir(root)  # mypyc names modules by their path from here
         compile_all(root)
     return 0
