@@ -16,7 +16,21 @@ from sllm.placement import policies as folder
 from sllm.placement import registry
 from sllm.placement.registry import make_policy, policies
 from sllm.protocol.errors import UsageError
-from sllm.protocol.messages import ACTIONS, COLD_START, DRAINING, SATURATED, SERVE, ScheduleError, ScheduleResponse
+from sllm.protocol.messages import (
+    COLD_START,
+    DRAINING,
+    HIGH,
+    LOW,
+    NO_WORKERS,
+    NORMAL,
+    READY,
+    SATURATED,
+    SERVE,
+    LoadReport,
+    ScheduleError,
+    ScheduleRequest,
+    ScheduleResponse,
+)
 from sllm.run.virtual import VirtualRun
 
 SECOND = CATALOG.names[1]
@@ -28,30 +42,57 @@ def test_every_file_in_the_folder_is_found() -> None:
     assert {"random", "round_robin", "power_of_two", "startup_time"} <= files
 
 
+LIMITS = {LOW: 5, NORMAL: 10, HIGH: 20}  # requests that may wait on a worker before it gets none of a priority, at a queue threshold of 10
+
+
+def may_get(request: ScheduleRequest, reports: dict[str, LoadReport]) -> set[str]:
+    """The workers that the rules let a request go to when nothing is in flight, worked out without any index."""
+    ready = {name for name, said in reports.items() if said.state == READY}
+    allowed = ready - set(request.exclude) or ready  # to a worker that failed rather than to nobody
+    return {name for name in allowed if reports[name].engine.waiting < LIMITS[request.priority]}
+
+
 @pytest.mark.parametrize("name", policies())
 class TestContract:
-    def test_it_places_on_a_ready_worker_or_says_no(self, name: str) -> None:
-        node, talk = coordinator(name)
+    def test_it_places_on_a_worker_that_the_rules_allow_and_says_no_only_when_there_is_none(self, name: str) -> None:
+        """Each report acknowledges what was sent, so that only the reports decide who may get a request."""
+        node, talk = coordinator(name, queue_threshold=10)
         rng = Random(f"contract/{name}")
-        for now in range(1, 40):
-            for i in range(6):
-                models = tuple(m for m in CATALOG.names if rng.random() < 0.4)
-                state = DRAINING if rng.random() < 0.1 else "READY"
-                waiting = rng.choice((0, 0, 3, 30))
-                talk.say(f"w{i}", report(state=state, gpu_models=models, host_models=models, waiting=waiting, running=256 if waiting else 3), float(now))
-            exclude = tuple(f"w{i}" for i in range(6) if rng.random() < 0.2)
+        seen: Counter[str] = Counter()
+        for now in range(1, 200):
+            drains, excluded, waits = rng.choice((0.1, 0.6, 1.0)), rng.choice((0.2, 0.9)), rng.choice(((0, 0, 3), (4, 9, 19), (9, 19, 30)))
+            reports = {}
+            for worker in (f"w{i}" for i in range(6)):
+                sent = node.fleet.rows[worker].ledger.next_number - 1 if worker in node.fleet.rows else 0
+                waiting = rng.choice(waits)
+                reports[worker] = report(
+                    state=DRAINING if rng.random() < drains else READY, gpu_models=tuple(m for m in CATALOG.names if rng.random() < 0.4),
+                    waiting=waiting, running=256 if waiting else 3, epoch=node.incarnation, dispatch_high=sent,
+                )  # fmt: skip
+                talk.say(worker, reports[worker], float(now))
+            assert not any(row.pending for row in node.fleet)
+            request = ask(
+                f"r{now}", rng.choice(CATALOG.names), exclude=tuple(worker for worker in reports if rng.random() < excluded), priority=rng.choice(list(LIMITS))
+            )
             talk.node.outbox.clear()
-            talk.say("c", ask(f"r{now}", rng.choice(CATALOG.names), exclude=exclude, priority=rng.choice((0, 1, 2))), now + 0.5)
+            talk.say("c", request, now + 0.5)
             (answer,) = [envelope.message for envelope, _ in talk.node.outbox]
+            assert answer.request_id == request.request_id
+            allowed = may_get(request, reports)
             if isinstance(answer, ScheduleError):
+                assert allowed == set()
+                assert answer.code == (SATURATED if any(said.state == READY for said in reports.values()) else NO_WORKERS)
+                seen[answer.code] += 1
                 continue
             assert isinstance(answer, ScheduleResponse)
+            assert answer.worker_id in allowed
             row = node.fleet.rows[answer.worker_id]
-            assert row.state == "READY"
-            assert answer.worker_id not in exclude or len(node.fleet.ready) <= len(exclude)
-            assert answer.action in ACTIONS
-            assert answer.eta_s >= 0.0
-            assert row.pending == 1 or row.ledger.next_number > 2
+            assert answer.action == (SERVE if request.model in reports[answer.worker_id].engine.gpu_models else COLD_START)
+            assert answer.eta_s > 0.0
+            assert {(number, entry.request_id) for number, entry in row.ledger.entries.items()} == {(answer.dispatch.number, request.request_id)}
+            assert sum(other.pending for other in node.fleet) == 1
+            seen["excluded" if answer.worker_id in request.exclude else answer.action] += 1
+        assert seen.keys() == {SERVE, COLD_START, "excluded", SATURATED, NO_WORKERS}, "every way to go was gone"
 
     def test_none_admits_no_answer(self, name: str) -> None:
         node, talk = coordinator(name, queue_threshold=10)
