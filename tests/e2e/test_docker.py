@@ -69,6 +69,10 @@ class Compose:
         """The containers of the coordinator and of all workers."""
         return [self.coordinator, *self.workers().values()]
 
+    def key_digests(self) -> set[str]:
+        """SHA-256 of the key file, as each role sees it."""
+        return {run("docker", "exec", container, "sha256sum", "/keys/cluster.key").stdout.split()[0] for container in self.roles()}
+
     def inspect(self, container: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(run("docker", "inspect", container).stdout)[0]
         return found
@@ -339,6 +343,12 @@ def test_it_comes_back_with_the_same_key(compose: Compose) -> None:
     """The volume is kept; the one-shot service leaves the key that is there alone."""
     compose.run("up", "--detach")
     compose.all_ready()
+    (before,) = compose.key_digests()
+    compose.run("down", "--timeout", "45")
+    assert compose.workers() == {}, "new containers come up next"
+    compose.run("up", "--detach")
+    compose.all_ready()
+    assert compose.key_digests() == {before}
 
 
 def test_compose_as_one_word_and_the_defaults() -> None:
