@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import struct
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,11 @@ from roles import changed, coordinator
 from wire_samples import CODEC, ENVELOPES, KEY, OTHER_KEY, SAMPLES, envelope
 
 from sllm.fleet import membership
-from sllm.protocol.limits import DATAGRAM_MAX_BYTES
+from sllm.protocol.limits import DATAGRAM_MAX_BYTES, ID_MAX_BYTES, NUMBER_MAX
 from sllm.protocol.messages import MESSAGES, Envelope, LoadReport, Message, ReportAck
 from sllm.protocol.node import Rejected
 from sllm.wire.codecs.pickle import Body
-from sllm.wire.frame import HEADER, VERSION, FrameCodec, body_codecs, reasons
+from sllm.wire.frame import HEADER, MAGIC, VERSION, FrameCodec, body_codecs, reasons
 from sllm.wire.keys import TAG_BYTES, Keyring
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,10 +104,10 @@ def test_the_checks_come_in_their_order() -> None:
     data = HEADER.pack(*fields) + rest + bytes(TAG_BYTES)
     assert refusal(data) == "tag"
     assert refusal(resign(data)) == "type"
-    fields[2] = MESSAGES.index(ReportAck) + 1
+    fields[2] = ReportAck.CODE
     assert refusal(resign(HEADER.pack(*fields) + rest + bytes(TAG_BYTES))) == "opcode"
     other = CODEC.encode(envelope(SAMPLES[LoadReport]))
-    fields[2] = MESSAGES.index(LoadReport) + 1
+    fields[2] = LoadReport.CODE
     assert refusal(resign(HEADER.pack(*fields) + good[HEADER.size : -TAG_BYTES] + bytes(TAG_BYTES))) == "schema"
     assert CODEC.decode(other)
 
@@ -159,13 +158,75 @@ def test_what_is_too_long_is_our_own_error() -> None:
         CODEC.encode(Envelope("x" * 64, 1, 1, 1.0, SAMPLES[ReportAck]))
 
 
-def test_a_sender_id_that_is_no_text_is_refused() -> None:
-    data = bytearray(CODEC.encode(envelope(SAMPLES[ReportAck])))
-    data[HEADER.size] = 0xFF
-    assert refusal(resign(bytes(data))) == "sender"
-    header = list(HEADER.unpack_from(data))
-    header[4] = 0
-    assert refusal(resign(struct.pack(HEADER.format, *header) + bytes(data[HEADER.size :]))) in ("opcode", "sender")
+def forged(message: Message, sender: bytes, incarnation: int = 1, sequence: int = 1) -> bytes:
+    """A signed datagram with this header, whatever our own sender would say to it."""
+    body = CODEC.encode(envelope(message))[HEADER.size + len(b"worker-2") : -TAG_BYTES]
+    data = HEADER.pack(MAGIC, VERSION, message.CODE, 1, len(sender), incarnation, sequence, 100.0) + sender + body
+    return data + CODEC.keyring.tag(1, data)
+
+
+@pytest.mark.parametrize("sender", [b"", b"x" * (ID_MAX_BYTES + 1), b"x" * 255, b"a\n", b"\xff", "\u202e".encode()])
+def test_a_sender_id_that_is_none_is_refused(sender: bytes) -> None:
+    assert refusal(forged(SAMPLES[ReportAck], sender)) == "sender"
+    with pytest.raises(ValueError, match="sender id"):
+        CODEC.encode(envelope(SAMPLES[ReportAck]).replace(sender_id=sender.decode(errors="replace") if sender != b"\xff" else "\udcff"))
+
+
+@pytest.mark.parametrize("sender", ["x", "x" * ID_MAX_BYTES, "\ud55c" * (ID_MAX_BYTES // 3)])
+@pytest.mark.parametrize("number", [0, NUMBER_MAX])
+def test_a_header_at_its_limits_is_heard(sender: str, number: int) -> None:
+    said = Envelope(sender, number, number, 100.0, SAMPLES[ReportAck])
+    assert CODEC.decode(CODEC.encode(said)) == said
+    assert CODEC.encode(said)[:-TAG_BYTES] == forged(said.message, sender.encode(), number, number)[:-TAG_BYTES]
+
+
+@pytest.mark.parametrize("numbers", [(NUMBER_MAX + 1, 1), (1, NUMBER_MAX + 1), ((1 << 64) - 1, (1 << 64) - 1)])
+def test_numbers_beyond_their_limit_are_neither_sent_nor_heard(numbers: tuple[int, int]) -> None:
+    assert refusal(forged(SAMPLES[ReportAck], b"x", *numbers)) == "number"
+    with pytest.raises(ValueError, match="must be from 0 to"):
+        CODEC.encode(Envelope("x", *numbers, 1.0, SAMPLES[ReportAck]))
+    with pytest.raises(ValueError, match="must be from 0 to"):
+        CODEC.encode(Envelope("x", *(-number for number in numbers), 1.0, SAMPLES[ReportAck]))
+
+
+def test_sizes_are_refused_from_the_first_byte_too_few_and_too_many() -> None:
+    least = HEADER.size + 1 + TAG_BYTES
+    assert [refusal(bytes(size)) for size in (least - 1, least, DATAGRAM_MAX_BYTES, DATAGRAM_MAX_BYTES + 1)] == ["size", "magic", "magic", "size"]
+    report = changed(SAMPLES[LoadReport], gpu_models=tuple(f"model-{i:090}" for i in range(81)), busy_models=())  # type: ignore[union-attr]
+    spare = DATAGRAM_MAX_BYTES - len(CODEC.encode(envelope(report)))
+    assert 0 < spare < 100
+    fits = changed(report, host_models=(*report.engine.host_models, "x" * (spare - 2)))
+    assert len(CODEC.encode(envelope(fits))) == DATAGRAM_MAX_BYTES
+    assert CODEC.decode(CODEC.encode(envelope(fits))).message == fits
+    with pytest.raises(ValueError, match="a LoadReport of 8193 bytes is longer than 8192"):
+        CODEC.encode(envelope(changed(report, host_models=(*report.engine.host_models, "x" * (spare - 1)))))
+
+
+def test_what_a_sender_repeats_is_opened_once_until_it_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sllm.wire.frame.REMEMBERED_MAX", 10)
+    codec = FrameCodec(CODEC.keyring)
+
+    def hear(sender: str, message: Message, sequence: int) -> Message:
+        return codec.decode(codec.encode(envelope(message, sequence).replace(sender_id=sender))).message  # type: ignore[no-any-return]
+
+    report, ack = SAMPLES[LoadReport], SAMPLES[ReportAck]
+    first = hear("a", report, 1)
+    assert hear("a", report, 2) is first
+    other = hear("b", report, 1)
+    assert other is not first
+    assert isinstance(first, LoadReport)
+    assert isinstance(other, LoadReport)
+    assert (other.state, other.hardware) == (first.state, first.hardware)
+    assert other.hardware is first.hardware, "the same few of every worker are kept once"
+    assert hear("a", ack, 1) is not hear("a", ack, 2), "nobody says that it is repeated"
+    busier = changed(report, running=9)  # type: ignore[union-attr]
+    assert hear("a", busier, 3) == busier
+    assert hear("a", report, 4) is not first, "only the last is known"
+    codec.forget("b")
+    assert hear("b", report, 2) is not other
+    for number in range(100):
+        hear(f"flood-{number}", report, 1)
+        assert len(codec._repeated) <= 10
 
 
 # --- at a real coordinator ------------------------------------------------------------------------------------------------------------
