@@ -31,6 +31,7 @@ from operator import attrgetter
 from sys import intern
 
 from sllm.inputs.folder import read_folder
+from sllm.protocol.errors import UsageError
 from sllm.protocol.limits import DATAGRAM_MAX_BYTES, ID_MAX_BYTES, NUMBER_MAX, id_problem
 from sllm.protocol.messages import MESSAGES, AnyEnvelope, Envelope, Message
 from sllm.protocol.node import Judge, Rejected
@@ -52,9 +53,17 @@ FRAME_REASONS = ("size", "magic", "version", "key_id", "tag", "type", "number", 
 
 @cache
 def body_codecs() -> dict[int, type[BodyCodec]]:
-    """The codecs of `sllm/wire/codecs/`, by version."""
-    found = read_folder(folder, lambda module: {module.__name__: module.Body}).found
-    return {kind.VERSION: kind for kind in found.values()}
+    """The codecs of `sllm/wire/codecs/`, by version. UsageError if a file of the folder is broken or two have the same version: a process that reads less
+    than its peers would seem to be deaf."""
+    found, broken = read_folder(folder, lambda module: {module.__name__: module.Body})
+    for problem in broken.values():
+        raise UsageError(f"a codec cannot be read: {problem}")
+    by_version: dict[int, type[BodyCodec]] = {}
+    for name, kind in found.items():
+        if kind.VERSION in by_version:
+            raise UsageError(f"version {kind.VERSION} is that of two codecs: {by_version[kind.VERSION].__module__}, {name}")
+        by_version[kind.VERSION] = kind
+    return by_version
 
 
 def reasons() -> tuple[str, ...]:
