@@ -308,3 +308,12 @@ def test_the_document_lists_every_reason_and_no_other() -> None:
     listed = {word for row in rows for word in re.findall(r"`(\w+)`", row)}
     assert listed == reasons_in_the_code()
     assert {"not_asked", "table_full", "unknown_hardware", "out_of_order", "future_incarnation"} <= listed
+
+
+def test_the_document_has_the_layout_and_every_message_with_its_code() -> None:
+    text = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
+    assert {(int(code), name) for code, name in re.findall(r"\| (\d+) \| `(\w+)` (?=\|)", text)} == {(kind.CODE, kind.__name__) for kind in MESSAGES}
+    assert f"({VERSION}: pickle)" in text
+    layout = re.findall(r"^\| (\d+) \| (\d+) \|", text, flags=re.MULTILINE)
+    assert layout[:8] == [(str(at), str(size)) for at, size in ((0, 4), (4, 1), (5, 1), (6, 1), (7, 1), (8, 8), (16, 8), (24, 8))]
+    assert f"\n| {HEADER.size} | n |" in text
