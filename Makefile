@@ -91,7 +91,11 @@ parity: ## the same run live and in virtual time, side by side
 .PHONY: bench
 bench: $(READY) ## every benchmark of bench/, one after the other
 	@$(call need_file,bench)
-	@for file in bench/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	@missed=0; for file in bench/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file || missed=1; done; exit $$missed
+
+.PHONY: bench-check
+bench-check: $(READY) ## the budgets of bench/ that are ratios, with a factor of two: about a minute
+	$(BIN)/python bench/_check.py $(ARGS)
 
 ##@ Develop
 $(READY): requirements-dev.txt requirements-fast.txt

@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench._fleet import RATIO, show, status
 from sllm.protocol.node import Node
 from sllm.virtual.network import Network
 from sllm.virtual.world import World
@@ -141,8 +142,9 @@ def main() -> int:
     theirs, their_wait = rate(in_simpy, options.customers, load, options.repeat)
     print(f"world  {ours:10,.0f} customers/s   mean wait {our_wait:.6f}")
     print(f"simpy  {theirs:10,.0f} customers/s   mean wait {their_wait:.6f}   (exact: {erlang_wait(SERVERS, load):.6f})")
-    print(f"ratio  {ours / theirs:10.2f}")
-    return 0 if abs(our_wait - their_wait) < 1e-6 * max(1.0, our_wait) else 1
+    show("customers a second in the world / in SimPy", ours / theirs, RATIO, 4.0, at_least=True)
+    show("difference of the mean waits / the wait", abs(our_wait - their_wait) / our_wait, RATIO, 1e-6)
+    return status()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """How the cost of a virtual run grows: ten times the requests, ten times the workers, and a large run's memory.
 
-Baseline: a run of 100 workers and 10,000 requests. Each run is a process of its own, so that its peak memory is its own. Ten times the requests come
-over ten times the time; ten times the workers once for the same requests, and once for ten times as many. The cost of a request grows with the fleet only
-because the data of a large fleet do not fit the processor's caches.
-Usage: python3 bench/growth.py [--large]        --large adds 1,000,000 requests over 10,000 workers (minutes)
+Baseline: a run of 100 workers and 10,000 requests, or fewer with a shorter `--duration`. Each run is a process of its own, so that its peak memory is its
+own. Ten times the requests come over ten times the time; ten times the workers once for the same requests, and once for ten times as many. The cost
+of a request grows with the fleet only because the data of a large fleet do not fit the processor's caches.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench import _fleet
+from bench._fleet import RATIO, show, status
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = """
@@ -39,18 +39,23 @@ def run(workers: int, rate: float, duration_s: float) -> tuple[float, int, float
 
 
 def main() -> int:
-    base_s, base, _ = run(100, 100, 100)
-    more_s, more, _ = run(100, 100, 1000)
-    idle_s, _, _ = run(1000, 100, 100)
-    wide_s, wide, _ = run(1000, 1000, 100)
-    kept = _fleet.show("ten times the requests: cost / before", more_s / base_s * (10 * base / more), "times", 11.0)
-    kept &= _fleet.show("ten times the workers: cost / before", idle_s / base_s, "times", 10.0)
-    kept &= _fleet.show("ten times both: cost for each request / before", wide_s / wide / (base_s / base), "times", 2.0)
-    if "--large" in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--duration", type=float, default=100.0, help="seconds of the shortest run")
+    parser.add_argument("--large", action="store_true", help="1,000,000 requests over 10,000 workers besides: minutes")
+    options = parser.parse_args()
+    duration_s = options.duration
+    base_s, base, _ = run(100, 100, duration_s)
+    more_s, more, _ = run(100, 100, 10 * duration_s)
+    idle_s, _, _ = run(1000, 100, duration_s)
+    wide_s, wide, _ = run(1000, 1000, duration_s)
+    show("ten times the requests: cost / before", more_s / base_s * (10 * base / more), RATIO, 11.0)
+    show("ten times the workers: cost / before", idle_s / base_s, RATIO, 11.0)
+    show("ten times both: cost for each request / before", wide_s / wide / (base_s / base), RATIO, 2.0)
+    if options.large:
         large_s, _, large_mb = run(10_000, 10_000, 100)
-        kept &= _fleet.show("1,000,000 requests over 10,000 workers", large_s / 60, "minutes", 5.0)
-        kept &= _fleet.show("its peak memory", large_mb, "MB", 2000.0)
-    return 0 if kept else 1
+        show("1,000,000 requests over 10,000 workers", large_s / 60, "minutes", 5.0)
+        show("its peak memory", large_mb, "MB", 2000.0)
+    return status()
 
 
 if __name__ == "__main__":

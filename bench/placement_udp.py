@@ -18,7 +18,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench._fleet import ask, make_coordinator, show
+from bench._fleet import RATIO, ask, make_coordinator, show, status
 from sllm.deploy.keys import ephemeral_keyring
 from sllm.live.clock import Clock
 from sllm.live.udp import UdpDriver
@@ -102,9 +102,9 @@ def main() -> int:
         coordinator_us.append(round_trips_us(address, questions, check))
         ours.send("enough")
         server.join()
-    kept = show("one placement over UDP / a UDP echo, round trips, medians", median(coordinator_us) / bare_us, "times", 5.0)
+    show("one placement over UDP / a UDP echo, round trips, medians", median(coordinator_us) / bare_us, RATIO, 5.0, compiled=4.0)
     print(f"  echo {bare_us:.0f} us, placement {median(coordinator_us):.0f} us")
-    return 0 if kept else 1
+    return status()
 
 
 if __name__ == "__main__":

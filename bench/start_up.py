@@ -14,7 +14,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench._fleet import show
+from bench._fleet import show, status
 
 ROOT = Path(__file__).resolve().parent.parent
 REPEATS = 3
@@ -48,9 +48,9 @@ def start_s(workers: int) -> float:
 def main() -> int:
     workers = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     few_s, many_s = start_s(10), start_s(workers)
-    kept = show(f"{workers:,} workers up and reporting", many_s, "s", 5.0)
+    show(f"{workers:,} workers up and reporting", many_s, "s", 5.0)
     print(f"  10 workers: {few_s:.2f} s, of which the coordinator listens for 1 s before it is ready")
-    return 0 if kept else 1
+    return status()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench._fleet import make_report, show
+from bench._fleet import RATIO, make_report, show, status
 from sllm.models.catalogue import Catalog
 from sllm.protocol.limits import DATAGRAM_MAX_BYTES
 from sllm.protocol.messages import MESSAGES, AnyEnvelope, Dispatch, Envelope, InferenceRequest, LoadReport, ScheduleRequest
@@ -143,15 +143,14 @@ def main() -> int:
         codec.decode(datagram)  # the expressions are made on first use
     bare = bare_us(datagrams)
     print(f"bare recvfrom_into {bare:.2f} us; a report has {sum(map(len, datagrams)) / COUNT:.0f} bytes")
-    show("decode a report that says something new / bare recvfrom_into", decode_us(datagrams, before) / bare, "times", 6.0)
-    show("decode a report that says the same again / bare recvfrom_into", decode_us(datagrams) / bare, "times", 2.0)
-    show("decode a request / bare recvfrom_into", decode_us(requests) / bare, "times", 4.0)
-    show("encode a report / bare recvfrom_into", encode_us(envelopes) / bare, "times", 6.0)
-    kept = True
+    show("decode a report that says something new / bare recvfrom_into", decode_us(datagrams, before) / bare, RATIO, 6.0, compiled=4.0)
+    show("decode a report that says the same again / bare recvfrom_into", decode_us(datagrams) / bare, RATIO, 2.0)
+    show("decode a request / bare recvfrom_into", decode_us(requests) / bare, RATIO, 4.0)
+    show("encode a report / bare recvfrom_into", encode_us(envelopes) / bare, RATIO, 6.0, compiled=4.0)
     for name, sort in hostile(rng).items():
         bound = 2.0 if name.startswith("noise") else 15.0 if name.startswith("no key") else 150.0
-        kept &= show(f"decode {name} / bare recvfrom_into", decode_us(sort) / bare, "times", bound)
-    return 0 if kept else 1
+        show(f"decode {name} / bare recvfrom_into", decode_us(sort) / bare, RATIO, bound)
+    return status()
 
 
 if __name__ == "__main__":
