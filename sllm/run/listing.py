@@ -162,7 +162,7 @@ def _keys(keys: Mapping[str, Key]) -> list[str]:
 def _bounds(key: Key) -> str:
     if key.required:
         return " (required)"
-    return "" if key.default is None else f" (default {str(key.default).lower() if isinstance(key.default, bool) else format(key.default, 'g')})"
+    return "" if key.default is None else f" (default {str(key.default).lower() if isinstance(key.default, bool) else format(key.default, '.12g')})"
 
 
 def _arrivals(config: Config) -> list[str]:
