@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench._fleet import RATIO, make_report, show, status
 from sllm.models.catalogue import Catalog
 from sllm.protocol.limits import DATAGRAM_MAX_BYTES
-from sllm.protocol.messages import MESSAGES, AnyEnvelope, Dispatch, Envelope, InferenceRequest, LoadReport, ScheduleRequest
+from sllm.protocol.messages import AnyEnvelope, Dispatch, Envelope, InferenceRequest, LoadReport, Message, ScheduleRequest
 from sllm.protocol.node import Rejected
 from sllm.wire.frame import HEADER, MAGIC, VERSION, FrameCodec
 from sllm.wire.keys import TAG_BYTES, Keyring
@@ -97,9 +97,9 @@ def encode_us(envelopes: list[AnyEnvelope]) -> float:
     return best * 1e6
 
 
-def look_alike(rng: Random, opcodes: bytes, *, signed: bool, message: type = LoadReport) -> bytes:
+def look_alike(rng: Random, opcodes: bytes, *, signed: bool, message: type[Message] = LoadReport) -> bytes:
     """A datagram of the largest size, whose body repeats `opcodes` in a frame of the right length."""
-    header = HEADER.pack(MAGIC, VERSION, MESSAGES.index(message) + 1, 1, 8, 1, rng.getrandbits(60), 1.0) + b"worker-7"
+    header = HEADER.pack(MAGIC, VERSION, message.CODE, 1, 8, 1, rng.getrandbits(60), 1.0) + b"worker-7"
     room = DATAGRAM_MAX_BYTES - len(header) - TAG_BYTES - 12
     rest = (opcodes * (room // len(opcodes))) + b"."
     data = header + b"\x80\x05\x95" + struct.pack("<Q", len(rest)) + rest

@@ -182,10 +182,11 @@ class TestContract:
             worker = Worker(config, CATALOG, engine, at, Random(1), 1, node_id="w", codec=codec_of(body), wall_offset_s=clock.wall_offset_s)
             driver.add(worker)
             for _ in range(2000):
-                if worker._heard_at > 0.0 and node.fleet.states[READY] == 1:
+                if worker.acknowledged and node.fleet.states[READY] == 1:
                     break
                 driver.step(0.05)
-            assert (worker._heard_at > 0.0, node.fleet.states[READY]) == (True, 1)
+            assert node.fleet.states[READY] == 1
+            assert worker.acknowledged
             assert not node.rejected
             assert not worker.rejected
 
