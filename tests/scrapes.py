@@ -76,9 +76,9 @@ class Scrapes:
         )
         metrics.log_drops.set(self.log_drops)
         if isinstance(metrics, CoordinatorMetrics):
-            reports = [row.report for row in node.fleet.rows.values()]
+            engines = [row.engine for row in node.fleet.rows.values()]
             pending = sum(row.pending for row in node.fleet.rows.values())
-            metrics.collect_fleet(dict(node.fleet.states), sum(r.running for r in reports), sum(r.waiting for r in reports), pending)
+            metrics.collect_fleet(dict(node.fleet.states), sum(e.running for e in engines), sum(e.waiting for e in engines), pending)
             metrics.up.set(1 if node.ready else 0)
         else:
             metrics.up.set(1 if node.state == "READY" and node.acknowledged else 0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sllm.fleet.ledger import JUMP_MAX, Entry, Ledger, Receipts
-from sllm.protocol.limits import MISSING_MAX
+from sllm.protocol.limits import MISSING_MAX, NUMBER_MAX
 
 
 def entry(prefill_s: float = 1.0, at: float = 0.0, model: str = "m", load_s: float = 0.0, kv_bytes: int = 10) -> Entry:
@@ -133,3 +133,53 @@ def test_a_new_life_of_a_worker_takes_the_numbers_that_follow_whatever_the_last_
     receipts = Receipts()
     receipts.note(1, ledger.add(entry()))
     assert ledger.acknowledge(receipts.high, receipts.missing)
+
+
+def test_the_last_entry_leaves_nothing_behind_and_is_told() -> None:
+    ledger = Ledger()
+    number = ledger.add(entry(2.0, at=5.0))
+    assert ledger.release(number)
+    assert (len(ledger), ledger.live, ledger.kv_bytes, ledger.begins_at, ledger.loads_from(0.0)) == (0, 0, 0, 0.0, [])
+    assert not ledger.release(number)
+
+
+def test_an_entry_is_over_when_its_load_and_its_service_are() -> None:
+    ledger = Ledger()
+    ledger.add(entry(at=1.0, load_s=50.0))  # its service takes 100 s
+    ledger.settle(150.9)
+    assert ledger.live == 1
+    ledger.settle(151.0)
+    assert ledger.live == 0
+
+
+def test_what_was_sent_at_the_limit_of_age_is_not_written_off() -> None:
+    ledger = Ledger()
+    for at in (1.0, 2.0):
+        ledger.add(entry(at=at))
+    assert ledger.expire(2.0, 10) == 1
+    assert list(ledger.entries) == [2]
+
+
+def test_the_number_that_comes_next_acknowledges_nothing_and_numbers_go_on_after_it() -> None:
+    ledger = Ledger()
+    assert ledger.add(entry()) == 1
+    assert not ledger.acknowledge(2, ())
+    assert list(ledger.entries) == [1]
+    assert ledger.add(entry()) == 3
+
+
+def test_a_number_is_gone_on_from_unless_it_is_so_high_that_numbers_would_end() -> None:
+    ledger = Ledger()
+    for number, goes_on in ((NUMBER_MAX // 2, True), (NUMBER_MAX // 2 + 1, False)):
+        before = ledger.next_number
+        ledger.number_from(number)
+        assert ledger.next_number == (number if goes_on else before)
+
+
+def test_a_new_life_of_a_worker_begins_with_nothing_in_flight() -> None:
+    ledger = Ledger()
+    ledger.number_from(JUMP_MAX)
+    ledger.add(entry())
+    ledger.renew()
+    assert (len(ledger), ledger.live) == (0, 0)
+    assert ledger.add(entry()) == 1, "a first number of a life must not be further than a worker believes"

@@ -223,3 +223,43 @@ def test_what_a_worker_had_goes_on_between_its_reports() -> None:
         assert (one.depth, one.queued, one.fits_now(500)) == (depth, queued, fits)
         check(fleet)
     assert not one.is_stale(99.0), "nothing is left to change"
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(-1, 12)), max_size=120), st.integers(0, 14), st.integers(0, 14))
+def test_levels_rise_from_where_one_begins_to_where_one_ends(moves: list[tuple[int, int]], begin: int, end: int) -> None:
+    fleet, levels, at = Fleet(CATALOG.models, EPOCH), Levels[Row](), dict.fromkeys(range(31), -1)
+    for who, level in moves:
+        levels.move(row(fleet, f"x{who}"), at[who], level)
+        at[who] = level
+    found = [int(r.worker_id[1:]) for r in levels.rising(begin, end)]
+    assert sorted(found) == sorted(who for who, level in at.items() if begin <= level < end)
+    assert [at[who] for who in found] == sorted(at[who] for who in found)
+    assert sorted(int(r.worker_id[1:]) for r in levels.rising()) == sorted(who for who, level in at.items() if level >= 0)
+
+
+def test_whoever_takes_all_of_several_bags_takes_them_in_random_order() -> None:
+    fleet, bags = Fleet(CATALOG.models, EPOCH), [Bag[Row](), Bag[Row]()]
+    for number in range(6):
+        bags[number % 2].add(row(fleet, f"x{number}"))
+    orders = {tuple(r.worker_id for r in sample_all(bags, count, Random(seed))) for seed in range(50) for count in (6, 7)}
+    assert len(orders) > 40
+    assert {frozenset(order) for order in orders} == {frozenset(fleet.rows)}
+
+
+def test_a_worker_about_to_load_a_model_is_warm_until_its_reports_say_otherwise() -> None:
+    """A report that was sent before the dispatch arrived says nothing of the model."""
+    fleet = Fleet(CATALOG.models, EPOCH)
+    one = row(fleet, "x")
+    fleet.apply(one, 1, 1, report(gpu_models=()), 0.0)
+    fleet.step(one, READY)
+    assert NAMES[2] not in fleet.warm
+    fleet.dispatch(one, Entry("r", NAMES[2], 0.1, 2.0, 0, 0.0, 1.0))
+    assert one in fleet.warm[NAMES[2]]
+    fleet.apply(one, 1, 2, report(gpu_models=(NAMES[0],)), 1.0)
+    assert one in fleet.warm[NAMES[2]]
+    assert one in fleet.warm[NAMES[0]]
+    fleet.apply(one, 1, 3, report(gpu_models=(NAMES[0],), epoch=EPOCH, dispatch_high=1), 2.0)
+    assert NAMES[2] not in fleet.warm, "it has the dispatch and loads nothing"
+    fleet.step(one, "STOPPED")
+    fleet.forget(one)
+    assert (fleet.warm, fleet.gone, len(fleet)) == ({}, {}, 0)

@@ -215,8 +215,11 @@ def test_a_role_does_not_wait_for_ever_and_the_missing_file_is_named(mounted: Co
 
 
 def test_a_file_that_is_named_is_not_waited_for(tmp_path: Path) -> None:
-    await_key_file(Config.from_env({"DEPLOYMENT_MODE": "docker", "CLUSTER_KEY_FILE": str(tmp_path / "missing.key")}), inf)
-    await_key_file(Config.from_env({"DEPLOYMENT_MODE": "local", "CLUSTER_KEY_FILE": str(tmp_path)}), inf)
+    def sleep(seconds: float) -> None:
+        pytest.fail("it is waited for")
+
+    for mode, path in (("docker", tmp_path / "missing.key"), ("local", tmp_path)):
+        await_key_file(Config.from_env({"DEPLOYMENT_MODE": mode, "CLUSTER_KEY_FILE": str(path)}), inf, sleep=sleep)
 
 
 def test_a_signal_ends_the_wait(mounted: Config) -> None:

@@ -12,8 +12,10 @@ import pytest
 from roles import CATALOG, MODEL, ask, coordinator, report
 
 from experiments.harness import configuration, silent
+from sllm.models.model import HOST
 from sllm.placement import policies as folder
 from sllm.placement import registry
+from sllm.placement.costs import make_costs
 from sllm.placement.registry import make_policy, policies
 from sllm.protocol.errors import UsageError
 from sllm.protocol.messages import (
@@ -89,7 +91,9 @@ class TestContract:
             row = node.fleet.rows[answer.worker_id]
             assert answer.action == (SERVE if request.model in reports[answer.worker_id].engine.gpu_models else COLD_START)
             assert answer.eta_s > 0.0
-            assert {(number, entry.request_id) for number, entry in row.ledger.entries.items()} == {(answer.dispatch.number, request.request_id)}
+            ((number, entry),) = row.ledger.entries.items()
+            assert (number, entry.request_id) == (answer.dispatch.number, request.request_id)
+            assert (entry.load_s > 0.0) is (answer.action == COLD_START), "a load is entered with the request that begins it"
             assert sum(other.pending for other in node.fleet) == 1
             seen["excluded" if answer.worker_id in request.exclude else answer.action] += 1
         assert seen.keys() == {SERVE, COLD_START, "excluded", SATURATED, NO_WORKERS}, "every way to go was gone"
@@ -103,6 +107,24 @@ class TestContract:
         assert error.code == SATURATED
         assert "10 requests wait" in error.detail
         assert not any(row.pending for row in node.fleet)
+
+    def test_a_worker_that_was_full_is_looked_at_again_when_its_work_must_be_over(self, name: str) -> None:
+        """Reports may be a minute apart. What ran at the last one is over by its own estimate, and nobody has said so."""
+        _, talk = coordinator(name, queue_threshold=10)
+        talk.say("full", report(running=256, waiting=12, blocked=12, wait_s=1.0, left_s=1.0, round_s=0.02, interval_s=60.0), 1.0)
+        talk.say("c", ask("r0"), 1.1)
+        (error,) = talk.heard(ScheduleError)
+        assert error.code == SATURATED
+        talk.say("c", ask("r1"), 21.0)
+        (answer,) = talk.heard(ScheduleResponse)
+        assert answer.worker_id == "full"
+
+    @pytest.mark.parametrize(("queue_threshold", "waiting", "served"), [(1, 0, True), (1, 1, False), (4, 1, True), (4, 2, False)])
+    def test_the_lowest_priority_may_fill_half_of_a_queue_and_at_least_one_place(self, name: str, queue_threshold: int, waiting: int, served: bool) -> None:
+        _, talk = coordinator(name, queue_threshold=queue_threshold)
+        talk.say("a", report(running=256, waiting=waiting, blocked=waiting), 1.0)
+        talk.say("c", ask(priority=LOW), 1.0)
+        assert bool(talk.heard(ScheduleResponse)) is served
 
     def test_the_same_randomness_gives_the_same_placements(self, name: str) -> None:
         def run() -> list[str]:
@@ -148,6 +170,30 @@ def test_power_of_two_leaves_the_longest_queue_alone() -> None:
 
 def test_least_loaded_joins_the_shortest_queue() -> None:
     assert set(placements("least_loaded", 100, {"a": {"running": 2}, "b": {"running": 1}, "c": {"running": 1}})) == {"b", "c"}
+
+
+def test_round_robin_takes_turns_in_a_fleet_of_several_kinds_of_hardware() -> None:
+    kinds: dict[str, dict[str, object]] = {f"w{i}": {"hardware": ("h100-80g", "a100-80g", "h100-80g-tp4")[i % 3]} for i in range(6)}
+    assert placements("round_robin", 60, kinds) == dict.fromkeys(kinds, 10)
+
+
+@pytest.mark.parametrize("name", ["random", "round_robin", "power_of_two", "least_loaded"])
+@pytest.mark.parametrize(("wait_s", "load_queue_s"), [(0.0, 0.0), (0.0, 3.0), (60.0, 3.0), (60.0, 0.0)])
+def test_an_estimate_is_the_longer_of_wait_and_loads_and_then_the_prefill(name: str, wait_s: float, load_queue_s: float) -> None:
+    _, talk = coordinator(name)
+    talk.say("a", report(gpu_models=(), host_models=(MODEL,), wait_s=wait_s, load_queue_s=load_queue_s), 1.0)
+    costs, model, hardware = make_costs("llm", 1.0, 0.0), CATALOG.models[MODEL], CATALOG.get_hardware("h100-80g")
+    load_s, prefill_s = costs.load_s(model, hardware, HOST), costs.prefill_s(model, hardware, 1000)
+    assert 0.0 < load_s < 50.0
+    talk.say("c", ask(), 1.0)
+    (answer,) = talk.heard(ScheduleResponse)
+    assert answer.action == COLD_START
+    assert answer.eta_s == pytest.approx(max(load_queue_s + load_s, wait_s) + prefill_s)
+    talk.say("warm", report(wait_s=wait_s), 1.0)
+    talk.say("c", ask("r1", exclude=("a",)), 1.0)
+    (answer,) = talk.heard(ScheduleResponse)
+    assert (answer.worker_id, answer.action) == ("warm", SERVE)
+    assert answer.eta_s == pytest.approx(wait_s + prefill_s)
 
 
 def test_startup_time_weighs_a_wait_against_a_load() -> None:

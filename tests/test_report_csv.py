@@ -1,4 +1,5 @@
 import csv
+from pathlib import Path
 
 import pytest
 from report_samples import events
@@ -92,6 +93,7 @@ def test_an_old_file_stays_until_the_new_one_is_complete(tmp_path):
 def test_a_device_is_written_directly():
     with RequestsCsv("/dev/null") as out:
         tell(out, RequestRejected(1.0, "r0", "m", 0.5, "SATURATED"))
+    assert Path("/dev/null").is_char_device(), "no file has taken its place"
 
 
 def test_a_full_disk_is_one_clear_line():

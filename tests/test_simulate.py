@@ -26,7 +26,7 @@ from sllm.placement.costs import EngineCosts
 from sllm.placement.registry import policies
 from sllm.protocol.events import RequestCompleted
 from sllm.protocol.limits import TOKENS_MAX
-from sllm.protocol.messages import READY, Address, AnyEnvelope, ScheduleError
+from sllm.protocol.messages import READY, Address, AnyEnvelope, LoadReport, ScheduleError
 from sllm.protocol.replay import ReplayWindow
 from sllm.requests.pending import ABANDONED
 from sllm.run.assemble import build_catalog
@@ -211,9 +211,9 @@ def count_copies_twice(patch: pytest.MonkeyPatch) -> None:
     original: Callable[..., Any] = Network.carry
 
     def carry(self: Network, source: str, target: str, envelope: AnyEnvelope, now: float) -> Any:
-        before = self.duplicated_reports
+        before = self.duplicated_by_kind[LoadReport]
         copies = original(self, source, target, envelope, now)
-        self.duplicated_reports += self.duplicated_reports - before
+        self.duplicated_by_kind[LoadReport] += self.duplicated_by_kind[LoadReport] - before
         return copies
 
     patch.setattr(Network, "carry", carry)

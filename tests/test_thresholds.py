@@ -23,6 +23,7 @@ def test_every_figure_is_in_the_results() -> None:
     for name in FIGURES:
         (threshold,) = parse_thresholds(f"{name}>1e30")
         value = threshold.value(results)
+        assert (value is None) is name.startswith("stall_"), "nothing of what was recorded stood still"
         assert value is None or (value >= 0 and not threshold.is_missed(results)), name
 
 
