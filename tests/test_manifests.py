@@ -29,7 +29,10 @@ DEPLOYMENTS_OWN = {  # settings that say where things are: those a deployment de
 FOREIGN = {"ServiceMonitor", "Kustomization"}  # kinds that are not Kubernetes' own
 NEEDS_1_21 = {"PodDisruptionBudget"}
 # Targets that concern no deployment.
-LOCAL = {"run", "compare", "saturation", "simulate", "validate", "parity", "engines", "bench", "venv", "test", "check", "clean", "help", "k8s-base", "bench-check", "fast", "slow"}
+LOCAL = {
+    "run", "compare", "saturation", "simulate", "validate", "parity", "engines", "bench", "venv", "test", "check", "clean", "help", "k8s-base", "bench-check",
+    "fast", "slow",
+}  # fmt: skip
 
 
 def documents(*paths: Path) -> Iterator[tuple[str, dict[str, Any]]]:
