@@ -14,7 +14,6 @@ import pytest
 
 from tools import compile as compiler
 
-CACHES = {"__pycache__", ".mypy_cache"}  # what tools remember
 ROOT = Path(__file__).resolve().parent.parent
 needs_compiler = pytest.mark.skipif(bool(compiler.problem()), reason=compiler.problem())
 
@@ -36,7 +35,7 @@ def run(tree: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def files(tree: Path) -> set[str]:
-    return {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file() and not CACHES & set(path.parts)}
+    return {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     else:
         os.chdir(root)  # mypyc names modules by their path from here
+        os.environ["MYPY_CACHE_DIR"] = os.devnull  # nothing but what is compiled stays behind
         compile_all(root)
     return 0
 
