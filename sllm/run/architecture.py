@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
@@ -75,6 +75,11 @@ class Architecture(ABC):
     def check(self) -> None:
         """UsageError for what no member can start with. Called before any is made."""
 
-    def has_started(self, trackers: Iterable[TracksWorkers]) -> bool:
-        """Whether requests may come: everybody who tracks workers is ready, and counts every worker READY."""
-        return all(tracker.ready and tracker.fleet.states[READY] == len(self.workers) for tracker in trackers)
+    def count_ready(self, trackers: Sequence[TracksWorkers]) -> int:
+        """How many workers would be given work, whoever is asked. `trackers`: the present life of each member that tracks workers; there is at least one."""
+        counts: list[int] = [tracker.fleet.states[READY] for tracker in trackers]
+        return min(counts)
+
+    def has_started(self, trackers: Sequence[TracksWorkers]) -> bool:
+        """Whether requests may come: whoever is asked places them, on any worker."""
+        return self.count_ready(trackers) == len(self.workers) and all(tracker.ready for tracker in trackers)

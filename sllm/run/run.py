@@ -25,8 +25,9 @@ from sllm.protocol.driver import Driver, Handle
 from sllm.protocol.errors import UsageError
 from sllm.protocol.events import RequestCompleted, RequestFailed, RequestRejected
 from sllm.protocol.node import Node
-from sllm.run.architecture import Member
+from sllm.run.architecture import Architecture, Member
 from sllm.run.books import close_books
+from sllm.run.centralized import Centralized
 from sllm.run.command_line import Options
 from sllm.run.explain import check_workload, why_nothing_came
 from sllm.run.meter import Meter, first_step_s
@@ -46,6 +47,7 @@ class Run(ABC):
     """One run of a system. `conduct` does it all; what was measured is in `results`. What differs between live and virtual time is in the abstract steps."""
 
     mode: ClassVar[str]
+    architecture: type[Architecture] = Centralized
     driver: Driver[Any]
 
     def __init__(self, config: Config, options: Options, progress_to: TextIO | None = None, outputs: Outputs | None = None) -> None:
@@ -55,7 +57,7 @@ class Run(ABC):
         self.violations: list[str] = []
         self.warnings: list[str] = [f"not readable, and passed over: {problem}" for problem in (*broken_policies(), *BROKEN.values())]
         live = self.mode == "udp"
-        self.system = System(config, wire=options.wire or live, stopwatch=time.perf_counter)
+        self.system = System(config, wire=options.wire or live, architecture=self.architecture, stopwatch=time.perf_counter)
         self.workload = self.system.workload(live=live)
         self.warnings += check_workload(config, options, self.system.catalog, self.workload)
         self.slo = Slo(config.slo_ttft_s, config.slo_tpot_s or None)
@@ -189,7 +191,7 @@ class Run(ABC):
         """The request comes. `now`: what the clock of the client's machine shows."""
         if self.recording is not None:
             self.recording.write(request)
-        self.system.carriers[self.system.client][-1].submit(request, now)
+        self.system.carrier.submit(request, now)
 
     def _go_on(self, node: Node, event: RequestCompleted | RequestFailed | RequestRejected) -> None:
         """A request has ended: closed-loop load sends its next one."""
@@ -220,9 +222,8 @@ class Run(ABC):
         self.recorder.fleet.end()
         self.ready_workers = self.system.ready
         for name in self.system.workers:
-            handle = self.handles.get(name)
-            worker = capable(handle.node, Drainable) if handle is not None else None
-            if handle is not None and worker is not None:
+            handle = self.handles.get(name)  # None: the run was interrupted before the worker was added
+            if handle is not None and (worker := capable(handle.node, Drainable)) is not None:
                 worker.drain(handle.read_clock())
                 handle.touch()
         self.await_last_reports()

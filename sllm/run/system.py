@@ -13,7 +13,7 @@ from sllm.deploy.keys import ephemeral_keyring
 from sllm.engine.base import EngineUsage
 from sllm.observe.results import ReportFigures, WorkerFigures
 from sllm.protocol.capabilities import CarriesRequests, HasEngine, ReportsLoad, TracksWorkers, capable
-from sllm.protocol.messages import READY, Address
+from sllm.protocol.messages import Address
 from sllm.protocol.node import Codec, Node
 from sllm.run.architecture import Architecture, Life, Member
 from sllm.run.assemble import build_catalog, build_workload, count_trace_models, mix_models
@@ -78,7 +78,7 @@ class System:
 
     @property
     def tracker(self) -> TracksWorkers:
-        """Who tracks workers, and whose view stands for the fleet's: the present life of the first member that does."""
+        """Who tracks workers, and whose view is shown as the fleet's: the present life of the first member that does."""
         return next(iter(self.trackers.values()))[-1]
 
     @property
@@ -87,13 +87,23 @@ class System:
         return next(iter(self.carriers))
 
     @property
+    def carrier(self) -> CarriesRequests:
+        """The present life of that member."""
+        return next(iter(self.carriers.values()))[-1]
+
+    @property
     def ready(self) -> int:
         """Workers that would be given work now."""
-        return int(self.tracker.fleet.states[READY]) if self.trackers else 0
+        return self.architecture.count_ready(self._present_trackers) if self.trackers else 0
 
     @property
     def started(self) -> bool:
-        return self.architecture.has_started(lives[-1] for lives in self.trackers.values())
+        """Whether requests may come."""
+        return self.architecture.has_started(self._present_trackers)
+
+    @property
+    def _present_trackers(self) -> list[TracksWorkers]:
+        return [lives[-1] for lives in self.trackers.values()]
 
     @property
     def in_flight(self) -> int:
