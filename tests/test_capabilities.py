@@ -29,7 +29,7 @@ def test_each_role_has_its_capabilities() -> None:
     fleet = Fleet(1, check=False)
     coordinator, worker, client = (fleet.world.hosts[name].node for name in ("coordinator", "worker-1", "client"))
     have = {node: [capability for capability in CAPABILITIES if capable(node, capability) is node] for node in (coordinator, worker, client)}
-    assert have == {coordinator: [MadeOfParts, TracksWorkers], worker: [HasEngine, ReportsLoad], client: [CarriesRequests]}
+    assert have == {coordinator: [MadeOfParts, TracksWorkers], worker: [HasEngine, MadeOfParts, ReportsLoad], client: [CarriesRequests]}
     assert [capable(Node("n", 1), capability) for capability in CAPABILITIES] == [None] * len(CAPABILITIES)
     assert capable(None, TracksWorkers) is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import TextIO
 
 from config import Config
@@ -23,11 +24,11 @@ from sllm.run.command_line import Options
 from sllm.run.run import Run
 from sllm.verify.all import Checkers
 from sllm.workload import Request
+from sllm.workload.pump import Pump
 
 LOOPBACK: Address = ("127.0.0.1", 0)
 DESCRIPTORS_BESIDES = 64  # files, the coordinator's and the client's sockets
 PROGRESS_WALL_S = 0.2
-SUBMIT_MAX = 1000  # requests that come in one go at most
 LAST_REPORTS_WALL_S = 1.0  # on loopback a report that has not come by then was dropped
 START_WALL_S, START_REPORTS = 60.0, 3.0  # a live fleet that is not up after so many seconds and report intervals, added up, never will be
 SETTLE_S = 10.0  # after the last request has timed out its failure is known
@@ -44,7 +45,6 @@ class LiveRun(Run):
         ensure_descriptors(config.workers + DESCRIPTORS_BESIDES)
         self.clock = Clock(config.speedup)
         super().__init__(config, options, progress_to, outputs)
-        self._upcoming = self.arrivals()
         self._incarnation = time.time_ns()  # of every node
 
     def make_driver(self) -> UdpDriver:
@@ -96,35 +96,25 @@ class LiveRun(Run):
         if not self.system.started:
             raise UsageError(f"{self.not_started} after {limit_s:,.0f} s: too many for this machine (--workers)")
 
-    def feed(self, following: Request | None = None) -> None:
-        """Hand in every request whose time has come, some at a time so that the fleet has its turns, and come back for the next. `following` comes first."""
-        if following is not None:
-            self._submit(following)
-        for _ in range(SUBMIT_MAX):
-            if self.interrupted:
-                break
-            at, request = next(self._upcoming, (self.now, None))
-            if request is None:
-                self.exhaust()
-                break
-            if at > self.now:
-                self.driver.call_at(at, partial(self.feed, request))
-                break
-            self._submit(request)
-        else:
-            self.driver.call_at(self.now, self.feed)
+    def feed(self) -> None:
+        self._hand_in(Pump(self.arrivals(), self.submit, lambda: self.now, lambda: self.interrupted))
+
+    def _hand_in(self, pump: Pump[Request]) -> None:
+        """Hand in the requests whose time has come, and come back for the next."""
+        at = pump.hand_in()
+        if pump.exhausted:
+            self.exhaust()
+        elif at < inf:
+            self.driver.call_at(at, partial(self._hand_in, pump))
         self.handles[self.system.client].touch()
 
     def feed_one(self, at: float, request: Request) -> None:
         def come() -> None:
-            self._submit(request)
-            self.handles[self.system.client].touch()
+            if not self.interrupted:
+                self.submit(request, self.now)
+                self.handles[self.system.client].touch()
 
         self.driver.call_at(at, come)
-
-    def _submit(self, request: Request) -> None:
-        if not self.interrupted:
-            self.submit(request, self.now)
 
     def await_arrivals(self) -> None:
         self._run_until(lambda: self._exhausted)
