@@ -37,7 +37,7 @@ from sllm.protocol.events import RequestCompleted, RequestFailed, RequestRejecte
 from sllm.protocol.limits import id_problem
 from sllm.protocol.messages import Address
 from sllm.protocol.node import Node
-from sllm.run.architecture import Life
+from sllm.run.architecture import Birth
 from sllm.run.assemble import build_catalog, build_workload, count_trace_models
 from sllm.run.centralized import Centralized
 from sllm.workload import Request, Workload
@@ -227,8 +227,8 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
             if id_problem(name):
                 name = f"client-{os.getpid()}-{when}"
             peers = (config.get_coordinator_address(),)
-            life = Life(name, "client", service.incarnation, service.clock.now, peers, service.codec, service.clock.wall_offset_s)
-            return ClientPart(service, fleet.make_client(life), workload, requests_csv)
+            birth = Birth(name, "client", service.incarnation, service.clock.now, peers, service.codec, service.clock.wall_offset_s)
+            return ClientPart(service, fleet.make_client(birth), workload, requests_csv)
 
         if workload.model_map is not None:
             service.log.info("models of the trace", extra={"event": "TraceModels", "fields": workload.model_map.describe()})

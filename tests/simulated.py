@@ -1,4 +1,4 @@
-"""A small fleet in virtual time, for tests: the members that a run would have, a workload, a network, faults and checkers. The test lets time pass."""
+"""A small fleet in virtual time, for tests: the participants that a run would have, a workload, a network, faults and checkers. The test lets time pass."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Fleet:
         self.world = World(seed, self.network, wire=make_codec is not None)
         self.checkers = Checkers.watch(self.world, None if check is True else check) if check else None
         self.duration_s = duration_s
-        hosts = {name: add_to_world(self.system, self.world, member) for name, member in self.system.members.items()}
+        hosts = {name: add_to_world(self.system, self.world, participant) for name, participant in self.system.participants.items()}
         self.coordinator: Any = hosts[COORDINATOR[0]].node
         self.client: Any = hosts[self.system.client].node
         if trace or duration_s:

@@ -1,4 +1,4 @@
-"""Architectures: whoever runs a fleet builds it from what its architecture says of its members, and knows no role."""
+"""Architectures: whoever runs a fleet builds it from what its architecture says of its participants, and knows no role."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sllm.observe.report.json import validate_results
 from sllm.protocol.capabilities import TracksWorkers
 from sllm.protocol.messages import COORDINATOR_ID
 from sllm.protocol.node import Node
-from sllm.run.architecture import Life, Member
+from sllm.run.architecture import Birth, Participant
 from sllm.run.centralized import CLIENT, Centralized
 from sllm.run.live import LiveRun
 from sllm.run.run import Run
@@ -31,15 +31,15 @@ class Halves(Centralized):
 
     name = "halves"
 
-    def members(self) -> Iterator[Member]:
+    def participants(self) -> Iterator[Participant]:
         for name in (COORDINATOR_ID, SECOND):
-            yield Member(name, self.config.coordinator_port, self.make_coordinator)
+            yield Participant(name, self.config.coordinator_port, self.make_coordinator)
         for number, (name, config) in enumerate(self.workers.items()):
-            yield Member(name, config.worker_port, partial(self.make_worker, config), (SECOND if number % 2 else COORDINATOR_ID,))
-        yield Member(CLIENT, 7000, self.make_client, (SECOND,), restarts=False)
+            yield Participant(name, config.worker_port, partial(self.make_worker, config), (SECOND if number % 2 else COORDINATOR_ID,))
+        yield Participant(CLIENT, 7000, self.make_client, (SECOND,), restarts=False)
 
-    def make_coordinator(self, life: Life) -> Node:
-        return super().make_coordinator(life._replace(node_id=COORDINATOR_ID))  # whoever speaks for a fleet has this name
+    def make_coordinator(self, birth: Birth) -> Node:
+        return super().make_coordinator(birth._replace(node_id=COORDINATOR_ID))  # workers and clients believe a coordinator of this name only
 
     def count_ready(self, trackers: Sequence[TracksWorkers]) -> int:
         return sum(super(Halves, self).count_ready([tracker]) for tracker in trackers)
@@ -68,17 +68,17 @@ def test_a_run_starts_conducts_and_sends_home_whatever_its_architecture_is_made_
 
 def test_a_member_is_told_of_those_before_it_and_each_life_has_a_stream_of_its_own() -> None:
     system = System(configuration(workers=2), wire=False, architecture=Halves)
-    lives: list[Life] = []
-    for name, member in system.members.items():
-        assert all(peer in system.addresses for peer in member.peers)
-        system.addresses[name] = member.address
-        system.members[name] = member._replace(make=lambda life, make=member.make: (lives.append(life), make(life))[1])
+    births: list[Birth] = []
+    for name, participant in system.participants.items():
+        assert all(peer in system.addresses for peer in participant.peers)
+        system.addresses[name] = participant.address
+        system.participants[name] = participant._replace(make=lambda birth, make=participant.make: (births.append(birth), make(birth))[1])
         for incarnation in (1, 2):
             system.make(name, incarnation, float(incarnation))
-    assert len({life.stream for life in lives}) == len(lives) == 2 * len(system.members)
-    told = {life.node_id: life.peers for life in lives}
+    assert len({birth.stream for birth in births}) == len(births) == 2 * len(system.participants)
+    told = {birth.node_id: birth.peers for birth in births}
     assert (told["worker-0"], told["worker-1"]) == ((("coordinator", 9000),), (("second", 9000),))
-    assert all(life.advertise == system.members[life.node_id].address for life in lives)
+    assert all(birth.advertise == system.participants[birth.node_id].address for birth in births)
 
 
 def test_the_books_have_every_life_of_a_worker() -> None:

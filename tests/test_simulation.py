@@ -8,6 +8,7 @@ import io
 import pytest
 
 from experiments.harness import configuration, silent
+from sllm.protocol.events import RequestSent
 from sllm.run.live import LiveRun
 from sllm.run.run import Run
 from sllm.run.virtual import VirtualRun
@@ -46,6 +47,24 @@ def test_the_workers_going_home_at_the_end_are_no_event_of_the_run(kind: type[Ru
     assert run.recorder.fleet.points[-1][1] == {"READY": 3}
     assert run.system.tracker.fleet.states["LEFT"] == 3
     assert run.system.tracker.fleet.states["DEAD"] == 0
+
+
+@pytest.mark.parametrize("kind", [LiveRun, VirtualRun])
+def test_a_bug_of_ours_ends_the_run_and_is_in_its_results(kind: type[Run]) -> None:
+    run = kind(configuration(workers=2, duration_s=5.0, rate_per_s=3.0, seed=7), silent(virtual=kind is VirtualRun), io.StringIO())
+
+    def fail(node: object, event: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    run.driver.bus.subscribe(fail, RequestSent)
+    try:
+        run.conduct()
+    finally:
+        run.close()
+    (violation,) = run.results()["invariants"]["violations"]
+    assert violation.startswith(f"internal error at {run.now:.6f} s with seed 7: ZeroDivisionError: planted\n")
+    assert "in fail" in violation, "where it happened"
+    assert len(run.recorder.sent_at) == 1
 
 
 def test_a_live_fleet_has_its_report_intervals_to_start(monkeypatch: pytest.MonkeyPatch) -> None:

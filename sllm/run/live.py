@@ -19,7 +19,7 @@ from sllm.protocol.errors import UsageError
 from sllm.protocol.events import InternalErrorCaught
 from sllm.protocol.messages import Address
 from sllm.protocol.node import Node
-from sllm.run.architecture import Member
+from sllm.run.architecture import Participant
 from sllm.run.command_line import Options
 from sllm.run.run import Run
 from sllm.verify.all import Checkers
@@ -29,9 +29,9 @@ from sllm.workload.pump import Pump
 LOOPBACK: Address = ("127.0.0.1", 0)
 DESCRIPTORS_BESIDES = 64  # files, the coordinator's and the client's sockets
 PROGRESS_WALL_S = 0.2
-LAST_REPORTS_WALL_S = 1.0  # on loopback a report that has not come by then was dropped
-START_WALL_S, START_REPORTS = 60.0, 3.0  # a live fleet that is not up after so many seconds and report intervals, added up, never will be
-SETTLE_S = 10.0  # after the last request has timed out its failure is known
+LAST_REPORTS_WALL_S = 1.0  # a report that takes longer on loopback was dropped
+START_WALL_S, START_REPORTS = 60.0, 3.0  # seconds and report intervals; a live fleet that is not up after their sum never will be
+SETTLE_S = 10.0  # of the run's clock, after the time at which the last request has timed out
 RECEIVE_BUFFER_BYTES = 8 << 20  # asked for where a whole fleet may speak at once: at who tracks workers, and at the client
 
 
@@ -74,9 +74,9 @@ class LiveRun(Run):
         self.driver.run_until(lambda: self.interrupted or done())
         self.check_interrupted()
 
-    def add(self, member: Member) -> UdpHost:
-        """A socket for the member, at whatever address there is."""
-        node = self.system.make(member.name, self._incarnation, self.now, self.clock.wall_offset_s)
+    def add(self, participant: Participant) -> UdpHost:
+        """A socket for the participant, at whatever address there is."""
+        node = self.system.make(participant.name, self._incarnation, self.now, self.clock.wall_offset_s)
         tracks, server = capable(node, TracksWorkers) is not None, capable(node, HasEngine)
         hears_all = tracks or capable(node, CarriesRequests) is not None
         host = self.driver.add(node, LOOPBACK, count_drops=tracks, receive_buffer_bytes=RECEIVE_BUFFER_BYTES if hears_all else 0)
@@ -86,7 +86,7 @@ class LiveRun(Run):
         return host
 
     def await_fleet(self) -> None:
-        """Wait until every worker is counted, for a wall time that is enough on any machine that can run the fleet."""
+        """Wait until the fleet is up, for a wall time that is long enough on any machine that can run the fleet."""
         driver = self.driver
         driver.every(PROGRESS_WALL_S * self.clock.speedup, self.show_progress)
         self.serve_page(driver, lambda: sum(host.kernel_drops for host in driver.hosts.values()), lambda step: driver.call_at(self.now, step))

@@ -11,19 +11,21 @@ from sllm.observe.series import BINS_MIN
 from sllm.observe.timeline import LOOKS_MAX, Look, UsageTimeline
 from sllm.protocol.driver import Driver
 
-LOOKS_BEGIN, FEW_WORKERS = LOOKS_MAX // 2, 200  # looks at what is in use, in a run whose length is known, of so many workers at most
-FIRST_LOOK_S, LOOK_INTERVALS = 0.05, 4.0  # else the first look comes after so long; in a larger fleet, after so many report intervals at least
+FEW_WORKERS = 200  # a fleet of at most this size is looked at often
+LOOKS_BEGIN = LOOKS_MAX // 2  # looks at such a fleet, if the length of the run is known
+FIRST_LOOK_S = 0.05  # the step between looks at such a fleet to begin with, if the length of the run is not known
+LOOK_INTERVALS = 4.0  # the least step between looks at a larger fleet, in report intervals
 
 
 def first_step_s(workers: int, duration_s: float | None, report_interval_s: float) -> float:
-    """The time between looks to begin with. In a large fleet looks are rare beside reports, for both cost something for each worker."""
+    """The step between looks to begin with, in seconds. A large fleet is looked at rarely, because each look costs time for every worker, as reports do."""
     if workers <= FEW_WORKERS:
         return duration_s / LOOKS_BEGIN if duration_s else FIRST_LOOK_S
     return max((duration_s or 0.0) / BINS_MIN, LOOK_INTERVALS * (report_interval_s or 1.0))
 
 
 class Meter:
-    """What counts is in use from `begin`, or the end of the warm-up, to `end`. Looks at the whole fleet go on until `stop_looking`."""
+    """Measures the use of engines from `begin`, or the end of the warm-up, to `end`, and looks at the fleet at equal steps until `stop_looking`."""
 
     def __init__(self, driver: Driver[Any], usage: Callable[[], list[EngineUsage]], waiting: Callable[[], int]) -> None:
         """`usage()` gives what each worker had in use until now, `waiting()` how many requests wait at the workers."""
@@ -39,10 +41,12 @@ class Meter:
 
     @property
     def has_begun(self) -> bool:
+        """Requests have begun to come."""
         return bool(self._before)
 
     @property
     def has_ended(self) -> bool:
+        """The last request has come."""
         return bool(self._after)
 
     @property
@@ -51,7 +55,7 @@ class Meter:
         return self._driver.now - self.began_s if self.has_begun else 0.0
 
     def begin(self, step_s: float, warmup_s: float) -> None:
-        """Requests come from now on. `step_s`: between the first looks. `warmup_s`: what is in use counts after so long."""
+        """Requests come from now on. `step_s`: the step between the first looks. `warmup_s`: the time from now until the measurement begins."""
         self.began_s = self._driver.now
         self._mark()
         self.timeline.begin(self._look(), step_s)
@@ -61,7 +65,7 @@ class Meter:
             self._driver.call_at(self.began_s + warmup_s, self._mark)
 
     def _mark(self) -> None:
-        """What is in use counts from now on, unless nothing comes any more."""
+        """The measurement begins now, unless the last request has come."""
         if not self.has_ended:
             self._before = self._usage()
 
@@ -74,17 +78,17 @@ class Meter:
             self._driver.call_at(self.timeline.next_at, self._look_again)
 
     def end(self) -> None:
-        """The last request has come: what is in use does not count any more."""
+        """The last request has come, and the measurement ends."""
         self.window_s = self.now_s
         self._after = self._usage()
 
     def stop_looking(self) -> None:
-        """Nothing that is to be seen in use happens any more."""
+        """Take the last look: the run ends, and nothing that is to be seen happens any more."""
         if self._looking:
             self._looking = False
             self.timeline.add(self._look())
 
     def used(self, warmup_s: float) -> list[EngineUsage]:
-        """What each worker had in use while it counted; nothing if requests came for no longer than the warm-up. Empty before `end`."""
+        """What each worker had in use while it was measured; nothing if requests came for no longer than the warm-up. An empty list before `end`."""
         counts = self.window_s > warmup_s
         return [after - before if counts else NOTHING_USED for after, before in zip(self._after, self._before, strict=True)]

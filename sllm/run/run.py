@@ -25,7 +25,7 @@ from sllm.protocol.driver import Driver, Handle
 from sllm.protocol.errors import UsageError
 from sllm.protocol.events import RequestCompleted, RequestFailed, RequestRejected
 from sllm.protocol.node import Node
-from sllm.run.architecture import Architecture, Member
+from sllm.run.architecture import Architecture, Participant
 from sllm.run.books import close_books
 from sllm.run.centralized import Centralized
 from sllm.run.command_line import Options
@@ -73,7 +73,7 @@ class Run(ABC):
         self._drawing = False  # in the middle of making the next request
         self._exhausted = False  # the last request has come
         self.ready_workers = 0  # just before they were sent home
-        self.handles: dict[str, Handle] = {}  # of the members, by name
+        self.handles: dict[str, Handle] = {}  # of the participants, by name
         self.driver = self.make_driver()
         self.recorder = Recorder()
         self.driver.bus.subscribe_all(self.recorder.handlers)
@@ -94,8 +94,8 @@ class Run(ABC):
         """The checkers, which hear the driver's bus from now on. Called once."""
 
     @abstractmethod
-    def add(self, member: Member) -> Handle:
-        """Make the first life of a member and let the driver drive it; says at which address it is heard."""
+    def add(self, participant: Participant) -> Handle:
+        """Make the first life of a participant and let the driver drive it; says at which address it is heard."""
 
     @abstractmethod
     def await_fleet(self) -> None:
@@ -154,10 +154,10 @@ class Run(ABC):
             raise Interrupted
 
     def start_fleet(self) -> None:
-        """Add every member, each after those that it talks to, and wait until requests may come."""
-        for name, member in self.system.members.items():
+        """Add every participant, each after those that it talks to, and wait until requests may come."""
+        for name, participant in self.system.participants.items():
             self.check_interrupted()
-            handle = self.handles[name] = self.add(member)
+            handle = self.handles[name] = self.add(participant)
             self.system.addresses[name] = handle.address
         self.await_fleet()
 

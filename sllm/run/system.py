@@ -1,4 +1,4 @@
-"""The fleet of one run in one process: the members of an architecture, every life of each remembered, so that the books include those that crashed."""
+"""The fleet of one run in one process: the participants of an architecture, every life of each remembered, so that the books include those that crashed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sllm.observe.results import ReportFigures, WorkerFigures
 from sllm.protocol.capabilities import CarriesRequests, HasEngine, ReportsLoad, TracksWorkers, capable
 from sllm.protocol.messages import Address
 from sllm.protocol.node import Codec, Node
-from sllm.run.architecture import Architecture, Life, Member
+from sllm.run.architecture import Architecture, Birth, Participant
 from sllm.run.assemble import build_catalog, build_workload, count_trace_models, mix_models
 from sllm.run.centralized import Centralized
 from sllm.wire.frame import FrameCodec
@@ -23,12 +23,12 @@ from sllm.workload import Workload
 
 T = TypeVar("T")
 Lives = dict[str, list[T]]
-"""Every life of each member, by the member's name."""
+"""Every life of each participant, by the participant's name."""
 
 
 class System:
-    """The fleet of one run. Every random choice comes from a stream of the configuration's seed, named by member and life. What a run wants to know of a node
-    it asks by the node's capabilities (`sllm.protocol.capabilities`), so that it knows no role."""
+    """The fleet of one run. Every random choice comes from a stream of the configuration's seed, named by participant and life. Nodes are told apart by their
+    capabilities (`sllm.protocol.capabilities`) alone, so that any architecture can be run."""
 
     def __init__(
         self,
@@ -39,17 +39,18 @@ class System:
         stopwatch: Callable[[], float] | None = None,
         make_codec: Callable[[], Codec | None] | None = None,
     ) -> None:
-        """`wire`: nodes speak in signed bytes, with a key of this run's own. `make_codec`: makes the codec of each life instead."""
+        """`wire`: nodes send signed bytes, with a key of this run's own. `make_codec`: makes the codec of each life instead. UsageError for settings with which
+        the fleet cannot be made."""
         self.config = config
         self._trace_models = count_trace_models(config)
         self.catalog = build_catalog(config, self._trace_models, mix_models(config))
         self.architecture = architecture(config, self.catalog, stopwatch)
         self.architecture.check()
-        self.members: dict[str, Member] = {member.name: member for member in self.architecture.members()}
+        self.participants: dict[str, Participant] = {participant.name: participant for participant in self.architecture.participants()}
         self.workers = list(self.architecture.workers)
         self.hardware = Counter(own.hardware for own in self.architecture.workers.values())  # workers by hardware
-        self.addresses: dict[str, Address] = {}  # of members; whoever drives their nodes says where they are heard
-        self.lives: Lives[Node] = {name: [] for name in self.members}
+        self.addresses: dict[str, Address] = {}  # of participants; whoever drives their nodes puts the addresses in
+        self.lives: Lives[Node] = {name: [] for name in self.participants}
         self.trackers: Lives[TracksWorkers] = {}
         self.carriers: Lives[CarriesRequests] = {}
         self._servers: Lives[HasEngine] = {}
@@ -58,11 +59,11 @@ class System:
         self.codec = make_codec or (lambda: FrameCodec(keyring) if keyring is not None else None)
 
     def make(self, name: str, incarnation: int, now: float, wall_offset_s: float = 0.0) -> Node:
-        """The next life of a member."""
-        member, lives = self.members[name], self.lives[name]
-        peers = tuple(self.addresses[peer] for peer in member.peers)
+        """The next life of a participant."""
+        participant, lives = self.participants[name], self.lives[name]
+        peers = tuple(self.addresses[peer] for peer in participant.peers)
         own = self.addresses.get(name, ("", 0))
-        node = member.make(Life(name, f"{name}/{len(lives) + 1}", incarnation, now, peers, self.codec(), wall_offset_s, own))
+        node = participant.make(Birth(name, f"{name}/{len(lives) + 1}", incarnation, now, peers, self.codec(), wall_offset_s, own))
         lives.append(node)
         _note(self.trackers, name, capable(node, TracksWorkers))
         _note(self.carriers, name, capable(node, CarriesRequests))
@@ -78,17 +79,17 @@ class System:
 
     @property
     def tracker(self) -> TracksWorkers:
-        """Who tracks workers, and whose view is shown as the fleet's: the present life of the first member that does."""
+        """Who tracks workers, and whose view is shown as the fleet's: the present life of the first participant that does."""
         return next(iter(self.trackers.values()))[-1]
 
     @property
     def client(self) -> str:
-        """The member that requests are handed to."""
+        """The participant that requests are handed to."""
         return next(iter(self.carriers))
 
     @property
     def carrier(self) -> CarriesRequests:
-        """The present life of that member."""
+        """The present life of that participant."""
         return next(iter(self.carriers.values()))[-1]
 
     @property
@@ -150,5 +151,5 @@ def _note(lives: Lives[T], name: str, node: T | None) -> None:
 
 
 def _all(lives: Lives[T]) -> Iterator[T]:
-    """Every life of every member."""
+    """Every life of every participant."""
     return chain.from_iterable(lives.values())

@@ -15,7 +15,7 @@ from sllm.observe.report.plots import Mark
 from sllm.observe.results import ReportFigures
 from sllm.protocol.errors import UsageError
 from sllm.protocol.messages import LoadReport
-from sllm.run.architecture import Member
+from sllm.run.architecture import Participant
 from sllm.run.command_line import Options
 from sllm.run.explain import why_not_started
 from sllm.run.run import Run
@@ -31,17 +31,18 @@ from sllm.workload import Request
 
 PACE_WALL_S = 0.05  # between two times at which simulated time is held back
 START_STEP_S = 1.0  # of simulated time
-START_S, START_INTERVALS, START_LATENCIES = 60.0, 30.0, 4.0  # a fleet that is not up after so long in virtual time, all three together, never will be
-INSPECT_S = 5.0  # of a virtual run, between looks at some nodes and rows; what events tell is checked as it happens
-SETTLE_INTERVALS = 2.0  # from the last answer to the last look, beyond those after which a silent worker is suspect and a lost dispatch is written off
-SLICE_S, SLICE_WALL_S = 1.0, (0.05, 0.2)  # of simulated time to begin with; of wall time, so that progress is shown in time
+START_S, START_INTERVALS, START_LATENCIES = 60.0, 30.0, 4.0  # seconds, report intervals, latencies; a fleet that is not up after their sum never will be
+INSPECT_S = 5.0  # of simulated time between two looks of the checkers at some nodes and rows; events are checked as they happen
+SETTLE_INTERVALS = 2.0  # report intervals from the last answer to the last look, beyond those that make a silent worker suspect and write a lost dispatch off
+SLICE_S = 1.0  # of simulated time between two updates of progress, to begin with
+SLICE_WALL_S = (0.05, 0.2)  # the least and the largest wall time of a slice: shorter slices are made longer, and longer ones shorter
 
 
-def add_to_world(system: System, world: World, member: Member) -> Host:
-    """Give a member of the fleet a host of its own, and make its first life there."""
-    system.addresses[member.name] = member.address
-    make = partial(system.make, member.name)
-    return world.add(make(1, world.now), member.address, make if member.restarts else None)
+def add_to_world(system: System, world: World, participant: Participant) -> Host:
+    """Give a participant of the fleet a host of its own, and make its first life there."""
+    system.addresses[participant.name] = participant.address
+    make = partial(system.make, participant.name)
+    return world.add(make(1, world.now), participant.address, make if participant.restarts else None)
 
 
 class VirtualRun(Run):
@@ -78,8 +79,8 @@ class VirtualRun(Run):
         self.world.interrupt()
         super().interrupt()
 
-    def add(self, member: Member) -> Host:
-        return add_to_world(self.system, self.world, member)
+    def add(self, participant: Participant) -> Host:
+        return add_to_world(self.system, self.world, participant)
 
     def await_fleet(self) -> None:
         """Let time pass in steps of a fixed length until every worker is counted: when requests begin to come must not depend on the wall clock."""
