@@ -26,6 +26,7 @@ from sllm.deploy.launch import launch
 from sllm.deploy.shell import Service
 from sllm.live.bridge import Answer
 from sllm.live.http import Page
+from sllm.models.catalogue import Catalog
 from sllm.observe.metrics import ClientMetrics
 from sllm.observe.recorder import Recorder
 from sllm.observe.report.csv import RequestsCsv
@@ -36,8 +37,9 @@ from sllm.protocol.events import RequestCompleted, RequestFailed, RequestRejecte
 from sllm.protocol.limits import id_problem
 from sllm.protocol.messages import Address
 from sllm.protocol.node import Node
-from sllm.protocol.seeds import rng_for
+from sllm.run.architecture import Birth
 from sllm.run.assemble import build_catalog, build_workload, count_trace_models
+from sllm.run.centralized import Centralized
 from sllm.workload import Request, Workload
 from sllm.workload.modelmap import TooFewModels
 from sllm.workload.pump import Pump
@@ -189,10 +191,10 @@ class ClientPart:
         return 0 if good else 1
 
 
-def _workload(config: Config) -> Workload:
+def _workload(config: Config, catalog: Catalog) -> Workload:
     """The requests to send. The catalogue is the fleet's: a load generator cannot make it larger, however many models its trace names."""
     try:
-        return build_workload(config, build_catalog(config), count_trace_models(config), live=True)
+        return build_workload(config, catalog, count_trace_models(config), live=True)
     except TooFewModels as error:
         what = "a larger MODEL_CATALOG" if config.model_catalog else "the same larger MODELS, which sizes the demonstration catalogue"
         raise UsageError(f"{error}; or give coordinator, workers and load generator {what}") from None
@@ -212,8 +214,9 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
     """Send the workload and wait for every answer."""
     _refuse(config, environ)
     path = environ.get("REQUESTS_CSV", "").strip()
+    fleet = Centralized(config, build_catalog(config))
     with contextlib.ExitStack() as stack:
-        workload = stack.enter_context(_workload(config))
+        workload = stack.enter_context(_workload(config, fleet.catalog))
         requests_csv = stack.enter_context(RequestsCsv(path, "REQUESTS_CSV")) if path else None
         service = stack.enter_context(Service("client", config, environ))
 
@@ -223,11 +226,9 @@ def serve(config: Config, environ: Mapping[str, str]) -> int:
             name = f"client-{where}-{when}"
             if id_problem(name):
                 name = f"client-{os.getpid()}-{when}"
-            node = Client(
-                config, config.get_coordinator_address(), rng_for(config.seed, "client"), service.incarnation, node_id=name, codec=service.codec,
-                wall_offset_s=service.clock.wall_offset_s, now=service.clock.now,
-            )  # fmt: skip
-            return ClientPart(service, node, workload, requests_csv)
+            peers = (config.get_coordinator_address(),)
+            birth = Birth(name, "client", service.incarnation, service.clock.now, peers, service.codec, service.clock.wall_offset_s)
+            return ClientPart(service, fleet.make_client(birth), workload, requests_csv)
 
         if workload.model_map is not None:
             service.log.info("models of the trace", extra={"event": "TraceModels", "fields": workload.model_map.describe()})

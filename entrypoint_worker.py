@@ -55,10 +55,9 @@ class WorkerPart:
         node.engine.wake = self._wake
 
     def _wake(self) -> None:
-        """Something happened in an engine that could not know when it would."""
-        self.node.handle_timer(self._service.clock.now)
+        """Something happened in an engine that could not know when it would. What happens before there is a socket waits for the first timer."""
         if self._service.host is not None:
-            self._service.host.touch()
+            self._service.host.wake()
 
     def ready(self) -> tuple[bool, str]:
         if not self._service.resolved:

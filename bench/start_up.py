@@ -25,7 +25,7 @@ from sllm.run.command_line import parse
 config, options = parse(["--quiet", "--workers", sys.argv[1]], {}, "bench", "")
 run = LiveRun(config, options, io.StringIO())
 with run.driver:
-    run._start_fleet()
+    run.start_fleet()
     print(run.system.ready, flush=True)
 run.close()
 """

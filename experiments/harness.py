@@ -22,7 +22,6 @@ from sllm.run.command_line import Options
 from sllm.run.run import Run
 from sllm.run.virtual import VirtualRun
 from sllm.virtual.faults import Schedule
-from sllm.virtual.inject import Injector
 from sllm.virtual.network import Latency, Link
 from sllm.workload import Request
 
@@ -61,13 +60,13 @@ class Simulation(VirtualRun):
         strangers_per_s: float = 0.0,
         probes: int = 0,
     ) -> None:
-        super().__init__(config, silent(wire=wire))
-        self.schedule = schedule or Schedule()
+        super().__init__(config, silent(wire=wire), schedule=schedule)
         self.unhealed = ""  # what has not come right although nothing goes wrong any more
         self._reshape = reshape
         self._probes = probes
         self._strangers_per_s = strangers_per_s
         self._strangers: Strangers | None = None
+        self._trouble_ends_s = 0.0  # with strangers
         if link:
             self.world.network.set_link(self.world.network.link._replace(**link))
 
@@ -75,23 +74,24 @@ class Simulation(VirtualRun):
         for at, request in super().arrivals():
             yield at, self._reshape(request)
 
-    def _inject(self) -> float:
-        injector = Injector(self.world, self.schedule)
-        injector.install()
-        if not self._strangers_per_s:
-            return injector.end_s
-        until = self.world.now + self.config.duration_s
-        self._strangers = Strangers(self.system, per_s=self._strangers_per_s, until=until, now=self.world.now)
-        self.world.add(self._strangers, ADDRESS)
-        return max(injector.end_s, until)
+    def inject(self) -> None:
+        super().inject()
+        if self._strangers_per_s:
+            self._trouble_ends_s = self.world.now + self.config.duration_s
+            self._strangers = Strangers(self.system, per_s=self._strangers_per_s, until=self._trouble_ends_s, now=self.world.now)
+            self.world.add(self._strangers, ADDRESS)
+
+    def last_fault_s(self) -> float:
+        """When nothing goes wrong any more: no fault of an experiment is passed over."""
+        return max(self.injector.end_s, self._trouble_ends_s)
 
     def report_figures(self) -> ReportFigures:
         """What strangers reported counts as sent."""
         figures = super().report_figures()
         return figures._replace(sent=figures.sent + self._strangers.reports_sent) if self._strangers is not None else figures
 
-    def _come_to_rest(self) -> None:
-        super()._come_to_rest()
+    def come_to_rest(self) -> None:
+        super().come_to_rest()
         if self._probes:
             self.world.network.set_link(Link(Latency("constant", 0.001)))  # the last thing that was wrong
             self.world.run(self.world.now + STRAGGLERS_S)
@@ -99,11 +99,11 @@ class Simulation(VirtualRun):
             self.unhealed = self._find_unhealed()
             if self._alive and not loading and not self.unhealed:
                 self._probe()
-                super()._come_to_rest()
+                super().come_to_rest()
 
     def _is_loading_on(self) -> bool:
         """Let loads end: they are made one after the other, even for requests that have been given up meanwhile. Whether some have not."""
-        fleet, last_s = self.system.coordinators[-1].fleet, self.world.now + LOADS_S
+        fleet, last_s = self.system.tracker.fleet, self.world.now + LOADS_S
         while self.world.now < last_s:
             rows = [fleet.rows[name] for name in self.system.workers if name in fleet.rows]
             if not any(row.state == READY and row.engine.loading for row in rows):
@@ -118,25 +118,25 @@ class Simulation(VirtualRun):
 
     def _find_unhealed(self) -> str:
         """Wait for as long as a coordinator may need to know who lives and who does not; says what it still has wrong then."""
-        config, fleet = self.config, self.system.coordinators[-1].fleet
+        config, fleet = self.config, self.system.tracker.fleet
         interval_s = config.report_interval_s or 1.0
         rarest_s = REPORT_INTERVAL_MAX_S if self._strangers is not None else interval_s
         timeout_s = max(config.worker_timeout_s, config.suspect_intervals * rarest_s)
         last_s = self.world.now + 2.0 * timeout_s + config.hold_max_s + 5.0 * interval_s + START_S
         while True:
             wrong = {state: fleet.states[state] for state in (STARTING, DRAINING, SUSPECT) if fleet.states[state]}
-            if not wrong and fleet.states[READY] == self._alive and not self.system.coordinators[-1].degraded:
+            if not wrong and fleet.states[READY] == self._alive and not self.system.tracker.degraded:
                 return ""
             if self.world.now >= last_s:
-                held = f", expiry held because {self.system.coordinators[-1].degraded}" if self.system.coordinators[-1].degraded else ""
+                held = f", expiry held because {self.system.tracker.degraded}" if self.system.tracker.degraded else ""
                 return f"{self._alive} workers live, the coordinator counts {fleet.states[READY]} READY and {wrong or 'no others'}{held}"
             self.world.run(self.world.now + interval_s)
 
     def _probe(self) -> None:
         """Ask for the first model of the catalogue, which fits every worker, in the last moment at which anything comes."""
-        host, client = self.world.hosts["client"], self.system.clients[-1]
+        host = self.handles[self.system.client]
         for number in range(self._probes):
-            client.submit(Request(0.0, f"{PROBE}{number}", self.system.catalog.names[0], 100, 10), host.read_clock())
+            self.submit(Request(0.0, f"{PROBE}{number}", self.system.catalog.names[0], 100, 10), host.read_clock())
         host.touch()
 
     def complete(self) -> dict[str, Any]:

@@ -98,19 +98,11 @@ def measure_luck(task: tuple[Config, int]) -> dict[str, Any]:
 def measure(run: Run) -> Outcome:
     """Conduct a run. RuntimeError if it broke an invariant or did not complete every request."""
     served_by: dict[str, str] = {}
-    record = run.recorder.handlers[RequestCompleted]
 
-    def note(node: object, event: Any) -> None:
+    def note(node: object, event: RequestCompleted) -> None:
         served_by[event.request_id] = event.worker_id
 
-    def record_and_note(node: object, event: RequestCompleted) -> None:
-        record(node, event)
-        note(node, event)
-
-    if isinstance(run, VirtualRun):
-        run.world.bus.subscribe(note, RequestCompleted)
-    else:
-        run.recorder.handlers[RequestCompleted] = record_and_note
+    run.driver.bus.subscribe(note, RequestCompleted)
     gc.collect()  # here, so that no collection interrupts the live run
     results = complete(run)
     if run.violations:

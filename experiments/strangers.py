@@ -25,15 +25,15 @@ class Strangers(Mouth):
     __slots__ = ("_coordinator", "reports_sent")
 
     def __init__(self, system: System, *, per_s: float, until: float, now: float) -> None:
-        workers = list(system.workers)
-        targets = [system.coordinator_address, ("client", 7000), *((name, system.config.worker_port) for name in workers)]
+        workers = system.workers
+        targets = [system.addresses[name] for name in (*system.trackers, system.client, *workers)]
         known = {
             "model": system.catalog.names[:50], "worker_id": workers, "exclude": workers, "hardware": list(HARDWARE), "prompt_tokens": [0, 1, 1000],
             "max_tokens": [1, 20], "host": [workers[0], ADDRESS[0], "nowhere"],
         }  # fmt: skip
         babbler = Babbler(rng_for(system.config.seed, "strangers"), known)
         super().__init__(babbler, targets, NAMES, per_s=per_s, until=until, now=now, codec=system.codec(), node_id=ADDRESS[0])
-        self._coordinator = system.coordinator_address
+        self._coordinator = targets[0]
         self.reports_sent = 0
 
     def say(self, now: float) -> None:

@@ -1,27 +1,24 @@
-"""A small fleet in virtual time, for tests: the real roles, a workload, a network, faults and checkers."""
+"""A small fleet in virtual time, for tests: the participants that a run would have, a workload, a network, faults and checkers. The test lets time pass."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
-from random import Random
 from typing import Any
 
 from client import Client
 from config import Config
 from coordinator import Coordinator
-from sllm.engine import LlmEngine
-from sllm.models.catalogue import Catalog
-from sllm.placement.registry import make_policy
 from sllm.protocol.events import Event
-from sllm.protocol.node import Node
-from sllm.protocol.seeds import rng_for
+from sllm.run.centralized import Centralized
+from sllm.run.system import System
+from sllm.run.virtual import add_to_world
 from sllm.verify.all import Checkers
 from sllm.virtual.faults import Schedule
 from sllm.virtual.inject import Injector
 from sllm.virtual.network import Network
 from sllm.virtual.world import World
-from sllm.workload import WorkloadSpec, generate
 from worker import Worker
 
 COORDINATOR = ("coordinator", 9000)
@@ -29,7 +26,10 @@ MakeCodec = Callable[[], Any]
 
 
 class Fleet:
-    """One coordinator, one client, some workers. `trace` has every event. `kinds`: hardware of the first workers, the others have the configuration's."""
+    """One coordinator, one client, some workers. Requests and faults come from the beginning, when nobody is ready yet. `trace` has every event.
+
+    `kinds`: hardware of the first workers, the others have the configuration's. `client_kind` and the like: what plays the role instead.
+    """
 
     def __init__(
         self,
@@ -51,40 +51,27 @@ class Fleet:
         kinds: Sequence[str] = (),
         **changes: Any,
     ) -> None:
-        self.config = config = dataclasses.replace(Config.from_env({"DEPLOYMENT_MODE": "local"}), **changes)
-        self.catalog = catalog = Catalog.demo(models)
+        config = dataclasses.replace(Config.from_env({"DEPLOYMENT_MODE": "local"}), seed=seed, workers=workers, models=models, **changes)
+        config = dataclasses.replace(config, rate_per_s=rate_per_s, duration_s=0.0 if trace else duration_s, trace=trace or "", lengths=lengths)
+        if kinds:
+            mix = Counter([*kinds, *[config.hardware] * (workers - len(kinds))])
+            config = dataclasses.replace(config, hardware=",".join(f"{kind}:{count}" for kind, count in mix.items()))
+        roles = {"coordinator_kind": coordinator_kind, "worker_kind": worker_kind, "client_kind": client_kind}
+        self.config = config
+        self.system = System(config, wire=False, architecture=type("Roles", (Centralized,), roles), make_codec=make_codec)
+        self.catalog = self.system.catalog
         self.network = network or Network()
         self.trace: list[Event] = []
-        self.world = world = World(seed, self.network, wire=make_codec is not None)
-        self.checkers = Checkers.watch(world, None if check is True else check) if check else None
+        self.world = World(seed, self.network, wire=make_codec is not None)
+        self.checkers = Checkers.watch(self.world, None if check is True else check) if check else None
         self.duration_s = duration_s
-        codec = make_codec or (lambda: None)
-
-        def coordinator(incarnation: int, now: float) -> Coordinator:
-            rng = rng_for(seed, f"coordinator/{incarnation}")
-            return coordinator_kind(config, catalog, make_policy(config.policy), rng, incarnation, codec=codec(), now=now)
-
-        def worker(name: str, own: Config) -> Callable[[int, float], Node]:
-            def make(incarnation: int, now: float) -> Node:
-                engine = LlmEngine(catalog, catalog.get_hardware(own.hardware))
-                rng = rng_for(seed, f"{name}/{incarnation}")
-                return worker_kind(
-                    own, catalog, engine, COORDINATOR, rng, incarnation, node_id=name, codec=codec(), advertise=(name, 8000), now=now
-                )  # fmt: skip
-
-            return make
-
-        self.coordinator = coordinator(1, 0.0)
-        world.add(self.coordinator, COORDINATOR, coordinator)
-        for number in range(1, workers + 1):
-            name = f"worker-{number}"
-            make = worker(name, dataclasses.replace(config, hardware=kinds[number - 1]) if number <= len(kinds) else config)
-            world.add(make(1, 0.0), (name, 8000), make)
-        self.client = client_kind(config, COORDINATOR, Random(f"{seed}/client"), 1, codec=codec())
-        host = world.add(self.client, ("client", 7000))
-        spec = WorkloadSpec(rate_per_s=rate_per_s, duration_s=None if trace else duration_s, trace=trace, lengths=lengths)
-        world.feed(host, ((request.arrival_s, request) for request in generate(spec, catalog.names, seed)), self.client.submit)
-        self.injector = Injector(world, schedule or Schedule())
+        hosts = {name: add_to_world(self.system, self.world, participant) for name, participant in self.system.participants.items()}
+        self.coordinator: Any = hosts[COORDINATOR[0]].node
+        self.client: Any = hosts[self.system.client].node
+        if trace or duration_s:
+            requests = self.system.workload()
+            self.world.feed(hosts[self.system.client], ((request.arrival_s, request) for request in requests), self.client.submit)
+        self.injector = Injector(self.world, schedule or Schedule())
         self.injector.install()
 
     def record(self) -> Fleet:

@@ -66,15 +66,16 @@ def test_what_is_under_way_at_an_interrupt_is_not_lost() -> None:
 
 def test_a_report_dropped_by_the_coordinator_shows_in_the_results() -> None:
     run = virtual("churn")
-    make = run.system.make_coordinator
+    make = run.system.make
 
-    def make_deaf(incarnation: int, now: float, wall_offset_s: float = 0.0) -> Any:
-        node = make(incarnation, now, wall_offset_s)
-        hear = node.handlers[LoadReport]
-        node.handlers[LoadReport] = lambda envelope, addr, at: hear(envelope, addr, at) if envelope.sequence != 7 else None
+    def make_deaf(name: str, incarnation: int, now: float, wall_offset_s: float = 0.0) -> Any:
+        node = make(name, incarnation, now, wall_offset_s)
+        if name == "coordinator":
+            hear = node.handlers[LoadReport]
+            node.handlers[LoadReport] = lambda envelope, addr, at: hear(envelope, addr, at) if envelope.sequence != 7 else None
         return node
 
-    run.system.make_coordinator = make_deaf  # type: ignore[method-assign]
+    run.system.make = make_deaf  # type: ignore[method-assign]
     results = run.complete()
     assert balance(results["reports"]) > 0
     assert "'report-books' broken" in results["invariants"]["violations"][0]
@@ -84,7 +85,7 @@ def test_a_live_run_tells_reports_refused_for_their_time_from_those_not_heard() 
     class OneClockJumps(LiveRun):
         def begin(self) -> None:
             super().begin()
-            self._hosts[0][0].wall_offset_s += 100.0
+            self.system.lives["worker-0"][0].wall_offset_s += 100.0
 
     config = dataclasses.replace(configuration(workers=2, duration_s=10.0, rate_per_s=2.0), speedup=20.0)
     run = OneClockJumps(config, silent(virtual=False), io.StringIO())

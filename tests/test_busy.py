@@ -198,7 +198,7 @@ class Sampled(Simulation):
         self.world.every(self.STEP_S, self.sample)
 
     def sample(self) -> None:
-        for name, sums in self.sampled.items() if not self._used_after else ():
+        for name, sums in self.sampled.items() if not self.meter.has_ended else ():
             node: Any = self.world.hosts[name].node
             if node is None or node.drained:
                 continue
@@ -218,8 +218,8 @@ def test_what_is_in_use_after_faults_is_what_a_look_at_every_moment_finds() -> N
     run = Sampled(config, schedule=Schedule(tuple(faults), "test"))
     results = run.complete()
     assert results["invariants"]["violations"] == []
-    for after, before, sampled in zip(run._used_after, run._used_before, run.sampled.values(), strict=True):
-        busy_s, slot_s, kv_byte_s, weights_byte_s = (after - before).values()
+    for used, sampled in zip(run.meter.used(0.0), run.sampled.values(), strict=True):
+        busy_s, slot_s, kv_byte_s, weights_byte_s = used.values()
         assert busy_s == pytest.approx(sampled[0], abs=0.2)
         assert slot_s == pytest.approx(sampled[1], abs=0.05 * sampled[1] + 0.2)
         assert kv_byte_s == pytest.approx(sampled[2], rel=0.05)
@@ -232,7 +232,8 @@ def test_occupancy_without_faults_is_what_a_look_at_every_moment_finds() -> None
     results = run.complete()
     sums = [sum(column) for column in zip(*run.sampled.values(), strict=True)]
     capacity_s = 3 * 8 * results["run"]["duration_s"]
-    engine: Any = run.system.workers["worker-0"][0].engine
+    worker: Any = run.system.lives["worker-0"][0]
+    engine = worker.engine
     room_byte_s = 3 * engine.memory_bytes * run.window_s - sums[3]
     assert results["fleet"]["slot_occupancy"] == pytest.approx(sums[1] / capacity_s, rel=0.02)
     assert results["fleet"]["kv_occupancy"] == pytest.approx(sums[2] / room_byte_s, rel=0.02)

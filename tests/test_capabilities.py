@@ -15,11 +15,13 @@ from sllm.protocol.node import Node
 
 ROOT = Path(__file__).parent.parent
 CAPABILITIES = (CarriesRequests, HasEngine, MadeOfParts, ReportsLoad, TracksWorkers)
-FOR_ANY_ROLE = sorted([*ROOT.glob("sllm/verify/*.py"), *ROOT.glob("sllm/observe/*.py")])
+FOR_ANY_ROLE = sorted([*ROOT.glob("sllm/verify/*.py"), *ROOT.glob("sllm/observe/*.py"), *ROOT.glob("sllm/run/*.py")])
 REFLECTING = {  # what is looked up by name there, and is no attribute of a role
     "sllm/verify/world.py": {"owner", "base"},  # every table that an object has
     "sllm/observe/logs.py": {"record"},  # what a log line was given
     "sllm/observe/results.py": {"recorder"},  # columns
+    "sllm/run/command_line.py": {"arguments", "config", "options"},  # flags
+    "sllm/run/listing.py": {"thing", "value"},  # columns
 }
 
 

@@ -347,7 +347,7 @@ def test_names_that_all_change_with_every_report_cost_what_they_are(monkeypatch:
 def signed_address(run: VirtualRun | LiveRun) -> Address:
     """Where the one worker of a run was reached, by the last report that its coordinator applied."""
     run.conduct()
-    (row,) = run.system.coordinators[-1].fleet
+    (row,) = run.system.tracker.fleet
     return row.report.host, row.report.port
 
 
@@ -355,7 +355,7 @@ def test_workers_of_a_run_say_where_they_are_reached() -> None:
     config = configuration(workers=1, rate_per_s=1.0, duration_s=2.0, speedup=50.0)
     assert signed_address(VirtualRun(config, silent())) == ("worker-0", 8000)
     live = LiveRun(config, silent(virtual=False))
-    assert signed_address(live) == live._hosts[0][1].address
+    assert signed_address(live) == live.handles["worker-0"].address
 
 
 def make_worker(**changes: Any) -> Worker:

@@ -111,6 +111,21 @@ def test_a_node_wakes_when_it_wants_to_and_touch_says_that_it_wants_to_at_anothe
     assert node.woken[1] >= again
 
 
+def test_a_handle_wakes_its_node_at_the_time_of_its_clock_and_sends_what_it_says_then(driver: Driver[Any]) -> None:
+    """For an engine that cannot know when something will happen."""
+    told: list[str] = []
+    driver.bus.subscribe(lambda node, event: told.append(node.node_id))
+    to, _ = echo(driver, "b")
+    handle, node = echo(driver, "a")
+    driver.run(driver.now + STEP_S)
+    before, now = driver.now, handle.read_clock()
+    node.send(Progress(1.0, 1), to.address, now)
+    handle.wake()
+    assert len(node.woken) == 1
+    assert before <= now <= node.woken[0] <= driver.now
+    until(driver, lambda: told == ["a", "b"])
+
+
 def test_calls_are_made_in_order_once_and_not_when_cancelled(driver: Driver[Any]) -> None:
     made: list[Any] = []
     at = driver.now + STEP_S

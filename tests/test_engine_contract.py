@@ -321,15 +321,11 @@ def test_such_an_engine_live_behind_a_descriptor_that_the_loop_watches() -> None
         node = Worker(configuration(report_interval_s=60.0), CATALOG, engine, ("127.0.0.1", 9), Random(1), 1, node_id="w", **options)
         host = driver.add(node)
 
-        def wake() -> None:
-            node.handle_timer(clock.now)
-            host.touch()
-
         def heard() -> None:
             os.read(ours.fileno(), 100)
             engine.work(clock.now)
 
-        engine.wake = wake
+        engine.wake = host.wake
         driver.add_reader(ours.fileno(), heard)
         client.send(request(), host.address, clock.now)
         client_host.touch()

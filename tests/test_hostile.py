@@ -212,11 +212,11 @@ def test_a_live_fleet_outlives_a_flood() -> None:
     config = configuration(workers=3, rate_per_s=2.0, duration_s=60.0, models=6, speedup=20.0)
     run = LiveRun(config, silent(virtual=False))
     with run.driver:
-        run._start_fleet()
+        run.start_fleet()
         seen: list[Event] = []
         run.driver.bus = EventBus()  # without the checkers: what strangers say breaks the books
         run.driver.bus.subscribe(lambda node, event: seen.append(event))
-        targets = [run._coordinator_host.address, run._client_host.address, *(host.address for _, host in run._hosts)]
+        targets = list(run.system.addresses.values())
         known = {**KNOWN, "model": run.system.catalog.names, "port": [port for _, port in targets]}
         senders = [f"stranger-{i}" for i in range(10)] + ["worker-0", "worker-1", "coordinator", "client"]
         mouth = Mouth(
@@ -228,10 +228,10 @@ def test_a_live_fleet_outlives_a_flood() -> None:
         run.driver.run_until(lambda: run.now >= ends_at)
         assert mouth.said > 100
         for number in range(5):
-            run.client.submit(Request(0.0, f"honest-{number}", run.system.catalog.names[number], 100, 20, 1), run.now)
-        run._client_host.touch()
+            run.submit(Request(0.0, f"honest-{number}", run.system.catalog.names[number], 100, 20, 1), run.now)
+        run.handles["client"].touch()
         last_s = run.now + 200.0
-        run.driver.run_until(lambda: not run.client.in_flight or run.now >= last_s)
+        run.driver.run_until(lambda: not run.system.in_flight or run.now >= last_s)
     assert not run.driver.internal_errors, [event for event in seen if "trace" in event.FIELDS]
     done = {event.request_id for event in seen if isinstance(event, RequestCompleted)}
     assert {f"honest-{number}" for number in range(5)} <= done

@@ -137,7 +137,7 @@ def test_an_interrupt_before_the_workers_are_made_makes_none() -> None:
     run = virtual(rate_per_s=20.0)
     run.interrupt()
     assert conducted(run)["requests"]["sent"] == 0
-    assert run.system.all_workers == []
+    assert not any(run.system.lives.values())
 
 
 def test_an_interrupt_while_requests_are_being_made_ends_the_making() -> None:
@@ -160,7 +160,7 @@ def test_an_interrupt_while_requests_are_being_made_ends_the_making() -> None:
 
 def test_an_interrupt_while_the_last_answers_are_awaited() -> None:
     run = virtual(rate_per_s=20.0, duration_s=10.0)
-    run._stop_at_last_arrival = lambda: (VirtualRun._stop_at_last_arrival(run), run.interrupt())[0]  # type: ignore[method-assign]
+    run.exhaust = lambda: (VirtualRun.exhaust(run), run.interrupt())[0]  # type: ignore[method-assign]
     results = conducted(run)
     assert results["requests"]["sent"] > 100
     assert results["run"]["interrupted"] is True

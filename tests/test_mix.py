@@ -57,7 +57,7 @@ def test_each_worker_has_its_own_hardware(kind: type[Run]) -> None:
         run.conduct()
     finally:
         run.close()
-    rows = run.system.coordinators[-1].fleet.rows
+    rows = run.system.tracker.fleet.rows
     assert [rows[f"worker-{i}"].hardware.name for i in range(5)] == ["h100-80g"] * 3 + ["a5000-24g"] * 2
     results = run.results()
     assert validate_results(results) == []

@@ -56,6 +56,14 @@ class UdpHost:
         """Since when more has been waiting in one of its sockets than is read in one go; None if in none."""
         return min((inlet.full_since_s for inlet in self.inlets if inlet.full_since_s is not None), default=None)
 
+    def read_clock(self) -> float:
+        """The time to hand to the node now: what the run's clock shows."""
+        return self._driver.now
+
+    def wake(self) -> None:
+        """Let the node do what is due, as at its deadline."""
+        self._driver.wake(self, self._driver.now)
+
     def touch(self) -> None:
         """Send, tell and reschedule: to be called after using the node from outside of the driver."""
         self._driver.settle(self)

@@ -307,6 +307,15 @@ class UdpDriver:
             else:
                 self._timers.cancel(host)
 
+    def wake(self, host: UdpHost, now: float) -> None:
+        """Let the host's node do what is due, then send, tell and reschedule. A node that raises is let be for a while."""
+        try:
+            host.node.handle_timer(now)
+        except Exception as error:
+            self._errors.note("a timer", error, host.node)
+            host.rest_until = now + TIMER_PAUSE_WALL_S * self.clock.speedup
+        self.settle(host)
+
     def _tell(self, node: Node) -> None:
         events = node.events[:]
         node.events.clear()
@@ -325,12 +334,7 @@ class UdpDriver:
             if full_since_s is not None and self.heartbeat - full_since_s < CATCH_UP_WALL_S:
                 timers.set(host, now)  # its answer may still be in the socket: first finish reading
                 continue
-            try:
-                host.node.handle_timer(now)
-            except Exception as error:
-                self._errors.note("a timer", error, host.node)
-                host.rest_until = now + TIMER_PAUSE_WALL_S * self.clock.speedup
-            self.settle(host)
+            self.wake(host, now)
 
     def _make_calls(self, began: float) -> None:
         """Those that were due when the round began, and were asked for before."""

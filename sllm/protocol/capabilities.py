@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from sllm.protocol.messages import Address
@@ -29,6 +29,15 @@ class CarriesRequests(Protocol):
     @property
     def in_flight(self) -> int:
         """Requests taken and not yet ended."""
+        ...
+
+    def unfinished(self) -> Iterator[Any]:
+        """The requests taken and not yet ended, in order of arrival, each with its `arrival_s`, the `worker_id` of its placement, and `first_tokens`: when the
+        first token of each worker came."""
+        ...
+
+    def submit(self, asked: Any, now: float) -> None:
+        """Take a request, as a workload describes it."""
         ...
 
 
@@ -85,5 +94,7 @@ class TracksWorkers(Protocol):
     node_id: str
     config: Any  # its `worker_timeout_s`, `suspect_intervals` and `report_interval_s` say when a worker has been silent for too long
     fleet: Any
+    ready: bool  # it has listened for long enough to place requests
+    degraded: str  # why it holds back from calling workers dead; "": it does not
     reports_accepted: int
     reports_rejected: Counter[str]  # by reason

@@ -25,6 +25,15 @@ class Handle(Protocol):
         """The node; None while its machine is down."""
         ...
 
+    def read_clock(self) -> float:
+        """The time to hand to the node now, in seconds of its monotonic clock."""
+        ...
+
+    def wake(self) -> None:
+        """Let the node do what is due, as at its deadline, and `touch` it: its engine, which could not know when anything would happen, says that something has
+        (`sllm.engine.base.Engine.wake`). Nothing happens while the machine is down."""
+        ...
+
     def touch(self) -> None:
         """Send the node's outbox, publish its events and note its next deadline. To be called after something other than the driver has called the node."""
         ...

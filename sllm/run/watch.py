@@ -15,19 +15,21 @@ from sllm.live.bridge import Answer, Bridge, Loop
 from sllm.live.http import HttpServer, Site
 from sllm.observe.coordinatorview import CoordinatorView
 from sllm.observe.page import fleet_page
+from sllm.protocol.driver import Driver
 from sllm.protocol.messages import Address
 
 LOOPBACK: Address = ("127.0.0.1", 0)
+VIEW_TICK_S = 1.0  # of the run's clock
 
 
 class Watch:
     """Serves the page until `close`. `view` is called in the loop's thread only; HTTP threads ask the loop, and wait."""
 
-    def __init__(self, loop: Loop, view: CoordinatorView, coordinator: Callable[[], Any], now: Callable[[], float]) -> None:
-        """UsageError if no port can be had."""
+    def __init__(self, loop: Loop, view: CoordinatorView, coordinator: Callable[[], Any], driver: Driver[Any]) -> None:
+        """`driver` runs the fleet that `view` shows, and `loop` answers the questions. UsageError if no port can be had."""
         self.view = view
         self._coordinator = coordinator
-        self._now = now
+        self._driver = driver
         self._bridge = Bridge(loop)
         self._before_s = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -37,6 +39,8 @@ class Watch:
         except BaseException:
             self._bridge.close()
             raise
+        view.subscribe(driver.bus)
+        driver.every(VIEW_TICK_S, view.tick)
 
     @property
     def url(self) -> str:
@@ -54,7 +58,8 @@ class Watch:
     def _state(self, query: Mapping[str, str]) -> dict[str, Any]:
         def work(answer: Answer) -> None:
             node = self._coordinator()
-            head = {"role": "coordinator", "node_id": node.node_id, "version": __version__, "incarnation": node.incarnation, "uptime_s": round(self._now(), 3)}
+            uptime_s = round(self._driver.now, 3)
+            head = {"role": "coordinator", "node_id": node.node_id, "version": __version__, "incarnation": node.incarnation, "uptime_s": uptime_s}
             ready, reason = self.view.ready()
             self.view.state(lambda state: answer(({**head, "ready": ready, "reason": reason}, state)))
 

@@ -170,7 +170,7 @@ class Host(Target):
             self.settle(self.node)
 
     def wake(self) -> None:
-        """The alarm of a host that may have any fault goes off."""
+        """Let the node do what is due, whatever fault the host may have: its alarm goes off, or its engine says that something has happened."""
         if self.node is not None and not self.frozen:
             self.node.handle_timer(self.read_clock())
             self.settle(self.node)
