@@ -66,7 +66,7 @@ class Worker(Node):
         self.config = config
         self.catalog = catalog
         self.coordinator = coordinator
-        self._outgoing: list[tuple[Message, Address]] = []  # what the parts want sent, in order, until `_settle`
+        self._outgoing: list[tuple[Message, Address]] = []  # what the parts want sent, in order, until `_flush`
         self.service = Service(node_id, config, catalog, engine, self._outgoing, self.events, now)
         self.reporter = Reporter(node_id, config, catalog.names, rng, self.events, now, advertise=advertise, own_host=own_host)
         self._reported_state = self.service.state  # the first report is due at once, whatever the state
@@ -76,7 +76,7 @@ class Worker(Node):
             ReportAck: self._on_report_ack,
             WorkerLost: self._on_worker_lost,
         }
-        self._settle(now)
+        self._flush(now)
 
     # --- what others may ask ----------------------------------------------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ class Worker(Node):
         own `snapshot`."""
         if not self.drained:
             self.service.advance(now)
-            self._settle(now)
+            self._flush(now)
         return self.service.engine.snapshot(now)
 
     # --- what is heard --------------------------------------------------------------------------------------------------------------
@@ -123,14 +123,14 @@ class Worker(Node):
             self.reporter.note_dispatch(request.dispatch)
         if self.service.take(envelope.sender_id, request, addr, now):
             self._report_change(now)
-        self._settle(now)
+        self._flush(now)
 
     def _on_cancel(self, envelope: Envelope[CancelRequest], addr: Address, now: float) -> None:
         cancel: CancelRequest = envelope.message
         if self.service.cancel(envelope.sender_id, cancel.request_id, now):
             self._report_change(now)
         self.service.tell_cancelled(cancel.request_id, addr)
-        self._settle(now)
+        self._flush(now)
 
     def _on_report_ack(self, envelope: Envelope[ReportAck], addr: Address, now: float) -> None:
         """The deadline stays where it is, perhaps earlier than need be: `handle_timer` does what is due and nothing else."""
@@ -166,9 +166,9 @@ class Worker(Node):
             self._report(now)
         if service.has_drained(now):
             self._stop(now)
-        self._settle(now)
+        self._flush(now)
 
-    def _settle(self, now: float) -> None:
+    def _flush(self, now: float) -> None:
         """Send what the parts have made, and say when to wake next."""
         outgoing = self._outgoing
         if outgoing:
@@ -214,7 +214,7 @@ class Worker(Node):
             self._report_change(now)
             if self.service.has_drained(now):
                 self._stop(now)
-            self._settle(now)
+            self._flush(now)
 
     def _stop(self, now: float) -> None:
         """Send what is not finished elsewhere, and the last report."""

@@ -83,5 +83,5 @@ class Fleet:
         """Arrivals, faults, then the liveness phase and the last look."""
         self.world.run(max(self.duration_s, self.injector.end_s))
         if self.checkers is not None:
-            self.checkers.settle(within_s, 15.0 * max(1.0, self.config.report_interval_s))
+            self.checkers.run_to_rest(within_s, 15.0 * max(1.0, self.config.report_interval_s))
         return self

@@ -360,7 +360,7 @@ def test_a_run_is_not_at_rest_while_what_was_given_up_runs_on_to_the_end_of_its_
     host.touch()
     checkers = fleet.checkers
     assert checkers is not None
-    assert checkers.settle(60.0, 1.5) > 10.0
+    assert checkers.run_to_rest(60.0, 1.5) > 10.0
 
 
 NEW_CHECKER = '''

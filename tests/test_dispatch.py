@@ -96,15 +96,15 @@ def test_what_was_sent_begins_in_turn_and_is_over_by_estimate_however_long_the_n
     for i in range(100):
         ledger.add(entry(0.1, at=float(i)))  # a tenth of a second of work each second
     assert ledger.begins_at == 99.1, "the queue has been worked off all the time"
-    ledger.settle(50.0)
+    ledger.count_out(50.0)
     assert ledger.live == 100
-    ledger.settle(120.0)
+    ledger.count_out(120.0)
     assert (ledger.live, ledger.kv_bytes, len(ledger)) == (79, 790, 100)
     ledger.acknowledge(50, ())
     assert (ledger.live, ledger.kv_bytes, len(ledger)) == (50, 500, 50)
     ledger.rebase(130.0)
     assert ledger.begins_at == pytest.approx(135.0)
-    ledger.settle(1000.0)
+    ledger.count_out(1000.0)
     assert (ledger.live, ledger.kv_bytes) == (0, 0)
 
 
@@ -146,9 +146,9 @@ def test_the_last_entry_leaves_nothing_behind_and_is_told() -> None:
 def test_an_entry_is_over_when_its_load_and_its_service_are() -> None:
     ledger = Ledger()
     ledger.add(entry(at=1.0, load_s=50.0))  # its service takes 100 s
-    ledger.settle(150.9)
+    ledger.count_out(150.9)
     assert ledger.live == 1
-    ledger.settle(151.0)
+    ledger.count_out(151.0)
     assert ledger.live == 0
 
 

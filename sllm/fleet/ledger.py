@@ -82,7 +82,7 @@ class Ledger:
         if number <= NUMBER_MAX // 2:
             self.next_number = self._first = number
 
-    def settle(self, now: float) -> None:
+    def count_out(self, now: float) -> None:
         """Count the entries out that are over by now."""
         ends = self._ends
         while ends and ends[0][0] <= now:

@@ -92,7 +92,7 @@ class Row:
         """Bring what is known of the worker's work up to `now`; the counts below then hold for that time."""
         self.as_of = now
         self.aged = True
-        self.ledger.settle(now)
+        self.ledger.count_out(now)
         left_s = self.engine.left_s
         if left_s > 0.0:
             self.left = max(0.0, 1.0 - (now - self.heard_at) / (2.0 * left_s))

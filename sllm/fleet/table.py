@@ -178,7 +178,7 @@ class Fleet:
 
     def reindex(self, row: Row) -> None:
         """Bring the indexes in line with the report and the ledger of a READY row."""
-        row.ledger.settle(row.as_of)
+        row.ledger.count_out(row.as_of)
         engine, loads = row.engine, row.ledger.loads
         warm, hosted = engine.gpu_models, engine.host_models
         if engine.loading or loads:

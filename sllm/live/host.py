@@ -66,7 +66,7 @@ class UdpHost:
 
     def touch(self) -> None:
         """Send, tell and reschedule: to be called after using the node from outside of the driver."""
-        self._driver.settle(self)
+        self._driver.take_output(self)
 
     def renew_uplink(self) -> None:
         """Open another uplink: a new source port gets past stale NAT entries. The one before is heard until the next renewal. UsageError, and the present one

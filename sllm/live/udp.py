@@ -125,7 +125,7 @@ class UdpDriver:
         self._watch(host, inlet)
         if uplink:
             self.open_uplink(host)
-        self.settle(host)
+        self.take_output(host)
         return host
 
     def remove(self, host: UdpHost) -> None:
@@ -232,7 +232,7 @@ class UdpDriver:
                 if exact:
                     now = clock.advance()
                 inlet.read(host.node, now, self.heartbeat)
-                self.settle(host)
+                self.take_output(host)
         if exact:
             now = clock.advance()
         self._run_timers(began, now)
@@ -287,7 +287,7 @@ class UdpDriver:
         if reader is not None:
             self._attempt("what a file brought", reader)
 
-    def settle(self, host: UdpHost) -> None:
+    def take_output(self, host: UdpHost) -> None:
         """Send what the node has to say, tell what happened, note when it wants to be called. A node with an uplink may tell of what renews it, and what it
         says then must leave through the new one."""
         node = host.node
@@ -314,7 +314,7 @@ class UdpDriver:
         except Exception as error:
             self._errors.note("a timer", error, host.node)
             host.rest_until = now + TIMER_PAUSE_WALL_S * self.clock.speedup
-        self.settle(host)
+        self.take_output(host)
 
     def _tell(self, node: Node) -> None:
         events = node.events[:]

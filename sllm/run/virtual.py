@@ -158,7 +158,7 @@ class VirtualRun(Run):
         """Let all that was asked for come to an end."""
         config, interval_s = self.config, self.config.report_interval_s or 1.0
         intervals = SETTLE_INTERVALS + max(config.suspect_intervals, config.dispatch_expiry_intervals)
-        self.checkers.settle(config.request_timeout_s + 10.0 * interval_s, intervals * interval_s)
+        self.checkers.run_to_rest(config.request_timeout_s + 10.0 * interval_s, intervals * interval_s)
 
     def send_home(self) -> None:
         """After an interrupt nothing happens any more: what is on its way stays on its way, and the books close on it."""

@@ -96,7 +96,7 @@ class Checkers:
         """Whether no work is left that a node could go on with: no request at a client, no request at a worker."""
         return all(checker.at_rest for checker in self.all)
 
-    def settle(self, within_s: float, grace_s: float, step_s: float = 1.0) -> float:
+    def run_to_rest(self, within_s: float, grace_s: float, step_s: float = 1.0) -> float:
         """The liveness phase, after the last arrival and fault: run until no work is left, then `grace_s` longer for the last reports and acknowledgements
         (some report intervals), then make the last inspection. Both times are by the slowest clock. InvariantViolation if nothing comes to an end for
         `within_s`; the whole phase may take longer, because overloaded workers still do work that clients have given up. Returns the seconds until no work

@@ -112,7 +112,7 @@ class InFlight(Checker):
 
     def _look(self, row: Any) -> None:
         ledger = row.ledger
-        ledger.settle(row.as_of)
+        ledger.count_out(row.as_of)
         if not 0 <= ledger.live <= len(ledger.entries):
             self.fail(f"{row.worker_id}: {ledger.live} of {len(ledger.entries)} dispatches in flight are not over")
         most = sum(entry.kv_bytes for entry in ledger.entries.values())

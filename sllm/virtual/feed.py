@@ -41,7 +41,7 @@ class Feed(Target):
             return
         self.submit(item, host.world.now)
         self.await_next()
-        host.settle(node)
+        host.take_output(node)
 
     def await_next(self) -> None:
         """Put the following arrival into the world's heap; if there is none, call ended()."""

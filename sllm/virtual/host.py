@@ -72,7 +72,7 @@ class Alarm(Target):
             host.wake()
             return
         node.handle_timer(now)
-        host.settle(node)
+        host.take_output(node)
 
 
 class Host(Target):
@@ -142,7 +142,7 @@ class Host(Target):
             node.receive_datagram(what.data, source, world.now)
         else:
             node.receive(what, source, world.now)
-        self.settle(node)
+        self.take_output(node)
 
     def arrive(self, what: Any, source: Address) -> None:
         """A datagram arrives at a host that may have any fault."""
@@ -167,13 +167,13 @@ class Host(Target):
             self.held.append((item, feed))
         else:
             feed.submit(item, self.read_clock())
-            self.settle(self.node)
+            self.take_output(self.node)
 
     def wake(self) -> None:
         """Let the node do what is due, whatever fault the host may have: its alarm goes off, or its engine says that something has happened."""
         if self.node is not None and not self.frozen:
             self.node.handle_timer(self.read_clock())
-            self.settle(self.node)
+            self.take_output(self.node)
 
     def _hear(self, node: Node, what: Any, source: Address) -> None:
         network = self.world.network
@@ -186,16 +186,16 @@ class Host(Target):
             node.receive_datagram(what.data, source, now)
         else:
             node.receive(what, source, now)
-        self.settle(node)
+        self.take_output(node)
 
     # --- the node's output --------------------------------------------------------------------------------------------------------------
 
     def touch(self) -> None:
         """Take over the node's outbox, events and deadline; to be called after something other than the world has called the node."""
         if self.node is not None and not self.frozen:
-            self.settle(self.node)
+            self.take_output(self.node)
 
-    def settle(self, node: Node) -> None:
+    def take_output(self, node: Node) -> None:
         """Send the node's outbox, publish its events and set the alarm to its deadline."""
         if self.outbox:
             self.world.carrier.transmit(self, node)
@@ -266,7 +266,7 @@ class Host(Target):
         self.node = node
         self.refresh()
         self._tell("restart")
-        self.settle(node)
+        self.take_output(node)
         return node
 
     def freeze(self) -> None:
@@ -295,7 +295,7 @@ class Host(Target):
                 self._hear(self.node, what, source)
         if self.node is not None:
             self.alarm.due = INF
-            self.settle(self.node)
+            self.take_output(self.node)
 
     def supplant(self) -> Host:
         """Start the host's next life while the old one still exists: returns a new host, at an address of its own, on which the old node stays
