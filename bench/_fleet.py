@@ -8,9 +8,9 @@ from random import Random
 
 from config import Config
 from coordinator import Coordinator
+from sllm import COMPILED
 from sllm.models.catalogue import Catalog
 from sllm.placement.registry import make_policy
-from sllm.protocol import messages
 from sllm.protocol.messages import READY, AnyEnvelope, EngineSnapshot, Envelope, LoadReport, Message, ScheduleRequest
 
 CATALOG_MODELS = 1000
@@ -60,9 +60,6 @@ def ask(node: Coordinator, number: int, model: str) -> AnyEnvelope:
     message: Message = ScheduleRequest(f"r{number}", model, 1000, 200, 1, 0.0, ())
     return Envelope("client", 1, number, 1.0, message)
 
-
-COMPILED = not str(messages.__file__).endswith(".py")
-"""The typed modules are compiled: then budgets are tighter, and a figure that only the interpreter makes large is missed."""
 
 SLACK = float(os.environ.get("BENCH_SLACK", "0"))
 """0: every budget counts. Above: only budgets that are ratios within one run count, and a figure may miss its budget by this factor: for machines on which

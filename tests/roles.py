@@ -39,6 +39,25 @@ def changed(message: M, **changes: Any) -> M:
     return message.replace(**changes)
 
 
+class ToyCodec:
+    """A codec for tests in a few lines: whoever derives from this class says how an envelope is packed, and raises Rejected where it is refused."""
+
+    def encode(self, envelope: AnyEnvelope) -> bytes:
+        raise NotImplementedError
+
+    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> AnyEnvelope:
+        raise NotImplementedError
+
+    def read(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> AnyEnvelope | str:
+        try:
+            return self.decode(data, judge, now)
+        except Rejected as rejection:
+            return rejection.reason
+
+    def forget(self, sender_id: str) -> None:
+        """Nothing is kept of anybody."""
+
+
 def judged(envelope: AnyEnvelope, judge: Judge | None, now: float) -> AnyEnvelope:
     """What a codec does between the header and the body."""
     reason = judge(type(envelope.message), envelope.sender_id, envelope.incarnation, envelope.sequence, envelope.wall_s, now) if judge else ""

@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 import pytest
-from roles import judged
+from roles import ToyCodec, judged
 
 from config import Config
 from experiments.harness import configuration, silent
@@ -20,13 +20,13 @@ from sllm.observe.metrics import CoordinatorMetrics
 from sllm.protocol.errors import UsageError
 from sllm.protocol.events import CoordinatorReady, Event, InternalErrorCaught
 from sllm.protocol.messages import Address, AnyEnvelope, Envelope, Progress
-from sllm.protocol.node import Codec, Judge, Node
+from sllm.protocol.node import Judge, Node
 from sllm.routing.router import Router
 from sllm.run.live import LiveRun
 from sllm.run.virtual import VirtualRun
 
 
-class EpochCodec(Codec):
+class EpochCodec(ToyCodec):
     """Packs the epoch and the sequence; will not pack the epoch 13."""
 
     def encode(self, envelope: AnyEnvelope) -> bytes:
@@ -35,7 +35,7 @@ class EpochCodec(Codec):
             raise ValueError("Progress.requests=13: is bad luck")
         return f"{progress.requests} {envelope.sequence}".encode()
 
-    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
+    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> AnyEnvelope:
         epoch, sequence = map(int, bytes(data).split())
         return judged(Envelope("mouth", 1, sequence, now + 100.0, Progress(1.0, epoch)), judge, now)
 

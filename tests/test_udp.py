@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from roles import CATALOG, configuration, judged
+from roles import CATALOG, ToyCodec, configuration, judged
 
 from coordinator import Coordinator
 from sllm.deploy.keys import ephemeral_keyring
@@ -26,19 +26,19 @@ from sllm.placement.registry import make_policy
 from sllm.protocol.errors import UsageError
 from sllm.protocol.events import CoordinatorOverdue, CoordinatorReady, Event
 from sllm.protocol.messages import Address, AnyEnvelope, Envelope, Progress
-from sllm.protocol.node import Codec, Judge, Node, Rejected
+from sllm.protocol.node import Judge, Node, Rejected
 from sllm.wire.frame import FrameCodec
 from worker import Worker
 
 
-class TextCodec(Codec):
+class TextCodec(ToyCodec):
     """Enough of a codec for nodes that only count: sender, incarnation and sequence as text."""
 
     def encode(self, envelope: AnyEnvelope) -> bytes:
         sender_id, incarnation, sequence, wall_s = envelope.sender_id, envelope.incarnation, envelope.sequence, envelope.wall_s
         return f"{sender_id} {incarnation} {sequence} {wall_s!r}".encode()
 
-    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
+    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> AnyEnvelope:
         try:
             sender, incarnation, sequence, wall_s = bytes(data).decode().split()
             envelope = Envelope(sender, int(incarnation), int(sequence), float(wall_s), Progress(1.0, int(sequence)))

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from roles import judged, report
+from roles import ToyCodec, judged, report
 from simulated import Fleet
 
 from sllm.deploy.keys import ephemeral_keyring
 from sllm.protocol.events import CoordinatorReady, ExpiryResumed, RequestSent
 from sllm.protocol.messages import Address, AnyEnvelope, Envelope, LoadReport, Progress, ScheduleRequest
-from sllm.protocol.node import Codec, Judge, Node, Rejected
+from sllm.protocol.node import Judge, Node, Rejected
 from sllm.virtual.carrier import LinkCarrier
 from sllm.virtual.datagram import flip_bit
 from sllm.virtual.faults import load_schedule
@@ -398,7 +398,7 @@ def test_changing_the_network_keeps_what_is_on_its_way() -> None:
 # --- one run per seed ---------------------------------------------------------------------------------------------------------------
 
 
-class Registry(Codec):
+class Registry(ToyCodec):
     """Bytes for envelopes, and back, without a wire format: a number into a shared list, and a tag over it."""
 
     def __init__(self) -> None:
@@ -409,7 +409,7 @@ class Registry(Codec):
         body = str(len(self.known) - 1).encode().rjust(20)
         return body + hashlib.blake2b(body, digest_size=16).digest()
 
-    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
+    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> AnyEnvelope:
         body, tag = bytes(data[:20]), bytes(data[20:])
         if hashlib.blake2b(body, digest_size=16).digest() != tag:
             raise Rejected("tag")
