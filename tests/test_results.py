@@ -69,7 +69,7 @@ def test_keys_are_those_of_the_schema_in_order():
         "mode", "architecture", "version", "workers", "hardware", "policy", "seed", "duration_s", "duration_asked_s", "warmup_s", "interrupted", "workload",
         "engine_profile", "loader", "settings",
     ]  # fmt: skip
-    assert list(results["wall"]) == ["wall_s", "requests_per_wall_s", "clock_lag", "decision_s"]
+    assert list(results["wall"]) == ["wall_s", "requests_per_wall_s", "clock_lag", "compiled", "decision_s"]
     assert list(results["requests"]) == ["sent", "completed", "failed", "rejected", "in_flight", "duplicates"]
     assert list(results["actions"]) == ["serve", "cold_start", "migrate"]
     for name in DISTRIBUTIONS:
