@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from random import Random
 from typing import Any, TypeVar
 
@@ -64,6 +65,16 @@ def judged(envelope: AnyEnvelope, judge: Judge | None, now: float) -> AnyEnvelop
     if reason:
         raise Rejected(reason)
     return envelope
+
+
+def in_turn(*actions: Callable[[], object]) -> Callable[[], None]:
+    """One action that does them one after the other."""
+
+    def act() -> None:
+        for action in actions:
+            action()
+
+    return act
 
 
 def tell(hearer: Any, *events: Any) -> None:

@@ -63,7 +63,7 @@ class Fleet:
         self.network = network or Network()
         self.trace: list[Event] = []
         self.world = World(seed, self.network, wire=make_codec is not None)
-        self.checkers = Checkers.watch(self.world, None if check is True else check) if check else None
+        self.checkers = Checkers.watch(self.world, check if isinstance(check, tuple) else None) if check else None
         self.duration_s = duration_s
         hosts = {name: add_to_world(self.system, self.world, participant) for name, participant in self.system.participants.items()}
         self.coordinator: Any = hosts[COORDINATOR[0]].node

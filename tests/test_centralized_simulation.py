@@ -37,7 +37,7 @@ def run(*arguments: str, expect: int = 0, **extra: str) -> subprocess.CompletedP
     return done
 
 
-def results(*arguments: str, **extra: str) -> dict[str, Any]:
+def results(*arguments: str, **extra: Any) -> dict[str, Any]:
     done = run(*arguments, "--json", "-", **extra)
     content: dict[str, Any] = json.loads(done.stdout)
     assert validate_results(content) == []
@@ -287,7 +287,7 @@ def test_a_flag_that_says_what_is_so_anyway_is_no_error() -> None:
 
 def test_variables_without_effect_are_passed_over() -> None:
     """All processes of a fleet share them."""
-    settings = {"SERVICE_MEAN": "2", "SERVICE": "deterministic", "CV": "3", "SPEEDUP": "5", "KEEP_ALIVE": "3"}
+    settings: dict[str, Any] = {"SERVICE_MEAN": "2", "SERVICE": "deterministic", "CV": "3", "SPEEDUP": "5", "KEEP_ALIVE": "3"}
     assert run("--virtual", "--duration", "5", "--quiet", **settings).stderr == ""
     live = run("--duration", "20", "--speedup", "100", "--quiet", LATENCY_MS="5", LOSS="0.5", WIRE="1", FAULTS="/nowhere").stderr
     assert not any(word in live.upper() for word in ("LATENCY", "LOSS", "WIRE", "FAULTS"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from roles import judged
+from roles import in_turn, judged
 from simulated import Fleet
 from test_world import Registry, bad_network
 
@@ -19,7 +19,7 @@ from sllm.fleet.membership import Membership
 from sllm.fleet.table import Fleet as Table
 from sllm.protocol.bus import EventBus
 from sllm.protocol.events import RequestCompleted, RequestSent, WorkerStateChanged
-from sllm.protocol.messages import READY, Address, AnyEnvelope, Envelope, InferenceRequest, InferenceResponse, LoadReport, Message, ReportAck, ScheduleError
+from sllm.protocol.messages import READY, Address, AnyEnvelope, InferenceRequest, InferenceResponse, LoadReport, Message, ReportAck, ScheduleError
 from sllm.protocol.node import Judge, Node
 from sllm.requests.pending import ABANDONED, Pending
 from sllm.routing.router import Router
@@ -142,7 +142,7 @@ class LoadsTwice(Worker):
 class BelievesAnything(Registry):
     """A wrong tag is forgiven: the datagram is taken for a new one of its sender."""
 
-    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> Envelope:
+    def decode(self, data: bytes | memoryview, judge: Judge | None = None, now: float = 0.0) -> AnyEnvelope:
         body = bytes(data[:20])
         number = int(body) if body.strip().isdigit() and int(body) < len(self.known) else 0
         envelope = self.known[number]
@@ -303,8 +303,8 @@ def set_back(report_interval_s: float, timeout_s: float) -> Fleet:
     """A worker's clock is ahead, its next life begins, and the one after that begins with a clock that is behind, in less than the timeout."""
     fleet = Fleet(1, workers=2, rate_per_s=0.1, duration_s=0.0, check=("member-order",), report_interval_s=report_interval_s)
     world, host = fleet.world, fleet.world.hosts["worker-1"]
-    world.call_at(3.0, lambda: (host.jump_wall_clock(25.0), host.restart()))
-    world.call_at(5.0, lambda: (host.crash(), host.jump_wall_clock(-50.0)))
+    world.call_at(3.0, in_turn(lambda: host.jump_wall_clock(25.0), host.restart))
+    world.call_at(5.0, in_turn(host.crash, lambda: host.jump_wall_clock(-50.0)))
     world.call_at(5.0 + 0.7 * timeout_s, host.restart)
     world.run(5.0 + timeout_s + 2.0 * report_interval_s)
     return fleet

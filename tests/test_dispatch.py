@@ -68,7 +68,9 @@ def test_a_cold_start_costs_its_own_load_and_waits_for_those_before_it() -> None
     assert [end for _, end in ends] == pytest.approx([1.0 + 0.4 * (i + 1) for i in range(40)])
     for number in range(1, 31):
         ledger.release(number)
-    assert ledger.loads_from(13.0)[0] == ("m30", pytest.approx(13.4))
+    model, end_at = ledger.loads_from(13.0)[0]
+    assert model == "m30"
+    assert end_at == pytest.approx(13.4)
 
 
 def test_what_nobody_acknowledges_expires_by_age() -> None:

@@ -23,7 +23,19 @@ from sllm.models.catalogue import Catalog
 from sllm.placement.registry import policies
 from sllm.protocol.events import RequestCompleted, RequestFailed, RequestRejected, RequestRetried, RequestRouted, RequestSent, TableFull
 from sllm.protocol.limits import NUMBER_MAX, SLOTS_MAX
-from sllm.protocol.messages import READY, SATURATED, STOPPED, Address, Envelope, InferenceRequest, LoadReport, ReportAck, ScheduleError, ScheduleResponse
+from sllm.protocol.messages import (
+    READY,
+    SATURATED,
+    STOPPED,
+    Address,
+    AnyEnvelope,
+    Envelope,
+    InferenceRequest,
+    LoadReport,
+    ReportAck,
+    ScheduleError,
+    ScheduleResponse,
+)
 from sllm.protocol.node import Node
 from sllm.run.live import LiveRun
 from sllm.run.virtual import VirtualRun
@@ -366,7 +378,7 @@ def make_worker(**changes: Any) -> Worker:
     return Worker(config, CATALOG, engine, address, Random(1), 1, node_id="w", advertise=("", 8123), own_host=find)
 
 
-def last_report(worker: Worker, now: float) -> Envelope:
+def last_report(worker: Worker, now: float) -> AnyEnvelope:
     worker.outbox.clear()
     worker.handle_timer(now)
     return next(envelope for envelope, _ in worker.outbox if isinstance(envelope.message, LoadReport))
@@ -374,13 +386,13 @@ def last_report(worker: Worker, now: float) -> Envelope:
 
 def test_a_worker_process_finds_its_own_address_towards_the_coordinator_and_finds_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = make_worker(bind_host="0.0.0.0")
-    assert last_report(worker, 0.0).message.host == "", "the coordinator's name has no address yet"  # type: ignore[union-attr]
+    assert last_report(worker, 0.0).message.host == "", "the coordinator's name has no address yet"
     own = {"192.0.2.1": "198.51.100.7", "192.0.2.2": "198.51.100.8", "127.0.0.1": "127.0.0.1"}
     monkeypatch.setattr("entrypoint_worker.local_address", lambda towards: own[towards[0]])
     for now, (coordinator_host, address) in enumerate(own.items(), 1):
         worker.coordinator = (coordinator_host, 9000)
         said = "" if address == "127.0.0.1" else address  # a published port of a container is reached so as well
-        assert (last_report(worker, 2.0 * now).message.host, worker.reporter.advertise) == (said, (said, 8123))  # type: ignore[union-attr]
+        assert (last_report(worker, 2.0 * now).message.host, worker.reporter.advertise) == (said, (said, 8123))
 
 
 def test_the_own_address_towards_another_is_that_of_the_way_there() -> None:
@@ -392,7 +404,7 @@ def test_the_own_address_towards_another_is_that_of_the_way_there() -> None:
 @pytest.mark.parametrize(("told", "said"), [("192.0.2.7", "192.0.2.7"), ("source", ""), ("", "127.0.0.1")])
 def test_what_advertise_host_says_comes_first(told: str, said: str) -> None:
     worker = make_worker(bind_host="127.0.0.1", advertise_host=told)
-    assert last_report(worker, 0.0).message.host == said  # type: ignore[union-attr]
+    assert last_report(worker, 0.0).message.host == said
 
 
 def test_a_report_replayed_from_elsewhere_after_a_restart_moves_no_worker() -> None:

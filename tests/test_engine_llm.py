@@ -26,7 +26,7 @@ def drain(engine: LlmEngine, until: float = inf) -> list[Any]:
     return notes
 
 
-def times(notes: list[Any], kind: type) -> dict[str, float]:
+def times(notes: list[Any], kind: type[Any]) -> dict[str, float]:
     """When each request, or each model, had a notification of this kind."""
     return {note.values()[1]: note.at for note in notes if isinstance(note, kind)}
 
@@ -188,7 +188,7 @@ def test_loads_are_one_at_a_time_in_order_and_others_are_served_meanwhile() -> N
     engine.submit(1.5, "c", "m2", 1, 1)
     engine.submit(2.0, "a", "m0", 1, 1)
     snapshot = engine.snapshot(2.0)
-    assert snapshot.loading == (("m1", pytest.approx(1.0)), ("m2", pytest.approx(4.0)))
+    assert dict(snapshot.loading) == pytest.approx({"m1": 1.0, "m2": 4.0})
     assert snapshot.load_queue_s == pytest.approx(4.0)
     assert snapshot.gpu_models == ("m0",)
     assert snapshot.busy_models == ("m0",)
@@ -250,7 +250,7 @@ def test_a_load_waits_until_serving_models_finish_and_starves_no_longer_than_tha
     engine.submit(11.5, "b", "m1", 1, 1)
     engine.submit(12.5, "late", "m0", 1, 1)  # younger than the load that waits: held back
     snapshot = engine.snapshot(13.0)
-    assert snapshot.loading == (("m1", pytest.approx(6.0)),)
+    assert dict(snapshot.loading) == pytest.approx({"m1": 6.0})
     assert not engine.unload(13.0, "m0")
     notes = drain(engine)
     assert times(notes, Finished)["a"] == 30.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from test_centralized_simulation import results, run
 
 from sllm.models.catalogue import Catalog
 from sllm.placement.registry import make_policy
 from sllm.protocol.errors import UsageError
 from sllm.workload.traces import FORMATS, open_trace
-from tests.test_centralized_simulation import results, run
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TRACES = {path.stem: path for path in (EXAMPLES / "traces").iterdir()}

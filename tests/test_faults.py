@@ -18,7 +18,7 @@ from sllm.observe.report.json import validate_results
 from sllm.observe.report.outputs import Outputs
 from sllm.protocol.errors import UsageError
 from sllm.protocol.events import CoordinatorReady
-from sllm.protocol.messages import Address, Envelope, ScheduleRequest
+from sllm.protocol.messages import Address, AnyEnvelope, ScheduleRequest
 from sllm.protocol.node import Node
 from sllm.run.virtual import VirtualRun
 from sllm.virtual.faults import Fault, Schedule, load_schedule, parse_schedule
@@ -132,7 +132,7 @@ class Beat(Node):
         self.heard = 0
         self.handlers = {ScheduleRequest: self._on_request}
 
-    def _on_request(self, envelope: Envelope, addr: Address, now: float) -> None:
+    def _on_request(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         self.heard += 1
 
     def handle_timer(self, now: float) -> None:

@@ -30,6 +30,7 @@ from sllm.protocol.messages import (
     InferenceRequest,
     InferenceResponse,
     LoadReport,
+    Message,
     ReportAck,
     ScheduleRequest,
     ScheduleResponse,
@@ -52,7 +53,7 @@ def decoded(message: Any, **header: Any) -> Any:
 @pytest.mark.parametrize(("message", "name"), [(m, n) for m in MESSAGES for n in m.RULES], ids=lambda x: x if isinstance(x, str) else x.__name__)
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 1 << 32))
-def test_what_a_kind_draws_it_accepts(message: type, name: str, seed: int) -> None:
+def test_what_a_kind_draws_it_accepts(message: type[Message], name: str, seed: int) -> None:
     kind = message.RULES[name]
     value = kind.draw(Random(seed))
     assert kind.accepts(value), value
@@ -70,7 +71,7 @@ def test_the_longest_that_a_variable_may_say_everybody_can_repeat(name: str, mos
     attribute = name.lower()
     longest = "h" * most
     assert getattr(Config.from_env({**LOCAL, name: longest}), attribute) == longest
-    response = changed(SAMPLES[ScheduleResponse], **{field[1]: longest})  # type: ignore[union-attr]
+    response = changed(SAMPLES[ScheduleResponse], **{field[1]: longest})
     assert getattr(decoded(response), field[1]) == longest
     for text in ("h" * (most + 1), "\ud55c" * (most // 3 + 1), "a\x00b", "a\nb", "\u202eb"):
         with pytest.raises(ConfigError) as caught:
@@ -89,7 +90,7 @@ def test_a_host_is_one_thing_everywhere(host: str) -> None:
             Config.from_env({**LOCAL, name: host})
     for message in (LoadReport, ScheduleResponse):
         with pytest.raises(ValueError, match=r"\.host="):
-            CODEC.encode(envelope(changed(SAMPLES[message], host=host)))  # type: ignore[union-attr]
+            CODEC.encode(envelope(changed(SAMPLES[message], host=host)))
 
 
 BOUNDS = {  # fields of the configuration whose largest value is what a message can carry
@@ -140,7 +141,8 @@ def test_what_a_configured_worker_says_every_other_role_can_repeat() -> None:
     most: dict[str, Any] = {"advertise_host": "h" * limits.HOST_MAX_BYTES, "worker_id": "w" * limits.ID_MAX_BYTES}
     for field in dataclasses.fields(Config):
         if field.name in ("slots", "queue_max", "report_interval_s", "placements_max"):
-            most[field.name] = type(field.default)(field.metadata["high"])
+            kind: Any = type(field.default)
+            most[field.name] = kind(field.metadata["high"])
     config = dataclasses.replace(configuration(), **most)
     engine = LlmEngine(CATALOG, CATALOG.get_hardware(config.hardware), slots=config.slots)
     node = Worker(
@@ -169,7 +171,7 @@ def catalogue(tmp_path: Path, text: str) -> Catalog:
 @pytest.mark.parametrize(("name", "count"), [("m" * 128, 1), ("\ud55c" * 42, 1), ("m" * 121, 100_000), ("m" * 126, 9)])
 def test_a_name_of_the_catalogue_can_be_sent(tmp_path: Path, name: str, count: int) -> None:
     names = catalogue(tmp_path, f'[model."{name}"]\npreset = "opt-2.7b"\ncount = {count}\n').names
-    assert decoded(changed(SAMPLES[ScheduleRequest], model=names[-1])).model == names[-1]  # type: ignore[union-attr]
+    assert decoded(changed(SAMPLES[ScheduleRequest], model=names[-1])).model == names[-1]
 
 
 @pytest.mark.parametrize(("name", "count"), [("m" * 129, 1), ("\ud55c" * 43, 1), ("m" * 122, 100_000), ("m" * 127, 9), ("m\u202e", 1), ("m\\u0000", 1)])
@@ -238,7 +240,7 @@ def test_a_worker_refuses_what_its_engine_refuses(changes: dict[str, Any], outco
 
 def test_a_model_that_the_engine_does_not_have_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     node, talk = worker()
-    monkeypatch.setattr(LlmEngine, "submit", lambda *_: {}["no such model"])
+    monkeypatch.setattr(LlmEngine, "submit", lambda *_: dict[str, int]()["no such model"])
     talk.say("c", request(), 1.0)
     (response,) = talk.heard(InferenceResponse)
     assert response.outcome == REFUSED_UNKNOWN_MODEL
@@ -270,7 +272,7 @@ def test_a_coordinator_whose_clock_was_set_back_is_heard_again() -> None:
     talk.say("coordinator", ReportAck(20, 1), 1.0, incarnation=20)
     talk.say("coordinator", ReportAck(10, 1), 2.0, incarnation=10)
     assert node.reporter._heard_epoch == 20
-    talk.say("coordinator", ReportAck(10, 2), 1.0 + node.config.worker_timeout_s, incarnation=10)
+    talk.say("coordinator", ReportAck(10, 2), 1.0 + configuration().worker_timeout_s, incarnation=10)
     assert node.reporter._heard_epoch == 10
     talk.say("c", request(dispatch=Dispatch(10, 1)), 12.0)
     assert (node.reporter._receipts.epoch, node.reporter._receipts.high) == (10, 1)

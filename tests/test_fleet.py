@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -56,7 +57,7 @@ def check(fleet: Fleet) -> None:
 
 
 MODELS = st.lists(st.sampled_from(NAMES), unique=True, max_size=3).map(tuple)
-STEPS = st.lists(
+STEPS: st.SearchStrategy[list[tuple[str, int, Any]]] = st.lists(
     st.one_of(
         st.tuples(st.just("report"), st.integers(0, 3), st.tuples(MODELS, MODELS, st.integers(0, 3), st.integers(0, 3), st.integers(0, 5))),
         st.tuples(st.just("dispatch"), st.integers(0, 3), st.tuples(st.sampled_from(NAMES), st.sampled_from((0.0, 0.5)), st.integers(0, 60))),
@@ -70,12 +71,12 @@ STEPS = st.lists(
 
 @settings(deadline=None)
 @given(STEPS)
-def test_the_indexes_are_what_a_scan_would_find(steps: list[tuple[str, int, object]]) -> None:
+def test_the_indexes_are_what_a_scan_would_find(steps: list[tuple[str, int, Any]]) -> None:
     fleet = Fleet(CATALOG.models, EPOCH)
     for now, (what, which, detail) in enumerate(steps):
         one = row(fleet, f"w{which}")
         if what == "report":
-            gpu, host, running, waiting, high = detail  # type: ignore[misc]
+            gpu, host, running, waiting, high = detail
             loading = tuple((name, 1.0) for name in host[:1] if name not in gpu)
             message = report(
                 gpu_models=gpu, host_models=host, loading=loading, running=running, waiting=waiting, epoch=EPOCH, dispatch_high=high, dispatch_missing=(2,)
@@ -83,14 +84,14 @@ def test_the_indexes_are_what_a_scan_would_find(steps: list[tuple[str, int, obje
             fleet.apply(one, 1, one.sequence + 1, message, float(now))
             fleet.step(one, READY)
         elif what == "dispatch" and one.state == READY:
-            name, load_s, kv_gb = detail  # type: ignore[misc]
+            name, load_s, kv_gb = detail
             fleet.dispatch(one, Entry("r", name, 1.0, load_s, kv_gb * 10**9, float(now), 100.0))
         elif what == "refit":
             fleet.refit(one, CATALOG.get_hardware("a5000-24g") if detail else H100)
         elif what == "release":
-            fleet.give_up(one, detail)  # type: ignore[arg-type]
+            fleet.give_up(one, detail)
         elif what == "step":
-            fleet.step(one, detail)  # type: ignore[arg-type]
+            fleet.step(one, detail)
         check(fleet)
 
 

@@ -6,6 +6,7 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,8 +26,8 @@ from sllm.placement.registry import make_policy, policies
 from sllm.protocol import limits
 from sllm.protocol.bus import EventBus
 from sllm.protocol.events import Event, RequestCompleted
-from sllm.protocol.messages import MESSAGES, Envelope, Message
-from sllm.protocol.node import Node
+from sllm.protocol.messages import MESSAGES, Address, AnyEnvelope, Envelope, Message
+from sllm.protocol.node import Handler, Node
 from sllm.protocol.record import Record
 from sllm.protocol.replay import FRESH_WITHIN_S
 from sllm.run.live import LiveRun
@@ -105,7 +106,7 @@ def forged(change: dict[str, Any]) -> tuple[type[Message], bytes]:
     sequence, incarnation = fields.pop("sequence", 1), fields.pop("incarnation", 1)
     if isinstance(fields.get("interval_s"), int):
         fields["interval_s"] = float(fields["interval_s"])
-    sample = changed(SAMPLES[kind], **fields)  # type: ignore[union-attr]
+    sample = changed(SAMPLES[kind], **fields)
     plain = tuple(value.values() if isinstance(value, Record) else value for value in sample.values())
     sink = codec_file._Sink()
     pickler = pickle.Pickler(sink, 5)
@@ -167,8 +168,13 @@ def test_every_role_hears_much_of_what_is_drawn(make: Callable[[int], Node]) -> 
     """A flood of which everything is refused at the door would hold nothing. Only fresh lives and fresh numbers of messages of a role are heard, and of the
     coordinator only what comes from where it was asked."""
     node, heard = make(1), Counter[str]()
+
+    def count(handler: Handler, envelope: AnyEnvelope, addr: Address, now: float) -> None:
+        heard[type(envelope.message).__name__] += 1
+        handler(envelope, addr, now)
+
     for kind, handler in node.handlers.items():
-        node.handlers[kind] = lambda envelope, addr, now, handler=handler: (heard.update([type(envelope.message).__name__]), handler(envelope, addr, now))[0]
+        node.handlers[kind] = partial(count, handler)
     mouth = Mouth(Babbler(Random(1), KNOWN), [CLIENT, node.coordinator], [*WORKERS, "coordinator"], per_s=1.0)
     for second in range(3000):
         mouth.say(float(second))

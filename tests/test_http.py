@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -38,7 +39,7 @@ class Answers:
         self.queries: list[dict[str, str]] = []
         self.page: Page | None = Page(b"<!doctype html><title>x</title>", "default-src 'none'")
 
-    def state(self, query) -> dict:
+    def state(self, query: Any) -> dict[str, Any]:
         self.queries.append(dict(query))
         if self.error:
             raise self.error
@@ -59,7 +60,7 @@ def answers() -> Answers:
 
 
 @pytest.fixture
-def server(answers: Answers):
+def server(answers: Answers) -> Iterator[Any]:
     server = HttpServer(("127.0.0.1", 0), answers.site())
     yield server
     server.close()
@@ -428,7 +429,7 @@ def test_the_loop_answers_other_threads() -> None:
         where: list[threading.Thread] = []
         got: list[object] = []
 
-        def work(answer) -> None:
+        def work(answer: Any) -> None:
             where.append(threading.current_thread())
             driver.call_at(driver.clock.now + 0.001, lambda: answer("later"))  # an answer may take some rounds
 

@@ -43,7 +43,7 @@ def replace(old: str, new: str) -> Change:
     return lambda text: text.replace(old, new, 1)
 
 
-def put(section: str, key: str, value: object) -> Change:
+def put(section: str, key: str | int, value: object) -> Change:
     """Another value in the results."""
 
     def change(text: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from roles import in_turn
 from test_centralized_simulation import ROOT, books_balance, environment
 
 import centralized_simulation
@@ -83,7 +84,7 @@ def test_requests_in_flight_count_for_the_goal_as_far_as_it_is_known() -> None:
     """A run cut off says what the whole run says of the requests that it shares with it, and nothing of those whose time was not over."""
     whole = virtual(rate_per_s=20.0, duration_s=60.0)
     firsts: dict[str, float] = {}
-    whole.world.bus.subscribe(lambda node, event: firsts.setdefault(event.request_id, event.ttft_s), RequestCompleted)  # type: ignore[attr-defined]
+    whole.world.bus.subscribe(lambda node, event: firsts.setdefault(event.request_id, event.ttft_s), RequestCompleted)
     conducted(whole)
     run = virtual(rate_per_s=20.0, duration_s=60.0)
     interrupt_after(run, 600)
@@ -126,7 +127,7 @@ def test_an_interrupt_cuts_through_a_burst_of_one_instant(tmp_path: Path) -> Non
 
 def test_an_interrupt_during_the_start_leaves_an_empty_run() -> None:
     run = virtual(rate_per_s=20.0)
-    run.world.bus.subscribe(lambda node, event: run.interrupt() if event.new == READY else None, WorkerStateChanged)  # type: ignore[attr-defined]
+    run.world.bus.subscribe(lambda node, event: run.interrupt() if event.new == READY else None, WorkerStateChanged)
     results = conducted(run)
     assert results["requests"]["sent"] == 0
     assert (results["run"]["interrupted"], results["run"]["duration_s"]) == (True, 0.0)
@@ -160,7 +161,7 @@ def test_an_interrupt_while_requests_are_being_made_ends_the_making() -> None:
 
 def test_an_interrupt_while_the_last_answers_are_awaited() -> None:
     run = virtual(rate_per_s=20.0, duration_s=10.0)
-    run.exhaust = lambda: (VirtualRun.exhaust(run), run.interrupt())[0]  # type: ignore[method-assign]
+    run.exhaust = in_turn(run.exhaust, run.interrupt)  # type: ignore[method-assign]
     results = conducted(run)
     assert results["requests"]["sent"] > 100
     assert results["run"]["interrupted"] is True
@@ -168,7 +169,8 @@ def test_an_interrupt_while_the_last_answers_are_awaited() -> None:
 
 def test_a_live_run_takes_no_new_arrivals_after_an_interrupt() -> None:
     run = LiveRun(configuration(workers=2, rate_per_s=50.0, duration_s=600.0), silent(virtual=False), io.StringIO())
-    submit, sent = run.submit, []
+    submit = run.submit
+    sent: list[float] = []
 
     def count(*arguments: Any) -> None:
         submit(*arguments)
@@ -176,7 +178,7 @@ def test_a_live_run_takes_no_new_arrivals_after_an_interrupt() -> None:
         if len(sent) == 20:
             run.interrupt()
 
-    run.submit = count  # type: ignore[method-assign]
+    run.submit = count  # type: ignore[assignment,method-assign]
     results = conducted(run)
     assert len(sent) == results["requests"]["sent"] == 20
     assert results["run"]["interrupted"] is True

@@ -26,7 +26,7 @@ HEX = "0123456789abcdef" * 4
 
 
 def understands(listener: FrameCodec, speaker: FrameCodec) -> bool:
-    return listener.decode(speaker.encode(envelope(SAMPLES[ReportAck]))).message == SAMPLES[ReportAck]
+    return bool(listener.decode(speaker.encode(envelope(SAMPLES[ReportAck]))).message == SAMPLES[ReportAck])
 
 
 def codec(path: Path) -> FrameCodec:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from test_centralized_simulation import ROOT, environment, run
 
 from config import Config
 from sllm.engine import ENGINES
@@ -20,7 +21,6 @@ from sllm.virtual.kinds import KINDS
 from sllm.workload.arrivals import ARRIVALS
 from sllm.workload.lengths import LENGTHS
 from sllm.workload.traces import FORMATS
-from tests.test_centralized_simulation import ROOT, environment, run
 
 NAMES = {
     "policies": list(policies()), "hardware": list(HARDWARE), "models": list(MODELS), "traces": [*FORMATS, "columns"], "engines": list(ENGINES),

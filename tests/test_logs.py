@@ -11,7 +11,9 @@ import re
 import subprocess
 import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def stream():
+def stream() -> Iterator[Any]:
     stream = io.StringIO()
     yield stream
     logging.getLogger(logs.LOGGER).handlers.clear()

@@ -7,18 +7,18 @@ import shutil
 import subprocess
 from collections import Counter as Tally
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from roles import tell
 
-from sllm.engine.base import EngineSnapshot
 from sllm.observe import metrics
 from sllm.observe.causes import REFUSALS
 from sllm.observe.metrics import ClientMetrics, CoordinatorMetrics, Counter, Histogram, Registry, RoleMetrics, WorkerMetrics
 from sllm.protocol import events
-from sllm.protocol.messages import ACTIONS, ERROR_CODES
+from sllm.protocol.messages import ACTIONS, ERROR_CODES, EngineSnapshot
 
 SAMPLE = re.compile(r'^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\["\\n])*",?)*)\})? (\S+)$')
 LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\\n]|\\["\\n])*)"')
@@ -60,8 +60,8 @@ def read(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
     return found
 
 
-def check_histogram(name: str, found: dict) -> None:
-    by_series: dict[tuple, list[tuple[float, float]]] = {}
+def check_histogram(name: str, found: dict[str, Any]) -> None:
+    by_series: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
     for labels, count in found.get(f"{name}_bucket", {}).items():
         rest = tuple(pair for pair in labels if pair[0] != "le")
         by_series.setdefault(rest, []).append((float(dict(labels)["le"]), count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from statistics import mean, median
@@ -29,7 +30,7 @@ def arrivals(net: Network, count: int = N) -> list[tuple[float, float]]:
 
 def close(count: int, probability: float) -> bool:
     """Within six standard deviations of what N draws give."""
-    return abs(count - N * probability) < 6 * (N * probability * (1 - probability)) ** 0.5
+    return abs(count - N * probability) < 6 * math.sqrt(N * probability * (1 - probability))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from roles import report
 
-from sllm.protocol.messages import Address, Envelope, FirstToken, LoadReport, Message, ReportAck
+from sllm.protocol.messages import Address, AnyEnvelope, Envelope, FirstToken, LoadReport, Message, ReportAck
 from sllm.protocol.node import Node
 from sllm.protocol.replay import FRESH_WITHIN_S, REPLAY_WINDOW, ReplayWindow
 
@@ -15,18 +15,18 @@ REPORT = report(port=0, hardware="h")
 class Ear(Node):
     def __init__(self) -> None:
         super().__init__("ear", 1)
-        self.heard: list[Envelope] = []
+        self.heard: list[AnyEnvelope] = []
         self.handlers = {FirstToken: self._hear}
 
-    def _hear(self, envelope: Envelope, addr: Address, now: float) -> None:
+    def _hear(self, envelope: AnyEnvelope, addr: Address, now: float) -> None:
         self.heard.append(envelope)
 
 
-def envelope(sequence: int, *, incarnation: int = 1, wall_s: float = 100.0, message: object = None, sender: str = "a") -> Envelope:
-    return Envelope(sender, incarnation, sequence, wall_s, message or FirstToken("r", 0.0))  # type: ignore[arg-type]
+def envelope(sequence: int, *, incarnation: int = 1, wall_s: float = 100.0, message: object = None, sender: str = "a") -> AnyEnvelope:
+    return Envelope(sender, incarnation, sequence, wall_s, message or FirstToken("r", 0.0))
 
 
-def hear(node: Ear, *envelopes: Envelope) -> list[int]:
+def hear(node: Ear, *envelopes: AnyEnvelope) -> list[int]:
     for one in envelopes:
         node.receive(one, ("x", 1), 100.0)
     return [e.sequence for e in node.heard]

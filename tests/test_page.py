@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from config import Config
 from coordinator import Coordinator
 from entrypoint_coordinator import CoordinatorPart
 from sllm.fleet.states import STATES
+from sllm.fleet.table import Fleet
 from sllm.live.http import BadQuery, HttpServer, Site
 from sllm.observe import fleetview
 from sllm.observe.fleetview import FleetPicture, History, Photographer, cells_of, natural, page_of, walk
@@ -54,7 +56,7 @@ class Shown:
             state = DRAINING if i % 211 == 210 else STARTING if i % 97 == 96 else READY
             self.node.receive(Envelope(f"worker-{i}", 1, 1, 0.0, report(names, i, state)), (f"10.0.{i // 250}.{i % 250}", 8000), 0.0)
         self.node.handle_timer(1.0)
-        later: list = []
+        later: list[Any] = []
         service = SimpleNamespace(
             config=config, started_wall_s=0.0, clock=SimpleNamespace(now=1.5), host=SimpleNamespace(kernel_drops=0), stopping=False,
             driver=SimpleNamespace(call_at=lambda at, step: later.append(step)),
@@ -69,8 +71,8 @@ class Shown:
                 tell(self.part, RequestRefused(0.0, "r", "m", SATURATED))
             self.part.tick()
 
-    def state(self, **query: str) -> dict:
-        answers: list = []
+    def state(self, **query: str) -> dict[str, Any]:
+        answers: list[Any] = []
         self.part.state(answers.append)
         while self._later:
             self._later.pop(0)()
@@ -132,8 +134,16 @@ def test_an_empty_fleet_has_a_picture() -> None:
 
 
 def test_pictures_are_shared_and_no_more_than_one_a_second(large: Shown) -> None:
-    now, later, got, walks = [1.0], [], [], []
-    photographer = Photographer(lambda: walks.append(1) or large.node.fleet, lambda: now[0], later.append)
+    now = [1.0]
+    later: list[Callable[[], object]] = []
+    got: list[FleetPicture] = []
+    walks: list[int] = []
+
+    def fleet() -> Fleet:
+        walks.append(1)
+        return large.node.fleet
+
+    photographer = Photographer(fleet, lambda: now[0], later.append)
     photographer.take(got.append)
     photographer.take(got.append)
     assert got == []
@@ -343,9 +353,10 @@ def test_a_browser_shows_a_small_fleet(small: Shown, tmp_path: Path) -> None:
     assert re.search(r'id="status"[^>]*class="good"[^>]*>ready<', dom)
     assert text_of(dom, "v-workers").split()[0] == "5"
     assert re.search(r'id="b-workers"><i class="READY"', dom)
-    assert [re.search(rf'id="p-{name}">([^<]*)<', dom)[1] for name in ("slots", "kv")] == ["22 %", "18 %"]
-    placed = re.search(r'id="placements">(.*?)</tbody>', dom)[1]
-    assert re.findall(r"<td>([^<]*)</td><td[^>]*>([^<]*)<", placed) == [("model is there", "1,237"), ("cold start", "137"), ("migration", "0")]
+    assert [found[1] for name in ("slots", "kv") if (found := re.search(rf'id="p-{name}">([^<]*)<', dom))] == ["22 %", "18 %"]
+    placed = re.search(r'id="placements">(.*?)</tbody>', dom)
+    assert placed is not None
+    assert re.findall(r"<td>([^<]*)</td><td[^>]*>([^<]*)<", placed[1]) == [("model is there", "1,237"), ("cold start", "137"), ("migration", "0")]
     for i in range(5):
         assert f">worker-{i}</td>" in dom
     assert "every queue full" in dom

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from report_samples import RUN
 
 from config import Config, ConfigError
 from experiments import engines
@@ -18,7 +19,6 @@ from sllm.models.profiles import ENGINE_PROFILES, LOADER_PROFILES
 from sllm.observe.report.table import render_table
 from sllm.protocol.errors import UsageError
 from sllm.run.assemble import build_catalog, profile_names
-from tests.report_samples import RUN
 
 MEASURED = Path(__file__).resolve().parents[2] / "shared" / "measured"
 PRESETS = Catalog(MODELS)

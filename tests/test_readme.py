@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def described(field: dataclasses.Field[Any]) -> str:
     """What it means, with the values it can have unless they are any."""
     choices = [choice for choice in field.metadata["choices"] or () if choice]
-    return field.metadata["meaning"] + (f" ({', '.join(f'`{choice}`' for choice in choices)})" if choices else "")
+    meaning: str = field.metadata["meaning"]
+    return meaning + (f" ({', '.join(f'`{choice}`' for choice in choices)})" if choices else "")
 
 
 def default(field: dataclasses.Field[Any]) -> str:

@@ -1,5 +1,6 @@
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_samples import events
@@ -11,12 +12,12 @@ from sllm.protocol.errors import OutputError, UsageError
 from sllm.protocol.events import RequestCompleted, RequestFailed, RequestRejected
 
 
-def read(path):
+def read(path: Any) -> Any:
     with path.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
-def test_rows_hold_what_the_events_said(tmp_path):
+def test_rows_hold_what_the_events_said(tmp_path: Path) -> None:
     told = events(500)
     path = tmp_path / "requests.csv"
     with RequestsCsv(str(path)) as out:
@@ -45,7 +46,7 @@ def test_rows_hold_what_the_events_said(tmp_path):
             assert (row["outcome"], row["reason"]) == ("rejected", event.code)
 
 
-def test_awkward_names_survive(tmp_path):
+def test_awkward_names_survive(tmp_path: Path) -> None:
     path = tmp_path / "requests.csv"
     with RequestsCsv(str(path)) as out:
         tell(out, RequestFailed(1.0, 'a,"b"\nc', "modèle", 0.5, "line\nbreak"))
@@ -53,20 +54,20 @@ def test_awkward_names_survive(tmp_path):
     assert (row["request_id"], row["model"], row["reason"]) == ('a,"b"\nc', "modèle", "line\nbreak")
 
 
-def interrupted(path):
+def interrupted(path: Any) -> None:
     with RequestsCsv(str(path)) as out:
         tell(out, RequestRejected(1.0, "r0", "m", 0.5, "SATURATED"))
         raise KeyboardInterrupt
 
 
-def test_ctrl_c_keeps_what_was_written(tmp_path):
+def test_ctrl_c_keeps_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "requests.csv"
     with pytest.raises(KeyboardInterrupt):
         interrupted(path)
     assert len(read(path)) == 1
 
 
-def test_a_path_that_cannot_be_written_is_said_at_once(tmp_path):
+def test_a_path_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "no" / "where.csv", "No such file"), (tmp_path, "is a directory")):
         with pytest.raises(UsageError) as caught:
             RequestsCsv(str(path))
@@ -76,7 +77,7 @@ def test_a_path_that_cannot_be_written_is_said_at_once(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_old_file_stays_until_the_new_one_is_complete(tmp_path):
+def test_an_old_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")
     out = OutputFile("--html", str(path))
@@ -90,13 +91,13 @@ def test_an_old_file_stays_until_the_new_one_is_complete(tmp_path):
     assert [(item.name, item.read_text()) for item in tmp_path.iterdir()] == [("report.html", "new")]
 
 
-def test_a_device_is_written_directly():
+def test_a_device_is_written_directly() -> None:
     with RequestsCsv("/dev/null") as out:
         tell(out, RequestRejected(1.0, "r0", "m", 0.5, "SATURATED"))
     assert Path("/dev/null").is_char_device(), "no file has taken its place"
 
 
-def test_a_full_disk_is_one_clear_line():
+def test_a_full_disk_is_one_clear_line() -> None:
     out = OutputFile("--json", "/dev/full")
     out.write("x" * 1_000_000)
     with pytest.raises(OutputError, match="--json /dev/full: cannot write: No space left"):

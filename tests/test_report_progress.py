@@ -1,5 +1,6 @@
 import io
 import re
+from typing import Any
 
 import pytest
 from report_samples import recorded
@@ -12,10 +13,10 @@ STATES = {"READY": 4, "SUSPECT": 1, "DEAD": 0}
 
 
 class Clock:
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = 100.0
 
-    def __call__(self):
+    def __call__(self) -> Any:
         return self.now
 
 
@@ -24,22 +25,22 @@ class Terminal(io.StringIO):
 
     encoding = "utf-8"
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.screen = [""]
         self.row = self.column = 0
         self.cursor = True
 
-    def isatty(self):
+    def isatty(self) -> Any:
         return True
 
-    def write(self, text):
+    def write(self, text: str) -> Any:
         super().write(text)
         for token in re.findall(r"\x1b\[\??\d*[A-Za-z]|.|\n", text):
             self._do(token)
         return len(text)
 
-    def _do(self, token):
+    def _do(self, token: Any) -> None:
         if token == "\n":
             self.row, self.column = self.row + 1, 0
             while len(self.screen) <= self.row:
@@ -63,11 +64,11 @@ class Terminal(io.StringIO):
             self.column += 1
 
 
-def snapshot(now_s=12.0, total_s=30.0, glance=GLANCE, **more):
+def snapshot(now_s: Any=12.0, total_s: Any=30.0, glance: Any=GLANCE, **more: Any) -> Any:
     return Snapshot(now_s, total_s, STATES, glance, **{"slots_used": 0.34, "kv_used": 0.95, "waiting": 7, **more})
 
 
-def test_a_terminal_is_redrawn_in_place_a_few_times_a_second():
+def test_a_terminal_is_redrawn_in_place_a_few_times_a_second() -> None:
     stream, clock = Terminal(), Clock()
     drawn = 0
     with Progress(stream, clock, virtual=False) as progress:
@@ -87,14 +88,14 @@ def test_a_terminal_is_redrawn_in_place_a_few_times_a_second():
     assert stream.cursor
 
 
-def interrupted(progress):
+def interrupted(progress: Any) -> None:
     with progress:
         progress.update(snapshot())
         assert not progress._stream.cursor
         raise KeyboardInterrupt
 
 
-def test_ctrl_c_leaves_the_terminal_as_it_was():
+def test_ctrl_c_leaves_the_terminal_as_it_was() -> None:
     stream, clock = Terminal(), Clock()
     progress = Progress(stream, clock, virtual=False)
     with pytest.raises(KeyboardInterrupt):
@@ -106,7 +107,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was():
 
 
 @pytest.mark.parametrize("columns", [20, 40, 79, 200])
-def test_lines_never_fill_the_terminal(columns, monkeypatch):
+def test_lines_never_fill_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sllm.observe.report.progress.columns_of", lambda stream, fallback: columns)
     stream = Terminal()
     Progress(stream, Clock(), virtual=True, no_color=True).update(snapshot(phase="draining", warning="the machine cannot keep up"))
@@ -117,7 +118,7 @@ def test_lines_never_fill_the_terminal(columns, monkeypatch):
         assert "draining" in stream.screen[0]
 
 
-def test_slots_and_kv_cache_are_bars_as_wide_as_there_is_room(monkeypatch):
+def test_slots_and_kv_cache_are_bars_as_wide_as_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     for columns, cells in ((40, 5), (80, 8), (120, 14), (200, 24)):
         monkeypatch.setattr("sllm.observe.report.progress.columns_of", lambda stream, fallback, columns=columns: columns)
         stream = Terminal()
@@ -133,7 +134,7 @@ def test_slots_and_kv_cache_are_bars_as_wide_as_there_is_room(monkeypatch):
         assert columns / 5 <= stream.screen[0].count("█") + stream.screen[0].count("░") <= columns / 3
 
 
-def test_elsewhere_a_plain_line_now_and_then_and_at_the_end():
+def test_elsewhere_a_plain_line_now_and_then_and_at_the_end() -> None:
     stream, clock = io.StringIO(), Clock()
     with Progress(stream, clock, virtual=False) as progress:
         for _ in range(120):
@@ -148,7 +149,7 @@ def test_elsewhere_a_plain_line_now_and_then_and_at_the_end():
     assert lines[-1].startswith("100 %")
 
 
-def test_virtual_runs_show_wall_time_rates():
+def test_virtual_runs_show_wall_time_rates() -> None:
     stream, clock = io.StringIO(), Clock()
     progress = Progress(stream, clock, virtual=True)
     progress.update(snapshot(now_s=0.0, glance=Glance(0, 0, 0, 0, 0, None, None)), force=True)
@@ -160,7 +161,7 @@ def test_virtual_runs_show_wall_time_rates():
     assert "4 s left" in last
 
 
-def test_live_rates_are_of_the_runs_clock():
+def test_live_rates_are_of_the_runs_clock() -> None:
     stream, clock = io.StringIO(), Clock()
     progress = Progress(stream, clock, virtual=False)
     for wall, run, done in ((0.0, 0.0, 0), (1.0, 60.0, 600)):
@@ -170,7 +171,7 @@ def test_live_rates_are_of_the_runs_clock():
     assert "9 s left" in stream.getvalue()
 
 
-def test_the_time_left_does_not_count_the_start():
+def test_the_time_left_does_not_count_the_start() -> None:
     """Two seconds until the fleet is up, in which the run's clock stands still, say nothing of how fast it goes afterwards."""
     stream, clock = Terminal(), Clock()
     progress = Progress(stream, clock, virtual=False)
@@ -181,7 +182,7 @@ def test_the_time_left_does_not_count_the_start():
     assert "4 s of 12 s  8 s left" in stream.screen[0]
 
 
-def test_quiet_says_nothing_but_notes():
+def test_quiet_says_nothing_but_notes() -> None:
     stream, clock = Terminal(), Clock()
     with Progress(stream, clock, virtual=False, quiet=True) as progress:
         clock.now += 60.0
@@ -191,7 +192,7 @@ def test_quiet_says_nothing_but_notes():
     assert stream.getvalue() == "warning: something\n"
 
 
-def test_a_note_stands_above_the_progress():
+def test_a_note_stands_above_the_progress() -> None:
     stream, clock = Terminal(), Clock()
     with Progress(stream, clock, virtual=False) as progress:
         progress.update(snapshot())
@@ -202,7 +203,7 @@ def test_a_note_stands_above_the_progress():
     assert stream.cursor
 
 
-def test_a_dumb_or_ascii_terminal_gets_what_it_can_show():
+def test_a_dumb_or_ascii_terminal_gets_what_it_can_show() -> None:
     stream = Terminal()
     Progress(stream, Clock(), virtual=False, dumb=True).update(snapshot(), force=True)
     assert "\x1b" not in stream.getvalue()
@@ -211,9 +212,9 @@ def test_a_dumb_or_ascii_terminal_gets_what_it_can_show():
     assert b" - " in raw.buffer.getvalue()
 
 
-def test_a_stream_that_is_gone_does_not_stop_the_run():
+def test_a_stream_that_is_gone_does_not_stop_the_run() -> None:
     class Gone(io.StringIO):
-        def write(self, text):
+        def write(self, text: str) -> int:
             raise BrokenPipeError
 
     with Progress(Gone(), Clock(), virtual=False) as progress:
@@ -221,7 +222,7 @@ def test_a_stream_that_is_gone_does_not_stop_the_run():
         progress.update(snapshot(), force=True)
 
 
-def test_what_is_not_known_is_left_out():
+def test_what_is_not_known_is_left_out() -> None:
     stream = io.StringIO()
     Progress(stream, Clock(), virtual=True).update(Snapshot(70.0, 0.0, {}, Glance(5, 0, 0, 0, 0, None, None)), force=True)
     assert stream.getvalue() == "70 s simulated · 0 done · 5 in flight · 0 cold starts\n"

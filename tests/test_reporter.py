@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -57,7 +58,7 @@ def test_a_worker_with_nothing_new_to_say_gives_the_same_object() -> None:
     at = At()
     first = at.report(0.0)
     assert at.report(1.0) is first
-    changes = [
+    changes: list[Callable[[], object]] = [
         lambda: at.report(2.0, STARTING), lambda: at.report(2.0, snapshot=SNAPSHOT.replace(running=1)), lambda: at.reporter.note_dispatch(Dispatch(7, 1)),
         lambda: at.reporter.relocate(("x", 1)),
     ]  # fmt: skip

@@ -3,6 +3,7 @@ import math
 import statistics
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ values = st.lists(st.floats(0.0, 1e6, allow_subnormal=False), min_size=2, max_si
 
 
 @given(values)
-def test_percentiles_are_those_of_the_standard_library(numbers):
+def test_percentiles_are_those_of_the_standard_library(numbers: Any) -> None:
     cuts = statistics.quantiles(numbers, n=100, method="inclusive")
     ordered = sorted(numbers)
     for percent in range(1, 100):
@@ -44,22 +45,22 @@ def test_percentiles_are_those_of_the_standard_library(numbers):
 
 
 @given(values)
-def test_summary_is_exact_and_in_order(numbers):
+def test_summary_is_exact_and_in_order(numbers: Any) -> None:
     summary = summarize(numbers)
     assert tuple(summary) == STATISTICS
     assert summary["mean"] == rounded(math.fsum(numbers) / len(numbers))
     assert summary["max"] == rounded(max(numbers))
-    tail = [summary[name] for name in STATISTICS[1:]]
+    tail = [summary[name] or 0.0 for name in STATISTICS[1:]]
     assert tail == sorted(tail)
 
 
-def test_summary_of_one_value_and_of_none():
+def test_summary_of_one_value_and_of_none() -> None:
     assert set(summarize([0.25]).values()) == {0.25}
     assert set(summarize([]).values()) == {None}
     assert percentile([], 50) is None
 
 
-def test_keys_are_those_of_the_schema_in_order():
+def test_keys_are_those_of_the_schema_in_order() -> None:
     results = results_of(recorded())
     assert list(results) == [
         "schema", "run", "wall", "requests", "actions", "ttft_s", "e2e_s", "tpot_s", "queue_wait_s", "stall_s", "slo", "throughput", "fleet", "models",
@@ -84,12 +85,12 @@ def test_keys_are_those_of_the_schema_in_order():
     assert {*CHECKS, "schema", "models", "workers"} == set(TOP_KEYS), "every section is checked"
 
 
-def test_the_document_names_every_figure():
+def test_the_document_names_every_figure() -> None:
     text = (Path(__file__).parent.parent / "docs" / "results.md").read_text(encoding="utf-8")
     assert [(section, key) for section, keys in CHECKS.items() for key in keys if f"`{key}`" not in text] == []
 
 
-def test_figures_follow_from_the_events():
+def test_figures_follow_from_the_events() -> None:
     told = events(3000, seed=7)
     recorder = Recorder()
     for event in told:
@@ -115,7 +116,7 @@ def test_figures_follow_from_the_events():
 
 
 @given(st.integers(0, 200), st.integers(0, 2**32), st.booleans())
-def test_the_books_always_balance(count, seed, trouble):
+def test_the_books_always_balance(count: int, seed: int, trouble: bool) -> None:
     results = results_of(recorded(count, seed, trouble=trouble))
     assert validate_results(results) == []
     assert validate_results(json.loads(to_json(results))) == []
@@ -123,13 +124,13 @@ def test_the_books_always_balance(count, seed, trouble):
         assert results["requests"]["completed"] == results["requests"]["sent"] == count
 
 
-def test_a_clients_own_count_is_held_against_the_events():
+def test_a_clients_own_count_is_held_against_the_events() -> None:
     recorder = recorded(100, trouble=False)
     results = make_results(recorder, RUN, fleet_of(1.0, measured_s=2.0), REPORTS, in_flight=1)
     assert validate_results(results) == ["requests: sent 100 is not completed 100 + failed 0 + rejected 0 + in_flight 1"]
 
 
-def test_json_is_the_same_bytes_for_the_same_run():
+def test_json_is_the_same_bytes_for_the_same_run() -> None:
     first, second = to_json(results_of(recorded(500, 3))), to_json(results_of(recorded(500, 3)))
     assert first == second
     assert first != to_json(results_of(recorded(500, 4)))
@@ -138,14 +139,14 @@ def test_json_is_the_same_bytes_for_the_same_run():
     assert '"rate_per_s": 0.333333333\n' in first or '"rate_per_s": 0.333333333,' in first
 
 
-def test_rejected_reports_are_in_order_whatever_the_counting_order():
+def test_rejected_reports_are_in_order_whatever_the_counting_order() -> None:
     figures = [ReportFigures(6, 1, reasons) for reasons in ({"b": 2, "a": 3, "c": 0}, {"c": 0, "a": 3, "b": 2})]
     texts = {to_json(make_results(Recorder(), RUN, fleet_of(measured_s=0.0)._replace(ready=0), figure)) for figure in figures}
     assert len(texts) == 1
     assert json.loads(texts.pop())["reports"] == {"sent": 6, "accepted": 1, "lost": 0, "under_way": 0, "rejected": {"a": 3, "b": 2}}
 
 
-def test_a_run_without_requests_has_nulls_and_no_complaint():
+def test_a_run_without_requests_has_nulls_and_no_complaint() -> None:
     results = make_results(Recorder(), RUN, fleet_of(0.0, 0.0, measured_s=10.0), REPORTS, Invariants(3))
     assert results["ttft_s"]["p99"] is None
     assert results["slo"]["attainment"] is None
@@ -155,7 +156,7 @@ def test_a_run_without_requests_has_nulls_and_no_complaint():
     assert validate_results(results) == []
 
 
-def test_a_hit_finds_its_model_on_the_gpu():
+def test_a_hit_finds_its_model_on_the_gpu() -> None:
     recorder = Recorder()
     for event in (
         ModelLoadStarted(0.0, "w", "preloaded"),  # nobody asked: no miss
@@ -176,7 +177,7 @@ def test_a_hit_finds_its_model_on_the_gpu():
     assert recorder.load_s == 3.0
 
 
-def test_without_a_coordinator_actions_are_those_of_completed_requests():
+def test_without_a_coordinator_actions_are_those_of_completed_requests() -> None:
     recorder = Recorder()
     for event in events(300):
         if type(event) in (RequestSent, RequestCompleted):
@@ -187,7 +188,7 @@ def test_without_a_coordinator_actions_are_those_of_completed_requests():
     assert validate_results(results) == []
 
 
-def test_a_glance_is_close_to_the_results():
+def test_a_glance_is_close_to_the_results() -> None:
     recorder = recorded(20_000)
     glance, results = recorder.glance(), results_of(recorder)
     assert (glance.sent, glance.completed, glance.in_flight) == tuple(results["requests"][key] for key in ("sent", "completed", "in_flight"))
@@ -195,7 +196,7 @@ def test_a_glance_is_close_to_the_results():
     assert Recorder().glance().ttft_p99_s is None
 
 
-def test_the_timeline_of_states_is_bounded_and_ends_right():
+def test_the_timeline_of_states_is_bounded_and_ends_right() -> None:
     timeline = StateTimeline()
     for index in range(20_000):
         timeline.move(index * 0.5, f"w{index % 50}", ("READY", "SUSPECT", "DEAD")[index // 50 % 3])
@@ -206,7 +207,7 @@ def test_the_timeline_of_states_is_bounded_and_ends_right():
     assert moments[-1] == 19_999 * 0.5
 
 
-def test_a_coordinator_that_restarts_does_not_count_workers_twice():
+def test_a_coordinator_that_restarts_does_not_count_workers_twice() -> None:
     recorder = Recorder()
     for event in (WorkerStateChanged(1.0, "w", 1, "", "READY", ""), WorkerStateChanged(9.0, "w", 1, "", "READY", "")):
         tell(recorder, event)
@@ -241,7 +242,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("path", "value", "complaint"), BROKEN, ids=[".".join(path) + f"={value}" for path, value, _ in BROKEN])
-def test_what_is_wrong_is_said(path, value, complaint):
+def test_what_is_wrong_is_said(path: Any, value: Any, complaint: Any) -> None:
     results = results_of(recorded())
     target = results
     for key in path[:-1]:
@@ -251,7 +252,7 @@ def test_what_is_wrong_is_said(path, value, complaint):
     assert any(line.startswith(complaint) for line in wrong), wrong
 
 
-def test_missing_and_disordered_keys_are_said_and_unknown_ones_accepted():
+def test_missing_and_disordered_keys_are_said_and_unknown_ones_accepted() -> None:
     results = results_of(recorded())
     assert validate_results([]) == ["the results are not an object"]
     assert validate_results({**results, "more": 1, "slo": {"new": {}, **results["slo"]}}) == []
@@ -260,7 +261,7 @@ def test_missing_and_disordered_keys_are_said_and_unknown_ones_accepted():
     assert validate_results({**results, "fleet": 3}) == ["fleet: is not an object"]
 
 
-def test_the_end_of_a_run_in_which_all_go_home_is_no_part_of_the_timeline():
+def test_the_end_of_a_run_in_which_all_go_home_is_no_part_of_the_timeline() -> None:
     timeline = StateTimeline()
     for name in ("a", "b"):
         timeline.move(1.0, name, "READY")
@@ -270,7 +271,7 @@ def test_the_end_of_a_run_in_which_all_go_home_is_no_part_of_the_timeline():
     assert timeline.points == [(1.0, {"READY": 2})]
 
 
-def test_what_was_in_use_is_a_part_of_what_there_is():
+def test_what_was_in_use_is_a_part_of_what_there_is() -> None:
     fleet = results_of(recorded())["fleet"]
     assert fleet["slot_occupancy"] == rounded(2.0 * 60.0 / (4 * 10 * 75.0))
     assert fleet["kv_occupancy"] == rounded(5.0 * 60.0 / (4 * 50 * 75.0))
@@ -280,7 +281,7 @@ def test_what_was_in_use_is_a_part_of_what_there_is():
     assert workers[1]["slot_occupancy"] == rounded(40.0 / 750.0)
 
 
-def test_rows_of_models_and_workers_add_up_to_the_whole():
+def test_rows_of_models_and_workers_add_up_to_the_whole() -> None:
     recorder = recorded(1000)
     results = results_of(recorder)
     for key in ("sent", "completed", "failed", "rejected"):
@@ -294,7 +295,7 @@ def test_rows_of_models_and_workers_add_up_to_the_whole():
     assert sent == sorted(sent, reverse=True)
 
 
-def test_targets_are_met_together_and_goodput_is_what_met_them_a_second():
+def test_targets_are_met_together_and_goodput_is_what_met_them_a_second() -> None:
     recorder = recorded(500, trouble=False)
     pairs = list(zip(recorder.ttft_s, recorder.tpot_s, strict=True))
     met = sum(ttft <= 0.2 and tpot <= 0.02 for ttft, tpot in pairs)
@@ -305,7 +306,7 @@ def test_targets_are_met_together_and_goodput_is_what_met_them_a_second():
     assert make_results(recorder, RUN, fleet_of(1.0), REPORTS, slo=Slo(0.2, 0.02), begun=Begun(0, 100))["slo"]["attainment"] == rounded(met / 400)
 
 
-def test_the_warm_up_is_counted_and_in_no_statistics():
+def test_the_warm_up_is_counted_and_in_no_statistics() -> None:
     told = events(2000, seed=5)
     recorder, later = Recorder(), Recorder()
     for event in told:
@@ -327,7 +328,7 @@ def test_the_warm_up_is_counted_and_in_no_statistics():
 
 
 @given(st.integers(1, 3000), st.floats(0.01, 10.0))
-def test_a_timeline_of_use_is_bounded_and_exact_at_its_looks(count, step_s):
+def test_a_timeline_of_use_is_bounded_and_exact_at_its_looks(count: int, step_s: Any) -> None:
     timeline = UsageTimeline()
     timeline.begin(Look(5.0, EngineUsage(), 0), step_s)
     for number in range(1, count + 1):
@@ -344,7 +345,7 @@ def test_a_timeline_of_use_is_bounded_and_exact_at_its_looks(count, step_s):
     assert timeline.at(1e9) == timeline.looks[-1].usage
 
 
-def test_a_series_has_at_least_thirty_bins_and_loses_nothing():
+def test_a_series_has_at_least_thirty_bins_and_loses_nothing() -> None:
     for count in (1, 7, 2000):
         recorder = recorded(count)
         for timeline in (None, UsageTimeline()):
@@ -366,7 +367,7 @@ def test_a_series_has_at_least_thirty_bins_and_loses_nothing():
                 assert series["waiting"][:3] == [0, 1, 1]
 
 
-def test_a_run_that_ended_in_its_warm_up_has_counts_and_no_statistics():
+def test_a_run_that_ended_in_its_warm_up_has_counts_and_no_statistics() -> None:
     recorder = recorded(300)
     results = make_results(recorder, RUN, fleet_of(0.0, measured_s=0.0, warmup_s=1000.0), REPORTS)
     assert validate_results(results) == []

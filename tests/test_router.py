@@ -100,8 +100,8 @@ def test_answers_are_forgotten_after_a_while() -> None:
 def test_why_there_is_no_placement() -> None:
     routed = Routed()
     codes = []
-    for changes in ({"model": "gpt-0"}, {}):
-        answer = routed.ask(**changes)
+    for changes in [{"model": "gpt-0"}, {}]:
+        answer = routed.ask(**changes)  # type: ignore[arg-type]
         assert isinstance(answer, ScheduleError)
         codes.append(answer.code)
     routed.router.ready = False
@@ -116,11 +116,13 @@ def test_the_more_are_turned_away_in_a_tick_the_later_they_are_to_ask_again() ->
     routed.add("w", report(running=256, waiting=1, blocked=1))
 
     def turned_away(count: int) -> float:
+        after_s = 0.0
         for number in range(count):
             answer = routed.ask(f"r{number}")
             assert isinstance(answer, ScheduleError)
             assert answer.code == SATURATED
-        return answer.retry_after_s
+            after_s = answer.retry_after_s
+        return after_s
 
     assert 1.0 <= turned_away(1) <= 2.0
     assert 10.0 <= turned_away(99) <= 20.0

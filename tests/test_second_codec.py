@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from math import nan
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -48,8 +48,8 @@ def as_tuples(value: Any) -> Any:
 class JsonBody:
     """Bodies as JSON lists: a codec in a few lines."""
 
-    VERSION = JSON_VERSION
-    REASONS = ("json", SCHEMA)
+    VERSION: ClassVar[int] = JSON_VERSION
+    REASONS: ClassVar[tuple[str, ...]] = ("json", SCHEMA)
 
     def pack(self, kind: type[Message], values: Values) -> bytes:
         return json.dumps(mended(kind, values)).encode()
@@ -220,7 +220,8 @@ def talk(request: pytest.FixtureRequest) -> Iterator[Callable[[Ear, Ear], None]]
             asker.send(ASK, handles[answerer.node_id].address, driver.clock.now)
             handles[asker.node_id].touch()
             for _ in range(2000):
-                refused = sum(answerer.rejected.values()) + len(answerer.heard) > before[1] and not isinstance((answerer.heard or [None])[-1], ScheduleRequest)
+                asked = bool(answerer.heard) and isinstance(answerer.heard[-1], ScheduleRequest)
+                refused = not asked and sum(answerer.rejected.values()) + len(answerer.heard) > before[1]
                 if refused or sum(asker.rejected.values()) + len(asker.heard) > before[0]:
                     return
                 driver.step(0.05)

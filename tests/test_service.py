@@ -88,7 +88,7 @@ def test_the_table_of_states_is_the_one_that_the_service_goes_by() -> None:
 
 def test_it_is_starting_until_the_last_of_its_first_models_is_there() -> None:
     at = At(demo_models=2)
-    states = []
+    states: list[str] = []
     while len(states) < 2:
         at.service.run(at.service.next_at)
         states += [at.service.state for kind in at.told() if kind is ModelLoaded]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -51,14 +52,15 @@ def test_a_bad_expression_says_what_is_wrong(text: str, words: list[str]) -> Non
 
 def changed(field: dataclasses.Field[Any]) -> Any:
     """Another value that the field can have."""
-    rules = field.metadata
+    rules: Mapping[str, Any] = field.metadata
+    default: Any = field.default
     if rules["choices"]:
         return next(choice for choice in rules["choices"] if choice and choice != field.default)
     if isinstance(field.default, str):
         fitting = {"POLICY": "power_of_two:choices=3", "HARDWARE": "a100-80g:3,h100-80g:2", "SERVICE": "deterministic"}
         return {**fitting, "FLEET": str(ROOT / "examples" / "fleet.toml")}.get(rules["env"], "a file.toml")
-    kind = type(field.default)
-    for candidate in (kind(field.default * 2 + 1), kind(field.default / 3), kind(0.123456789012345)):
+    kind: Any = type(field.default)
+    for candidate in (kind(default * 2 + 1), kind(default / 3), kind(0.123456789012345)):
         fits = (rules["low"] is None or candidate >= rules["low"]) and (rules["high"] is None or candidate <= rules["high"])
         if fits and (rules["above"] is None or candidate > rules["above"]) and candidate != field.default:
             return candidate

@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -90,7 +90,7 @@ def failure(path: str) -> str:
     return text.replace(path, "FILE")
 
 
-def assert_rows(rows: list[TraceRow], wanted: list[tuple[float, int, int, str | None]]) -> None:
+def assert_rows(rows: list[TraceRow], wanted: Sequence[tuple[float, int, int, str | None]]) -> None:
     assert [(r.prompt_tokens, r.output_tokens, r.model) for r in rows] == [w[1:] for w in wanted]
     assert [r.arrival_s for r in rows] == pytest.approx([w[0] for w in wanted], abs=1e-9)
 

@@ -9,12 +9,14 @@ import resource
 import select
 import socket
 import threading
+from collections.abc import Iterator
 from math import inf
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
-from roles import CATALOG, ToyCodec, configuration, judged
+from roles import CATALOG, ToyCodec, configuration, in_turn, judged
 
 from coordinator import Coordinator
 from sllm.deploy.keys import ephemeral_keyring
@@ -90,12 +92,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def driver(clock: Clock):
+def driver(clock: Clock) -> Iterator[Any]:
     with UdpDriver(clock) as driver:
         yield driver
 
 
-def turn(driver: UdpDriver, until) -> None:
+def turn(driver: UdpDriver, until: Any) -> None:
     """Run rounds until the condition holds; a bound on the rounds keeps a broken driver from hanging the test."""
     for _ in range(2000):
         if until():
@@ -130,7 +132,7 @@ def test_what_waits_in_a_socket_is_heard_before_a_timer_runs() -> None:
         sink = driver.add(Echo("sink", clock))
         order: list[str] = []
         node = Echo("n", clock, first=sink.address, at=5.0)
-        node.handle_timer = lambda now: (order.append("timer"), setattr(node, "wake_at", inf))[0]  # type: ignore[method-assign]
+        node.handle_timer = lambda now: in_turn(lambda: order.append("timer"), lambda: setattr(node, "wake_at", inf))()  # type: ignore[method-assign]
         node.handlers = {Progress: lambda envelope, addr, now: order.append("heard")}
         host = driver.add(node)
         sender = Echo("s", clock, first=host.address)
@@ -382,10 +384,10 @@ def test_a_worker_whose_flow_leads_nowhere_is_back_within_the_time_an_acknowledg
 
 def test_a_name_is_resolved_without_blocking(clock: Clock) -> None:
     asked: list[str] = []
-    answers: list = []
+    answers: list[Any] = []
 
     class Resolver:
-        def resolve(self, name: str, answer) -> None:
+        def resolve(self, name: str, answer: Any) -> None:
             asked.append(name)
             answers.append(answer)
 
@@ -453,9 +455,9 @@ def test_a_reader_wakes_the_loop(driver: UdpDriver) -> None:
 def test_run_ends_when_told(driver: UdpDriver) -> None:
     driver.call_at(0.001, driver.stop)
     driver.run()
-    rounds: list[int] = []
-    driver.run_until(lambda: len(rounds) >= 3 or rounds.append(1) is not None)
-    assert len(rounds) == 3
+    rounds = iter([False, False, False, True])
+    driver.run_until(lambda: next(rounds))
+    assert next(rounds, "no more") == "no more", "it was asked until it said yes, and no more"
 
 
 def test_a_removed_node_is_forgotten(driver: UdpDriver, clock: Clock) -> None:

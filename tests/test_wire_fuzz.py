@@ -17,9 +17,9 @@ from wire_samples import CODEC, ENVELOPES, SAMPLES, envelope
 
 from sllm.protocol.messages import (
     MESSAGES,
+    AnyEnvelope,
     Dispatch,
     EngineSnapshot,
-    Envelope,
     InferenceRequest,
     LoadReport,
     Message,
@@ -76,7 +76,7 @@ def plain(message: Message) -> tuple[Any, ...]:
     return tuple(value.values() if isinstance(value, Record) else value for value in message.values())
 
 
-def signed(message: type, body: bytes) -> bytes:
+def signed(message: type[Message], body: bytes) -> bytes:
     data = HEADER.pack(wire.MAGIC, wire.VERSION, message.CODE, 1, 8, 1, 1, 100.0) + b"worker-2" + body
     return data + CODEC.keyring.tag(1, data)
 
@@ -113,7 +113,7 @@ def test_the_short_cut_is_taken(message: Message) -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(ENVELOPES, st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=3), st.sampled_from(MESSAGES))
-def test_short_cut_and_checks_agree_on_damaged_bodies(one: Envelope, changes: list[tuple[int, int]], other: type) -> None:
+def test_short_cut_and_checks_agree_on_damaged_bodies(one: AnyEnvelope, changes: list[tuple[int, int]], other: type) -> None:
     body = bytearray(body_of(CODEC.encode(one)))
     for place, value in changes:
         body[place % len(body)] = value
@@ -123,7 +123,7 @@ def test_short_cut_and_checks_agree_on_damaged_bodies(one: Envelope, changes: li
 
 @settings(deadline=None, max_examples=300)
 @given(ENVELOPES, st.integers(0, 10_000), st.integers(0, 12), st.binary(max_size=12))
-def test_short_cut_and_checks_agree_on_bodies_with_other_opcodes_in_them(one: Envelope, place: int, gone: int, put: bytes) -> None:
+def test_short_cut_and_checks_agree_on_bodies_with_other_opcodes_in_them(one: AnyEnvelope, place: int, gone: int, put: bytes) -> None:
     """A piece replaced and the frame's length set right, so that it is the opcodes that count."""
     rest = body_of(CODEC.encode(one))[11:]
     place %= len(rest)
@@ -185,7 +185,8 @@ def test_what_can_be_sent_can_be_heard_and_the_rest_is_an_error_that_names_the_f
 
 def test_rules_fit_the_types_and_names_that_the_messages_declare() -> None:
     """A rule that lets another type through than the field has would be believed."""
-    for record in (*MESSAGES, EngineSnapshot, Dispatch):
+    records: list[Any] = [*MESSAGES, EngineSnapshot, Dispatch]
+    for record in records:
         hints = typing.get_type_hints(record.__init__)
         del hints["return"]
         assert list(hints) == list(record.FIELDS) == list(record.RULES)
@@ -199,16 +200,16 @@ def test_rules_fit_the_types_and_names_that_the_messages_declare() -> None:
 @pytest.mark.parametrize("text", ["x" * 300, "한" * 200, "x" + "é" * 200, "\ud800"])
 def test_a_text_for_people_is_cut_to_fit(text: str) -> None:
     """What we say to a question with a long name in it must not be an error of ours."""
-    for message in (changed(SAMPLES[ScheduleError], detail=text), changed(SAMPLES[ScheduleResponse], reason=text)):  # type: ignore[union-attr]
+    for message in (changed(SAMPLES[ScheduleError], detail=text), changed(SAMPLES[ScheduleResponse], reason=text)):
         heard = CODEC.decode(CODEC.encode(envelope(message))).message
-        said = heard.detail if isinstance(heard, ScheduleError) else heard.reason  # type: ignore[union-attr]
+        said = heard.detail if isinstance(heard, ScheduleError) else heard.reason
         assert 0 < len(said.encode()) <= 255
         assert text.encode(errors="replace").decode().startswith(said)
 
 
 def test_an_estimate_beyond_all_measure_is_sent_as_the_longest_there_is() -> None:
-    message = changed(SAMPLES[ScheduleResponse], eta_s=3e9)  # type: ignore[union-attr]
-    assert CODEC.decode(CODEC.encode(envelope(message))).message.eta_s == 1e9  # type: ignore[union-attr]
+    message = changed(SAMPLES[ScheduleResponse], eta_s=3e9)
+    assert CODEC.decode(CODEC.encode(envelope(message))).message.eta_s == 1e9
 
 
 def test_a_codec_goes_on_after_what_it_could_not_pack_or_unpack() -> None:
@@ -230,9 +231,9 @@ def test_a_codec_goes_on_after_what_it_could_not_pack_or_unpack() -> None:
 def test_a_body_of_very_many_values_is_refused_and_not_sent() -> None:
     report = SAMPLES[LoadReport]
     names = tuple(f"m{i}" for i in range(500))
-    fits = changed(report, disk_models=names, host_models=names[:450])  # type: ignore[union-attr]
+    fits = changed(report, disk_models=names, host_models=names[:450])
     assert CODEC.decode(CODEC.encode(envelope(fits))).message == fits
-    too_many = changed(report, disk_models=names, host_models=names)  # type: ignore[union-attr]
+    too_many = changed(report, disk_models=names, host_models=names)
     with pytest.raises(ValueError, match="LoadReport of more than 1000 values"):
         CODEC.encode(envelope(too_many))
     body = packed(plain(too_many))
@@ -243,10 +244,10 @@ def test_a_body_of_very_many_values_is_refused_and_not_sent() -> None:
 def test_names_are_kept_once_for_all_workers() -> None:
     codec = FrameCodec(CODEC.keyring)
     report = SAMPLES[LoadReport]
-    first, second = (codec.decode(codec.encode(envelope(changed(report, running=n)))).message for n in (1, 2))  # type: ignore[union-attr]
-    assert first.engine.gpu_models is second.engine.gpu_models  # type: ignore[union-attr]
+    first, second = (codec.decode(codec.encode(envelope(changed(report, running=n)))).message for n in (1, 2))
+    assert first.engine.gpu_models is second.engine.gpu_models
     for number in range(codec_file.SHARED_MAX + 10):
-        codec.decode(codec.encode(envelope(changed(report, gpu_models=(f"model-{number}",)))))  # type: ignore[union-attr]
+        codec.decode(codec.encode(envelope(changed(report, gpu_models=(f"model-{number}",)))))
     (body,) = {id(plan.body): plan.body for plan in codec._plans.values()}.values()
     assert isinstance(body, Body)
     assert len(body._shared) <= codec_file.SHARED_MAX
@@ -266,7 +267,7 @@ def test_no_usual_body_has_an_opcode_that_is_not_on_the_list() -> None:
 
 def test_a_node_hears_a_datagram_once() -> None:
     node = Node("worker-1", 1, codec=FrameCodec(CODEC.keyring))
-    heard: list[Envelope] = []
+    heard: list[AnyEnvelope] = []
     node.handlers = {Progress: lambda one, addr, now: heard.append(one)}
     progress = SAMPLES[Progress]
 

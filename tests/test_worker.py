@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from math import inf
 from random import Random
+from typing import Any
 
 import pytest
 from roles import CATALOG, MODEL, Talk, configuration
@@ -162,7 +163,7 @@ def test_answers_kept_are_bounded_in_number_and_the_oldest_go_first(monkeypatch:
         ({"prompt_tokens": 10_000_000}, REFUSED_TOO_LARGE),
     ],
 )
-def test_what_it_cannot_do_it_refuses(changes: dict[str, object], outcome: str) -> None:
+def test_what_it_cannot_do_it_refuses(changes: dict[str, Any], outcome: str) -> None:
     _, talk = worker()
     talk.say("c", request(**changes), 1.0)
     assert outcomes(talk) == [outcome]
@@ -181,7 +182,7 @@ def test_reports_come_evenly_and_tell_what_was_received() -> None:
     talk.run_to(0.0)
     (first,) = talk.heard(LoadReport)
     assert (first.state, first.engine.running, first.epoch, first.engine.slots, first.hardware) == (READY, 0, 0, 256, "h100-80g")
-    times = []
+    times: list[float] = []
     for number in (3, 1, 5):
         talk.say("c", request(f"r{number}", number, max_tokens=1000), 0.001)
     while len(times) < 6:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_centralized_simulation import results, run
 
 from experiments.harness import configuration
 from sllm.run.assemble import build_catalog, default_rate
-from tests.test_centralized_simulation import results, run
 
 SHAPES = [
     ["--sessions", "turns=4,gap=3", "--rate", "5"],
@@ -148,7 +148,7 @@ def test_a_workload_flag_that_is_merely_useless_is_warned_about(arguments: list[
 def test_variables_do_what_flags_do(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     run("--virtual", "--quiet", "--duration", "10", "--concurrency", "3", "--lengths", "fixed:100,20", "--priorities", "low=1", "--record", str(first))
-    settings = {"CONCURRENCY": "3", "LENGTHS": "fixed:100,20", "PRIORITIES": "low=1", "DURATION": "10"}
+    settings: dict[str, Any] = {"CONCURRENCY": "3", "LENGTHS": "fixed:100,20", "PRIORITIES": "low=1", "DURATION": "10"}
     run("--virtual", "--quiet", "--record", str(second), **settings)
     assert first.read_bytes() == second.read_bytes()
 

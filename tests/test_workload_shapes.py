@@ -308,7 +308,7 @@ def test_a_recording_is_replayed_as_it_stands(tmp_path: Path) -> None:
     write_recorded(path, requests())
     for spec in ({"trace_rate": 2.0}, {"mix": "model-1=1"}, {"priorities": "high=1"}):
         with pytest.raises(UsageError, match="is a recording"):
-            generate(WorkloadSpec(trace=path, **spec), MODELS, 1)  # type: ignore[arg-type]
+            generate(WorkloadSpec(trace=path, **spec), MODELS, 1)
 
 
 def test_a_mix_for_a_trace_that_names_all_its_models_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def test_what_is_simultaneous_happens_in_the_order_in_which_it_was_scheduled() -
     world = World(1, Network())
     done: list[str] = []
     for name in "abc":
-        world.call_at(1.0, lambda name=name: done.append(name))
+        world.call_at(1.0, partial(done.append, name))
     world.call_at(0.5, lambda: world.call_at(1.0, lambda: done.append("d")))
     world.call_at(0.1, lambda: done.append("first"))
     world.run(1.0)
@@ -360,8 +361,8 @@ def test_a_wall_clock_that_jumps_takes_the_next_lives_with_it() -> None:
 def test_a_slow_clock_stretches_timers_and_a_steady_wall_clock_stays_true() -> None:
     for steady, late in ((True, 0), (False, 1)):
         world, ticker, echo = pair()
-        world.call_at(0.5, lambda world=world, steady=steady: world.hosts["ticker"].set_clock_rate(0.01, wall_steady=steady))
-        world.call_at(80.5, lambda world=world: world.hosts["ticker"].set_clock_rate(1.0))
+        world.call_at(0.5, partial(world.hosts["ticker"].set_clock_rate, 0.01, wall_steady=steady))
+        world.call_at(80.5, partial(world.hosts["ticker"].set_clock_rate, 1.0))
         world.run(81.0)
         assert ticker.woken == [pytest.approx(1.0)], "half a second of its own time was fifty of the world's"
         assert echo.rejected["stale_time"] == late
@@ -402,7 +403,7 @@ class Registry(ToyCodec):
     """Bytes for envelopes, and back, without a wire format: a number into a shared list, and a tag over it."""
 
     def __init__(self) -> None:
-        self.known: list[Envelope] = []
+        self.known: list[AnyEnvelope] = []
 
     def encode(self, envelope: AnyEnvelope) -> bytes:
         self.known.append(envelope)

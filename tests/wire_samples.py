@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
 from sllm.protocol import limits, messages
 from sllm.protocol.messages import MESSAGES, AnyEnvelope, Dispatch, Envelope, Message
-from sllm.protocol.rules import Fields
+from sllm.protocol.rules import Fields, Rule
 from sllm.wire.frame import FrameCodec
 from sllm.wire.keys import Keyring
 
@@ -62,16 +63,29 @@ BY_FIELD: dict[str, st.SearchStrategy[Any]] = {
 }  # fmt: skip
 
 
-def any_message(kind: type[Any]) -> st.SearchStrategy[Any]:
-    fields = {name: any_message(rule.kind) if isinstance(rule, Fields) else BY_FIELD.get(name, SECONDS) for name, rule in kind.RULES.items()}
+def any_message(kind: Callable[..., Any], rules: Mapping[str, Rule]) -> st.SearchStrategy[Any]:
+    fields = {
+        name: any_message(rule.kind, dict(zip(rule.names, rule.rules, strict=True))) if isinstance(rule, Fields) else BY_FIELD.get(name, SECONDS)
+        for name, rule in rules.items()
+    }  # fmt: skip
     return st.builds(kind, **fields)
 
 
 ENVELOPES = st.builds(
-    Envelope, st.text(st.characters(codec="ascii", exclude_categories=("C",)), min_size=1, max_size=63), COUNTS, COUNTS, st.floats(0, 4e9),
-    st.one_of([any_message(kind) for kind in MESSAGES]),
+    Envelope, st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=1, max_size=63), COUNTS, COUNTS, st.floats(0, 4e9),
+    st.one_of([any_message(kind, kind.RULES) for kind in MESSAGES]),
 )  # fmt: skip
 
 
 def envelope(message: Message, sequence: int = 1, wall_s: float = 100.0, incarnation: int = 1) -> AnyEnvelope:
     return Envelope("worker-2", incarnation, sequence, wall_s, message)
+
+
+M = TypeVar("M", bound=Message)
+
+
+def sample(kind: type[M]) -> M:
+    """The sample of a message, known by its type."""
+    found = SAMPLES[kind]
+    assert isinstance(found, kind)
+    return found

@@ -84,6 +84,11 @@ def keys_taken_over(log: str) -> dict[str, Any] | None:
     return next((line["keys"] for line in reversed(json_lines(log)) if "keys" in line), None)
 
 
+def has_keys(read_log: Callable[[], str], keys: dict[str, Any]) -> bool:
+    """Whether a process has taken these keys over, by its log."""
+    return keys_taken_over(read_log()) == keys
+
+
 class Served(NamedTuple):
     """What identifies a completed request, wherever it ran."""
 

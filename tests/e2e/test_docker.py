@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from deployments import (
     WORKLOAD,
     Fleet,
     Outcome,
+    has_keys,
     json_lines,
-    keys_taken_over,
     local_run,
     run,
     wait_for,
@@ -68,6 +69,9 @@ class Compose:
     def roles(self) -> list[str]:
         """The containers of the coordinator and of all workers."""
         return [self.coordinator, *self.workers().values()]
+
+    def is_healthy(self, container: str) -> bool:
+        return bool(self.inspect(container)["State"]["Health"]["Status"] == "healthy")
 
     def key_digests(self) -> set[str]:
         """SHA-256 of the key file, as each role sees it."""
@@ -147,7 +151,7 @@ def test_up_is_healthy_within_half_a_minute(compose: Compose) -> None:
     begin = time.monotonic()
     compose.run("up", "--detach")
     for container in compose.roles():
-        wait_for(f"{container} to be healthy", lambda container=container: compose.inspect(container)["State"]["Health"]["Status"] == "healthy")
+        wait_for(f"{container} to be healthy", partial(compose.is_healthy, container))
     took_s = time.monotonic() - begin
     assert took_s < 30.0
     assert compose.inspect(compose.run("ps", "--all", "--quiet", "cluster-key").strip())["State"]["ExitCode"] == 0
@@ -308,8 +312,8 @@ def test_a_new_key_under_load_loses_nothing(compose: Compose, tmp_path: Path) ->
         for step, keys in ROTATION:
             compose.run("run", "--rm", "--no-deps", "--entrypoint", f"python3 -m sllm.deploy.keys /keys/cluster.key {step}", "cluster-key")
             for container in compose.roles():
-                wait_for(f"{container} to have keys {keys}", lambda container=container, keys=keys: keys_taken_over(compose.logs(container)) == keys)
-            wait_for(f"the load generator to have keys {keys}", lambda keys=keys: keys_taken_over(log.read_text()) == keys)
+                wait_for(f"{container} to have keys {keys}", partial(has_keys, partial(compose.logs, container), keys))
+            wait_for(f"the load generator to have keys {keys}", partial(has_keys, log.read_text, keys))
         run("docker", "exec", compose.generator, *STOP)
     Outcome.of(log.read_text()).assert_nothing_lost()
     state = compose.fleet().state

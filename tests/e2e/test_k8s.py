@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from deployments import (
     WORKLOAD,
     Fleet,
     Outcome,
+    has_keys,
     json_lines,
-    keys_taken_over,
     local_run,
     run,
     wait_for,
@@ -310,7 +311,7 @@ def test_a_new_key_under_load_loses_nothing(applied: str, tmp_path: Path) -> Non
             kubectl("patch", "secret", "cluster-key", "--type=merge", f"--patch-file={tmp_path / 'patch.json'}")
             kubectl("annotate", "pods", "--selector=app.kubernetes.io/part-of=sllm", "--overwrite", f"sllm/keys={step.lstrip('-').replace(' ', '-')}")
             for one in everybody:
-                wait_for(f"{one} to have keys {keys}", lambda one=one, keys=keys: keys_taken_over(kubectl("logs", one)) == keys, 150.0)
+                wait_for(f"{one} to have keys {keys}", partial(has_keys, partial(kubectl, "logs", one), keys), 150.0)
         kubectl("exec", f"job/{job.name}", "--", *STOP)
         job.outcome().assert_nothing_lost()
     state = ready_fleet(3).state

@@ -14,7 +14,7 @@ import re
 import struct
 from collections.abc import Callable
 from sys import intern
-from typing import Any
+from typing import Any, ClassVar
 
 from sllm.protocol import limits, rules
 from sllm.protocol.limits import DATAGRAM_MAX_BYTES, OPCODES_MAX, TEXT_MAX_BYTES
@@ -205,8 +205,8 @@ def _lists_of(fields: list[Rule]) -> tuple[tuple[Look, ...], tuple[tuple[int, tu
 class Body:
     """See `sllm.wire.body.BodyCodec`. Not thread-safe."""
 
-    VERSION = 3
-    REASONS = (OPCODE, PICKLE, SCHEMA)
+    VERSION: ClassVar[int] = 3
+    REASONS: ClassVar[tuple[str, ...]] = (OPCODE, PICKLE, SCHEMA)
 
     def __init__(self) -> None:
         self._plans: dict[type[Message], _Plan] = {}
