@@ -67,10 +67,11 @@ class Fleet:
         self.duration_s = duration_s
         hosts = {name: add_to_world(self.system, self.world, participant) for name, participant in self.system.participants.items()}
         self.coordinator: Any = hosts[COORDINATOR[0]].node
-        self.client: Any = hosts[self.system.client].node
+        client: Any = hosts[self.system.client].node
+        self.client = client
         if trace or duration_s:
-            requests = self.system.workload()
-            self.world.feed(hosts[self.system.client], ((request.arrival_s, request) for request in requests), self.client.submit)
+            requests, submit = self.system.workload(), client.submit
+            self.world.feed(hosts[self.system.client], ((request.arrival_s, request) for request in requests), submit)
         self.injector = Injector(self.world, schedule or Schedule())
         self.injector.install()
 

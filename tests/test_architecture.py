@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -72,7 +72,7 @@ def test_a_member_is_told_of_those_before_it_and_each_life_has_a_stream_of_its_o
     for name, participant in system.participants.items():
         assert all(peer in system.addresses for peer in participant.peers)
         system.addresses[name] = participant.address
-        system.participants[name] = participant._replace(make=lambda birth, make=participant.make: (births.append(birth), make(birth))[1])
+        system.participants[name] = participant._replace(make=partial(note_and_make, births, participant.make))
         for incarnation in (1, 2):
             system.make(name, incarnation, float(incarnation))
     assert len({birth.stream for birth in births}) == len(births) == 2 * len(system.participants)
@@ -81,13 +81,20 @@ def test_a_member_is_told_of_those_before_it_and_each_life_has_a_stream_of_its_o
     assert all(birth.advertise == system.participants[birth.node_id].address for birth in births)
 
 
+def note_and_make(births: list[Birth], make: Callable[[Birth], Node], birth: Birth) -> Node:
+    """Make the node, and keep what it is made of."""
+    births.append(birth)
+    return make(birth)
+
+
 def test_the_books_have_every_life_of_a_worker() -> None:
     crash = Fault(3.0, "crash", 2.0, {"hosts": ["worker-0"], "stagger": 0.0}, "test")
     run = Simulation(configuration(workers=2, duration_s=15.0, rate_per_s=3.0), schedule=Schedule((crash,), "test"))
     results = run.complete()
     lives: list[Any] = run.system.lives["worker-0"]
     assert len(lives) == 2
-    assert results["reports"]["sent"] == sum(node.reports_sent for name in run.system.workers for node in run.system.lives[name]) > lives[1].reports_sent
+    workers: list[Any] = [node for name in run.system.workers for node in run.system.lives[name]]
+    assert results["reports"]["sent"] == sum(node.reports_sent for node in workers) > lives[1].reports_sent
 
 
 def test_faults_count_from_when_requests_begin_to_come() -> None:
