@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -283,6 +284,32 @@ def test_every_setting_of_a_role_reaches_it_on_kubernetes() -> None:
 
 
 # --- images and Compose -------------------------------------------------------------------------------------------------------------------
+
+
+def reachable(module: str, seen: set[str]) -> set[str]:
+    """The modules of this project that an import of this one brings along, itself included, wherever in their files the imports stand."""
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    if module in seen or not path.exists():
+        return seen
+    seen.add(module)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            reachable(name, seen)
+    return seen
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_an_image_has_every_module_that_its_entry_points_import(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    copied = {word.removesuffix(".py") for line in re.findall(r"^COPY (.*) \./$", text, re.M) for word in line.split() if word.endswith(".py")}
+    wanted: set[str] = set()
+    for entry in sorted(module for module in copied if module.startswith("entrypoint_")):
+        wanted |= {module for module in reachable(entry, set()) if "." not in module}
+    assert wanted
+    assert wanted - copied == set()
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
