@@ -93,6 +93,18 @@ def test_what_is_left_is_the_mean_of_all_and_shrinks_round_by_round() -> None:
     assert engine.snapshot(71.5).left_s == pytest.approx(100 - 61)
 
 
+def test_what_is_cancelled_leaves_nothing() -> None:
+    engine = LlmEngine(*small(100))
+    engine.load(0.0, "m0")
+    engine.advance(10.0)
+    engine.submit(10.0, "a", "m0", 1, 100)
+    engine.submit(10.0, "b", "m0", 1, 50)
+    assert engine.cancel(12.5, "b")
+    for done in (3, 5, 70):
+        engine.advance(10.5 + done)
+        assert engine.snapshot(10.5 + done).left_s == pytest.approx(100 - done)
+
+
 @pytest.mark.parametrize("waiting", [1, 3, 8])
 def test_prompts_that_wait_are_prefilled_in_rounds_before_the_next(waiting: int) -> None:
     """Each round takes no more than 8,192 prompt tokens, so one prompt of 6,000."""
