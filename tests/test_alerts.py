@@ -21,7 +21,7 @@ needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="in
 IN_ORDER = """
 fault = [
   {at = 600.0, kind = "crash", hosts = ["coordinator"], for = 5.0},
-  {at = 900.0, kind = "drain", hosts = ["worker-5"], for = 100000.0},
+  {at = 900.0, kind = "drain", hosts = ["worker-0"], for = 100000.0},
   {at = 1200.0, kind = "drain", hosts = ["worker-1", "worker-2", "worker-3", "worker-4"], stagger = 30.0, for = 25.0},
   {at = 1800.0, kind = "crash", hosts = ["worker-2"], for = 30.0},
   {at = 2100.0, kind = "degrade", loss = 0.05, duplicate = 0.05, reorder = 0.05, reorder_extra_ms = 500.0, for = 300.0},
